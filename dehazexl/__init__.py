@@ -1,0 +1,43 @@
+"""DehazeXL: haze removal with global context for pictures of any size.
+
+The names below are imported when first used, so that ``import dehazexl`` stays fast and needs neither
+torch nor dask until there is work to do.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dehazexl.image import Image, open_image
+    from dehazexl.model import DehazeXL
+    from dehazexl.pipeline import dehaze
+    from dehazexl.sink import to_tiff, to_zarr
+    from dehazexl.weights import load_model
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DehazeXL": "dehazexl.model",
+    "Image": "dehazexl.image",
+    "dehaze": "dehazexl.pipeline",
+    "load_model": "dehazexl.weights",
+    "open_image": "dehazexl.image",
+    "to_tiff": "dehazexl.sink",
+    "to_zarr": "dehazexl.sink",
+}
+
+__all__ = ["DehazeXL", "Image", "__version__", "dehaze", "load_model", "open_image", "to_tiff", "to_zarr"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'dehazexl' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return __all__
