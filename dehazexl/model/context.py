@@ -1,0 +1,150 @@
+"""Context: attention over the tokens of all tiles, the one stage that sees the whole picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dehazexl.model.spec import Spec
+
+
+def positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
+    """Sine-cosine code of token positions.
+
+    Parameters
+    ----------
+    rows, cols
+        Position of each token in the grid of the whole picture, any equal shape ``(...)``, in tokens.
+    width
+        Channels; the first half codes the column, the second the row, each as sines then cosines.
+
+    Returns
+    -------
+    Tensor
+        ``(..., width)``, float32, in [-1, 1].
+    """
+    quarter = width // 4
+    frequency = 10000.0 ** (-torch.arange(quarter, device=rows.device, dtype=torch.float64) / quarter)
+    angles = [index.double()[..., None] * frequency for index in (cols, rows)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1).float()
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over channels, computed in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(..., width)``."""
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
+        return self.weight * y.to(x.dtype)
+
+
+class GlobalAttention(nn.Module):
+    """Exact softmax attention; queries and keys may come in different chunks."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def _project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
+        """Apply `count` of the query, key and value projections: each ``(n, heads, tokens, channels)``."""
+        n, tokens, c = x.shape
+        rows = slice(first * c, (first + count) * c)
+        y = F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+        return y.view(n, tokens, count, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values ``(n, heads, tokens, channels)`` of tokens ``(n, tokens, c)``."""
+        k, v = self._project(x, 1, 2)
+        return k, v
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from tokens ``(n, queries, c)`` to keys and values ``(n, heads, tokens, channels)``."""
+        (q,) = self._project(x, 0, 1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class GatedMlp(nn.Module):
+    """``down(GELU(gate(x)) * up(x))``."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., width)`` to the same shape."""
+        out: Tensor = self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class ContextLayer(nn.Module):
+    """Global attention, then a gated MLP; the norm comes before each."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(width)
+        self.attn = GlobalAttention(width, heads)
+        self.post_attention_layernorm = RMSNorm(width)
+        self.mlp = GatedMlp(width, 4 * width)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what other tokens attend to: keys and values of tokens ``(n, tokens, c)``."""
+        return self.attn.keys_values(self.input_layernorm(x))
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Update tokens ``(n, queries, c)``, given the keys and values of all tokens."""
+        x = x + self.attn(self.input_layernorm(x), k, v)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Context(nn.Module):
+    """The bottleneck: project, add positions, a few layers of global attention."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        width = spec.widths[-1]
+        self.input_proj = nn.Linear(width, width)
+        self.layers = nn.ModuleList(ContextLayer(width, spec.context_heads) for _ in range(spec.context_layers))
+
+    def embed(self, tokens: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Project tokens ``(n, tokens, c)`` and add the code of their positions ``(tokens,)``."""
+        x: Tensor = self.input_proj(tokens)
+        return x + positions(rows, cols, x.shape[-1]).to(x.dtype)
+
+    def forward(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """Fuse all tokens of a picture at once.
+
+        Parameters
+        ----------
+        tokens
+            ``(n, h, w, c)``: the grid of tokens of the whole picture.
+        offset
+            Row and column of the first token. Training varies it, so that the network meets the
+            positions of pictures larger than its crops.
+
+        Returns
+        -------
+        Tensor
+            Fused tokens ``(n, h, w, c)``.
+        """
+        _, h, w, _ = tokens.shape
+        rows, cols = torch.meshgrid(
+            torch.arange(h, device=tokens.device) + offset[0],
+            torch.arange(w, device=tokens.device) + offset[1],
+            indexing="ij",
+        )
+        x = self.embed(tokens.flatten(1, 2), rows.flatten(), cols.flatten())
+        for layer in self.layers:
+            x = layer(x, *layer.keys_values(x))
+        return x.view(tokens.shape)

@@ -1,0 +1,199 @@
+"""DehazeXL: the whole network, and its three stages for pictures that are taken tile by tile."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dehazexl.model.context import Context
+from dehazexl.model.decoder import Decoder
+from dehazexl.model.encoder import Encoder
+from dehazexl.model.heads import HEADS
+from dehazexl.model.spec import DARK_RADIUS, TILE, TOKEN, Spec
+
+
+def reflect(index: Tensor, size: int) -> Tensor:
+    """Mirror pixel indices that lie outside ``0..size - 1`` back into it, as often as needed.
+
+    The border pixel is not repeated, as in numpy's ``mode="reflect"``.
+    """
+    if size == 1:
+        return torch.zeros_like(index)
+    index = index.remainder(2 * size - 2)
+    return torch.minimum(index, 2 * size - 2 - index)
+
+
+def pad(x: Tensor, halo: int) -> Tensor:
+    """Reflect-pad pictures ``(n, c, h, w)`` to whole tiles at the far sides, then by `halo` all around."""
+    for axis in (2, 3):
+        size = x.shape[axis]
+        whole = math.ceil(size / TILE) * TILE
+        index = torch.arange(-halo, whole + halo, device=x.device)
+        x = x.index_select(axis, reflect(index, size))
+    return x
+
+
+def to_tiles(x: Tensor, halo: int = 0) -> Tensor:
+    """Cut padded pictures ``(n, c, h, w)`` into tiles ``(n * tiles, c, 256 + 2 halo, 256 + 2 halo)``, row-major."""
+    side = TILE + 2 * halo
+    tiles = x.unfold(2, side, TILE).unfold(3, side, TILE)  # (n, c, rows, cols, side, side)
+    return tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+def from_tiles(tiles: Tensor, rows: int, cols: int) -> Tensor:
+    """Join tiles ``(n * rows * cols, c, side, side)`` to pictures ``(n, c, rows * side, cols * side)``."""
+    _, c, side, _ = tiles.shape
+    x = tiles.view(-1, rows, cols, c, side, side).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(-1, c, rows * side, cols * side)
+
+
+class DehazeXL(nn.Module):
+    """DehazeXL of any spec.
+
+    ``forward`` takes whole pictures and is what every streamed result is compared with. `encode`, `fuse` and
+    `decode` are its stages; the streamed passes call the same ones.
+
+    Tiles given to the stages carry a halo of ``spec.halo`` pixels on each side (none for the official spec).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        count, self.head = HEADS[spec.head]
+        self.encoder = Encoder(spec)
+        self.context = Context(spec)
+        self.decoder = Decoder(spec, count)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start from small random weights; heads other than the official one start as nearly no change."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.spec.head != "residual":
+            nn.init.zeros_(self.decoder.output.weight)
+            nn.init.zeros_(self.decoder.output.bias)
+        if self.spec.head == "scattering":
+            # Transmission starts near 0.8 and airlight near 0.8.
+            self.decoder.output.bias.data = torch.tensor([1.4] * 6)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.context.input_proj.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.context.input_proj.weight.device
+
+    def inputs(self, tiles: Tensor) -> Tensor:
+        """Compute the encoder's input channels.
+
+        Parameters
+        ----------
+        tiles
+            ``(n, 3, 256 + 2 halo, 256 + 2 halo)`` in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            ``(n, 3 + inputs, 256, 256)``: normalised colours, then the spec's further inputs.
+        """
+        channels = [(crop(tiles, self.spec.halo) - self.mean) / self.std]
+        if "dark" in self.spec.inputs:
+            channels.append(-local_max(-tiles.amin(1, keepdim=True)))
+        if "bright" in self.spec.inputs:
+            channels.append(local_max(tiles.amax(1, keepdim=True)))
+        return torch.cat(channels, dim=1).to(self.dtype)
+
+    def encode(self, tiles: Tensor) -> list[Tensor]:
+        """Encode tiles ``(n, 3, 256 + 2 halo, 256 + 2 halo)`` in [0, 1].
+
+        Returns
+        -------
+        list of Tensor
+            Feature maps ``(n, h, w, c)`` at strides 4, 8, 16, 32. The last ``(n, 8, 8, c)`` is the tokens.
+        """
+        maps: list[Tensor] = self.encoder(self.inputs(tiles))
+        return maps
+
+    def fuse(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """Fuse the grid of tokens ``(n, h, w, c)`` of whole pictures; the same shape comes back."""
+        fused: Tensor = self.context(tokens, offset)
+        return fused
+
+    def decode(self, fused: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Decode tiles from their fused tokens ``(n, 8, 8, c)`` and feature maps.
+
+        Returns
+        -------
+        gain, offset : Tensor
+            ``(n, 3, 256, 256)``, float32, such that the dehazed tile is ``gain * tile + offset`` in [0, 1].
+        """
+        gain, offset = self.head(self.decoder(fused, maps))
+        # The head speaks of normalised pixels: y = gain (x - mean) / std + offset, out = y std + mean.
+        return gain, offset * self.std.float() + (1 - gain) * self.mean.float()
+
+    def forward(self, x: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """Dehaze whole pictures at once.
+
+        Parameters
+        ----------
+        x
+            ``(n, 3, h, w)`` in [0, 1], any size; reflect-padded to whole tiles.
+        offset
+            Position of the picture's first token, see `Context.forward`.
+
+        Returns
+        -------
+        Tensor
+            ``(n, 3, h, w)``, float32, not clipped.
+        """
+        gain, shift = self.change(x, offset)
+        return gain * x.float() + shift
+
+    def change(self, x: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
+        """Return gain and offset ``(n, 3, h, w)`` of the change made to pictures ``(n, 3, h, w)`` in [0, 1]."""
+        n, _, h, w = x.shape
+        rows, cols = math.ceil(h / TILE), math.ceil(w / TILE)
+        maps = self.encode(to_tiles(pad(x, self.spec.halo), self.spec.halo))
+        fused = self.fuse(tiles_to_grid(maps[-1], rows, cols), offset)
+        gain, shift = self.decode(grid_to_tiles(fused), maps)
+        return from_tiles(gain, rows, cols)[:, :, :h, :w], from_tiles(shift, rows, cols)[:, :, :h, :w]
+
+
+def tiles_to_grid(tokens: Tensor, rows: int, cols: int) -> Tensor:
+    """Arrange the tokens of tiles ``(n * rows * cols, 8, 8, c)`` as one grid ``(n, 8 rows, 8 cols, c)``."""
+    _, side, _, c = tokens.shape
+    grid = tokens.view(-1, rows, cols, side, side, c).transpose(2, 3)
+    return grid.reshape(-1, rows * side, cols * side, c)
+
+
+def grid_to_tiles(grid: Tensor) -> Tensor:
+    """Cut a grid of tokens ``(n, 8 rows, 8 cols, c)`` into those of tiles ``(n * rows * cols, 8, 8, c)``."""
+    side = TILE // TOKEN
+    n, h, w, c = grid.shape
+    tiles = grid.view(n, h // side, side, w // side, side, c).transpose(2, 3)
+    return tiles.reshape(-1, side, side, c)
+
+
+def crop(x: Tensor, margin: int) -> Tensor:
+    """Take `margin` pixels off each side of ``(n, c, h, w)``."""
+    return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin]
+
+
+def local_max(x: Tensor) -> Tensor:
+    """Maximum over the 15 x 15 neighbourhood; the result ``(n, c, h, w)`` is 7 pixels smaller on each side."""
+    side = 2 * DARK_RADIUS + 1
+    return F.max_pool2d(F.max_pool2d(x, (side, 1), stride=1), (1, side), stride=1)

@@ -1,0 +1,135 @@
+"""What a DehazeXL is made of, as plain numbers that a weights file can hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+TILE = 256
+"""Side of a tile in pixels: the encoder's input size."""
+
+TOKEN = 32
+"""Side, in pixels, of the square that one token stands for."""
+
+DARK_RADIUS = 7
+"""Radius in pixels of the neighbourhood of the dark channel (15 x 15, He et al. 2009)."""
+
+HEADS = ("residual", "gain", "scattering")
+INPUTS = ("dark", "bright")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Sizes and choices of a DehazeXL network. The defaults are the official network's.
+
+    Attributes
+    ----------
+    widths, depths, heads
+        Channels, blocks and attention heads of the encoder's four stages (strides 4, 8, 16, 32).
+    window
+        Side of the encoder's attention windows, in feature-map cells.
+    context_layers, context_heads
+        Layers and heads of the attention over the tokens of all tiles.
+    decoder_depths, decoder_heads, decoder_window
+        Blocks, heads and window of the decoder's four levels, coarsest first.
+    head
+        How the decoder's output becomes pixels: ``residual`` (x + r), ``gain`` (x + K x + B) or
+        ``scattering`` ((x - A) / t + A, the atmospheric scattering model solved for the scene).
+    head_stride
+        1: the head's parameters are computed for every pixel, through two learned upsamplings. 4: they are
+        computed for every 4 x 4 pixels and interpolated, which suits heads whose parameters are smooth.
+    inputs
+        Channels computed from the picture and given to the encoder beside R, G, B: ``dark`` (the dark
+        channel: minimum over colours and a 15 x 15 neighbourhood) and ``bright`` (the maximum likewise).
+    mean, std
+        Normalisation of each colour channel of the [0, 1] picture.
+    """
+
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 16
+    context_layers: int = 2
+    context_heads: int = 8
+    decoder_depths: tuple[int, ...] = (2, 2, 2, 2)
+    decoder_heads: tuple[int, ...] = (24, 12, 6, 3)
+    decoder_window: int = 8
+    head: str = "residual"
+    head_stride: int = 1
+    inputs: tuple[str, ...] = ()
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ValueError(f"unknown head {self.head!r}; choose one of {', '.join(HEADS)}")
+        if unknown := set(self.inputs) - set(INPUTS):
+            raise ValueError(f"unknown inputs {sorted(unknown)}; choose among {', '.join(INPUTS)}")
+        if self.head_stride not in (1, 4):
+            raise ValueError(f"head_stride is 1 or 4, not {self.head_stride}")
+        for name in ("widths", "depths", "heads", "decoder_depths", "decoder_heads"):
+            if len(getattr(self, name)) != 4:
+                raise ValueError(f"{name} needs four numbers, one a stage, not {getattr(self, name)}")
+
+    @property
+    def halo(self) -> int:
+        """Pixels around a tile that its input channels depend on."""
+        return DARK_RADIUS if self.inputs else 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a tile (64)."""
+        return (TILE // TOKEN) ** 2
+
+    def to_json(self) -> str:
+        """Return the spec as JSON; `from_json` is the inverse."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """Read a spec written by `to_json`.
+
+        Raises
+        ------
+        ValueError
+            If the text is not such a spec, or names a field this version does not know.
+        """
+        values = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or not set(values) <= known:
+            extra = sorted(set(values) - known) if isinstance(values, dict) else values
+            raise ValueError(f"not a DehazeXL spec of this version: unknown {extra}; update napari-dehazexl")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+SPECS = {
+    "official": Spec(),
+    "official-small": Spec(depths=(2, 2, 18, 2)),
+    "official-base": Spec(
+        widths=(128, 256, 512, 1024), depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), decoder_heads=(32, 16, 8, 4)
+    ),
+    "official-large": Spec(
+        widths=(192, 384, 768, 1536), depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), decoder_heads=(48, 24, 12, 6)
+    ),
+    "compact": Spec(
+        widths=(32, 64, 128, 256),
+        heads=(1, 2, 4, 8),
+        context_heads=4,
+        decoder_heads=(16, 8, 4, 2),
+        head="scattering",
+        head_stride=4,
+        inputs=("dark", "bright"),
+    ),
+    "tiny": Spec(
+        widths=(8, 16, 32, 64),
+        depths=(1, 1, 2, 1),
+        heads=(1, 2, 4, 8),
+        context_heads=2,
+        decoder_depths=(1, 1, 2, 1),
+        decoder_heads=(8, 4, 2, 1),
+        head="scattering",
+        head_stride=4,
+        inputs=("dark", "bright"),
+    ),
+}
+"""Named specs. ``official`` is the paper's SwinV2-tiny; -small, -base and -large its ablation's encoders."""

@@ -1,0 +1,258 @@
+"""Weights by name or file: bundled, ``.safetensors`` that describe themselves, official ``.pth``."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dehazexl.model import SPECS, DehazeXL, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "dehazexl"
+BUNDLED = Path(__file__).parent / "weights"
+
+# Where the official network names its parts differently: (its name, ours), as regular expressions.
+_OFFICIAL_NAMES = (
+    (r"^encoder\.model\.layers_(\d)\.", r"encoder.stages.\1."),
+    (r"^encoder\.model\.", r"encoder."),
+    (r"\.attn\.cpb_mlp\.", r".attn.bias.cpb_mlp."),
+    (r"^bottleneck\.", r"context."),
+    (r"^decoder\.layers_up\.(\d)\.upsample\.", r"decoder.expands.\1."),
+    (r"^decoder\.layers_up\.", r"decoder.levels."),
+    (r"\.relative_position_bias_table$", r".bias.table"),
+    (r"^decoder\.up_x2\.", r"decoder.upscale."),
+)
+_CONSTANTS = re.compile(r"\.(relative_position_index|attn_mask)$")
+
+# The two normalisations of the official scripts (`--nor`): the one its weights were trained with, per channel.
+OFFICIAL_MEAN = (0.45837133, 0.47633536, 0.44432645)
+OFFICIAL_STD = (0.16936361, 0.15927625, 0.15468806)
+
+
+def load_model(
+    source: str | os.PathLike[str] = "compact",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    normalised: bool = False,
+) -> DehazeXL:
+    """Load a network with its weights.
+
+    Parameters
+    ----------
+    source
+        ``"compact"`` (the bundled weights), or the path of a ``.safetensors`` file written by `save_model`, or
+        of an official ``.pth`` file.
+    device
+        ``"auto"`` (CUDA, else Apple's MPS, else the CPU) or a torch device.
+    dtype
+        ``"auto"`` (half on CUDA; on the CPU bfloat16 where the processor computes it, else float32) or a
+        torch dtype or its name.
+    normalised
+        The weights of an official ``.pth`` were trained with its ``--nor`` option.
+
+    Returns
+    -------
+    DehazeXL
+        A ``torch.nn.Module`` in eval mode, whose weights need no gradient.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file holds no weights of this network, is damaged, or wants to run code; or if the device
+        or dtype is unknown or not there.
+    """
+    target = choose_device(device)
+    path = find_weights(source)
+    if path.suffix == ".safetensors":
+        model = _load_safetensors(path)
+    else:
+        model = _load_official(path, normalised)
+    return model.requires_grad_(False).to(target, choose_dtype(dtype, target)).eval()
+
+
+def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = False, **metadata: Any) -> Path:
+    """Write a weights file that describes itself.
+
+    Parameters
+    ----------
+    model
+        The network; its spec goes into the file.
+    path
+        Where to; written beside it first, then renamed.
+    half
+        Store the weights as float16.
+    metadata
+        Whatever should be known of the weights (licence, training), as JSON values.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if half:
+        tensors = {k: v.half() for k, v in tensors.items()}
+    about = {"format": FORMAT, "spec": model.spec.to_json()} | {k: json.dumps(v) for k, v in metadata.items()}
+    part = path.with_name(f".{path.name}.part")
+    save_file(tensors, part, about)
+    os.replace(part, path)
+    return path
+
+
+def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a ``.safetensors`` file of ours says of itself: spec, training, licence...
+
+    Raises
+    ------
+    ValueError
+        If the file is not one of ours, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = find_weights(source)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or cut short ({error}); download or copy it again") from None
+    if about.get("format") != FORMAT or "spec" not in about:
+        raise ValueError(f"{path}: a safetensors file, but not of DehazeXL weights (no spec in its metadata)")
+    return {k: v if k == "format" else json.loads(v) for k, v in about.items()}
+
+
+def find_weights(source: str | os.PathLike[str]) -> Path:
+    """Return the file of bundled weights by name, or of a path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is neither.
+    """
+    path = Path(source)
+    bundled = BUNDLED / f"{source}.safetensors"
+    if not path.exists() and path.name == str(source) and bundled.exists():
+        return bundled
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors")))
+        raise FileNotFoundError(f"no weights {str(source)!r}: give a .safetensors or .pth file, or one of: {names}")
+    return path
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device to compute on; ``"auto"`` takes CUDA, else MPS, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown or not on this machine.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if str(device) == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    available = {"cpu": True, "cuda": cuda and (chosen.index or 0) < torch.cuda.device_count(), "mps": mps}
+    if not available.get(chosen.type, False):
+        raise ValueError(f"device {str(device)!r} is not available on this machine; choose auto or cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the precision to compute in, see `load_model`.
+
+    Raises
+    ------
+    ValueError
+        If the name is not one of auto, float32, float16, bfloat16.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype in names:
+        return names[dtype]
+    if dtype != "auto":
+        raise ValueError(f"unknown dtype {dtype!r}; choose auto, {', '.join(names)}")
+    if device.type == "cuda":
+        return torch.float16
+    fast_bfloat16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast_bfloat16 else torch.float32
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the entries of an official state dict our names; its constant tables are left out."""
+    renamed = {}
+    for name, value in state.items():
+        if _CONSTANTS.search(name):
+            continue
+        for theirs, ours in _OFFICIAL_NAMES:
+            name = re.sub(theirs, ours, name)
+        renamed[name] = value
+    return renamed
+
+
+def _load_safetensors(path: Path) -> DehazeXL:
+    """Build the network a file describes, and fill it."""
+    from safetensors.torch import load_file
+
+    spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in describe(path)["spec"].items()})
+    model = DehazeXL(spec)
+    _fill(model, {k: v.float() for k, v in load_file(path).items()}, path)
+    return model
+
+
+def _load_official(path: Path, normalised: bool) -> DehazeXL:
+    """Load a ``.pth`` of the official code: a state dict, alone or under a key."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise ValueError(
+                f"{path}: wants to run code when loaded, which is refused; save its state_dict() alone"
+            ) from None
+        raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth") from None
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a weights file, or cut short ({reason}); copy it again") from None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path}: holds no state dict of tensors; save the network's state_dict() alone")
+    spec = SPECS["official"]
+    if normalised:
+        from dataclasses import replace
+
+        spec = replace(spec, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)
+    model = DehazeXL(spec)
+    _fill(model, from_official(state), path)
+    return model
+
+
+def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict strictly, with an error that names what does not fit."""
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or extra:
+        raise ValueError(f"{path}: does not fit the network: {_some('missing', missing)}{_some('unknown', extra)}".strip())
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            expected, found = tuple(own[name].shape), tuple(value.shape)
+            raise ValueError(f"{path}: {name} has shape {found}, the network needs {expected}")
+    model.load_state_dict(state)
+
+
+def _some(word: str, names: list[str]) -> str:
+    """Name the first few of `names`."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{word} {', '.join(names[:3])}{more}; "
