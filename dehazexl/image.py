@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import dask.array as da
+    import zarr
+    from numpy.typing import NDArray
 
     from dehazexl.geo import Geo
+
+COARSE_AREA = 512 * 512  # pixels: the smallest overview that still shows a picture's range of values
+SAMPLE_SIDE = 128  # pixels
+SAMPLE_GRID = 8  # windows per side: 8 x 8 windows of 128 x 128 are one million pixels
+PERCENTILES = (0.1, 99.9)
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,8 @@ class Image:
     ----------
     levels
         Lazy arrays ``(y, x, c)`` of one dtype, finest first. ``levels[0]`` is the picture; the others
-        are the overviews that the file holds, each smaller than the one before.
+        are the overviews that the file holds, each smaller than the one before. All bands of a place
+        lie in one chunk.
     name
         A short name for people (a file's name without its suffixes; ``"array"`` for arrays).
     bands
@@ -42,7 +52,7 @@ class Image:
         The file or Zarr that was opened, or None for arrays.
     fingerprint
         Changes whenever the pixels may have changed: path, size and modification time of a file, or a
-        hash of an array.
+        hash of an array. See `open_image`.
     metadata
         Anything else worth keeping, by name (the TIFF's description, software, date...).
     """
@@ -60,3 +70,178 @@ class Image:
     path: Path | None = None
     fingerprint: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_image(
+    source: str | Path | NDArray[Any] | da.Array | zarr.Array[Any] | zarr.Group | Image,
+    *,
+    bands: Sequence[int | str] | None = None,
+) -> Image:
+    """Open a picture without reading its pixels.
+
+    Parameters
+    ----------
+    source
+        A path to a TIFF (also BigTIFF, GeoTIFF, COG, OME-TIFF), a Zarr (version 2 or 3, a folder or a
+        ``.zip``; an array, a group with one image, or OME-Zarr), a PNG or a JPEG; or a numpy, dask or
+        zarr array of 1 to 8 bands; or an `Image`, which is returned as it is. What a file is, its first
+        bytes tell, not its suffix.
+    bands
+        Which three bands are red, green and blue: numbers from 1, as GDAL counts, or names
+        (``[4, 3, 2]``, ``["B04", "B03", "B02"]``); or one band, shown as grey. Without it the bands'
+        names decide, then what the file says of its colours, then the first three bands that are not
+        alpha; a picture with fewer repeats its first band.
+
+    Returns
+    -------
+    Image
+        Lazy ``(y, x, c)`` levels with what is known about them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    TypeError
+        If the source is none of the above.
+    ValueError
+        If the file is no picture, is damaged or cut short, has more than 8 bands or a further axis (z, t),
+        if its dtype is not uint8, uint16, float16, float32 or float64, or if ``bands`` fits no band.
+
+    Notes
+    -----
+    Where nothing names the axes, the bands are the last axis if it has 1 to 8 entries and no other axis
+    has fewer, else the first axis by the same rule; further axes of length 1 are dropped. Of a two-band
+    array without metadata the second band is alpha; a fourth band is alpha only where the file says so.
+    A GDAL mask inside a TIFF becomes a last band ``"mask"``: 0 where there is no picture.
+
+    The fingerprint is a hash of path, size and modification time (ns) of a file; for a Zarr folder, of the
+    metadata files and of the times of the folders that hold the chunks of the finest level, which change
+    when a chunk is added, removed or replaced; for a numpy array, of its content (a second per gigabyte);
+    for a dask array, its name. A Zarr elsewhere (a URL) is known by its address and metadata alone, and
+    one in memory never twice by the same fingerprint.
+    """
+    image = source if isinstance(source, Image) else _opened(source)
+    return image if bands is None else replace(image, rgb=_chosen(bands, image.bands))
+
+
+def _opened(source: object) -> Image:
+    """Open anything but an `Image` by its type."""
+    import dask.array as da
+    import zarr
+
+    from dehazexl import readers
+
+    if isinstance(source, (str, Path)):
+        return readers.open_path(Path(source).expanduser())
+    if isinstance(source, (np.ndarray, da.Array)):
+        return readers.open_array(source)
+    if isinstance(source, (zarr.Array, zarr.Group)):
+        return readers.open_zarr(source)
+    raise TypeError(
+        f"cannot open a {type(source).__name__} as a picture: pass a path, a numpy, dask or zarr array, or an Image"
+    )
+
+
+def _chosen(wanted: Sequence[int | str], names: tuple[str, ...]) -> tuple[int, int, int]:
+    """Turn the caller's three bands, or one, into channel indices."""
+    if isinstance(wanted, str) or len(wanted) not in (1, 3):
+        raise ValueError(f"bands={wanted!r} must list three bands, red, green and blue, or one")
+    red, green, blue = (_channel(band, names) for band in (list(wanted) * 3 if len(wanted) == 1 else wanted))
+    return red, green, blue
+
+
+def _channel(band: int | str, names: tuple[str, ...]) -> int:
+    """Find a band by its number from 1 or its name, in any case."""
+    lowered = [name.lower() for name in names]
+    if isinstance(band, str) and band.lower() in lowered:
+        return lowered.index(band.lower())
+    if isinstance(band, (int, np.integer)) and not isinstance(band, bool) and 1 <= band <= len(names):
+        return int(band) - 1
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
+    raise ValueError(f"bands has {band!r}, which this picture has not: choose from {known}")
+
+
+def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
+    """Tell which pixels hold data.
+
+    Parameters
+    ----------
+    pixels
+        A block ``(y, x, c)`` of ``image``, all bands.
+    image
+        The picture that the block is from.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(y, x)``, False where a colour band is NaN or infinite, where all three colour bands equal
+        ``image.nodata``, or where the alpha band is 0.
+    """
+    rgb = pixels[..., list(image.rgb)]
+    valid = np.asarray(np.isfinite(rgb).all(axis=-1))
+    if image.nodata is not None:
+        valid &= (rgb != _as_dtype(image.nodata, rgb.dtype)).any(axis=-1)
+    if image.alpha is not None:
+        valid &= pixels[..., image.alpha] != 0
+    return valid
+
+
+def _as_dtype(value: float, dtype: np.dtype[Any]) -> Any:
+    """Round a value as the pixels are: -3.4028234663852886e+38 in a file means float32's lowest."""
+    if dtype.kind != "f":
+        return value
+    with np.errstate(over="ignore"):
+        return np.float64(value).astype(dtype)
+
+
+def value_range(image: Image) -> tuple[float, float]:
+    """Find the values that stand for black and white, one pair for the whole picture.
+
+    Parameters
+    ----------
+    image
+        The picture. Up to a million pixels are read: the coarsest overview of at least 512 x 512 pixels
+        or 64 evenly spaced windows of 128 x 128. The choice never varies.
+
+    Returns
+    -------
+    tuple of float
+        ``(0, 255)`` for uint8; else the percentiles 0.1 and 99.9 of the three colour bands together,
+        without pixels that hold no data. A picture of one value, or of none, gives the dtype's range for
+        integers and ``(0, 1)`` for floats.
+    """
+    dtype = image.levels[0].dtype
+    if dtype == np.uint8:
+        return 0.0, 255.0
+    values = _sample(image)
+    if values.size:
+        low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+        if low < high:
+            return low, high
+    return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" else (0.0, 1.0)
+
+
+def _sample(image: Image) -> NDArray[np.float64]:
+    """Read the colours of a sparse, even sample of the picture's valid pixels."""
+    import dask.array as da
+
+    level = next((a for a in reversed(image.levels) if a.shape[0] * a.shape[1] >= COARSE_AREA), image.levels[0])
+    blocks = da.compute(*(level[window] for window in _windows(*level.shape[:2])))  # type: ignore[no-untyped-call]
+    rgb = [block[..., list(image.rgb)][valid_mask(block, image)].ravel() for block in blocks]
+    return np.concatenate(rgb).astype(np.float64)
+
+
+def _windows(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Place the sample windows; a small picture is taken whole."""
+    if height * width <= (SAMPLE_GRID * SAMPLE_SIDE) ** 2:
+        yield slice(0, height), slice(0, width)
+        return
+    for top in _starts(height):
+        for left in _starts(width):
+            yield slice(top, top + SAMPLE_SIDE), slice(left, left + SAMPLE_SIDE)
+
+
+def _starts(length: int) -> list[int]:
+    """Spread window starts evenly over an axis, each once."""
+    last = max(length - SAMPLE_SIDE, 0)
+    return sorted({round(last * step / (SAMPLE_GRID - 1)) for step in range(SAMPLE_GRID)})
