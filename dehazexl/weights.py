@@ -206,7 +206,7 @@ def _load_safetensors(path: Path) -> DehazeXL:
     """Build the network a file describes, and fill it."""
     from safetensors.torch import load_file
 
-    spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in describe(path)["spec"].items()})
+    spec = Spec.from_json(json.dumps(describe(path)["spec"]))
     model = DehazeXL(spec)
     _fill(model, {k: v.float() for k, v in load_file(path).items()}, path)
     return model

@@ -88,19 +88,60 @@ class GatedMlp(nn.Module):
         return out
 
 
+def pool(x: Tensor, side: int, valid: Tensor | None = None) -> Tensor:
+    """Average tokens over squares.
+
+    Parameters
+    ----------
+    x
+        Grids of tokens ``(n, h, w, c)``.
+    side
+        Side of the squares; h and w are multiples of it.
+    valid
+        ``(n, h, w)``: tokens that count. Squares without any are left out of the result, so n must be 1.
+
+    Returns
+    -------
+    Tensor
+        ``(n, squares, c)``, row-major.
+    """
+    n, h, w, c = x.shape
+    x = x.view(n, h // side, side, w // side, side, c)
+    if valid is None:
+        return x.mean((2, 4)).flatten(1, 2)
+    share = valid.view(n, h // side, side, w // side, side, 1).to(x.dtype)
+    count = share.sum((2, 4))
+    mean = (x * share).sum((2, 4)) / count.clamp(min=1)
+    return mean[count[..., 0] > 0][None]
+
+
 class ContextLayer(nn.Module):
     """Global attention, then a gated MLP; the norm comes before each."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, pool: int) -> None:
         super().__init__()
+        self.pool = pool
         self.input_layernorm = RMSNorm(width)
         self.attn = GlobalAttention(width, heads)
         self.post_attention_layernorm = RMSNorm(width)
         self.mlp = GatedMlp(width, 4 * width)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what other tokens attend to: keys and values of tokens ``(n, tokens, c)``."""
-        return self.attn.keys_values(self.input_layernorm(x))
+    def keys_values(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what other tokens attend to.
+
+        Parameters
+        ----------
+        x
+            Grids of tokens ``(n, h, w, c)``, of whole tiles.
+        valid
+            ``(1, h, w)``: tokens that may be attended to, or None for all.
+
+        Returns
+        -------
+        keys, values : Tensor
+            ``(n, heads, tokens, channels)``.
+        """
+        return self.attn.keys_values(pool(self.input_layernorm(x), self.pool, valid))
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Update tokens ``(n, queries, c)``, given the keys and values of all tokens."""
@@ -115,7 +156,9 @@ class Context(nn.Module):
         super().__init__()
         width = spec.widths[-1]
         self.input_proj = nn.Linear(width, width)
-        self.layers = nn.ModuleList(ContextLayer(width, spec.context_heads) for _ in range(spec.context_layers))
+        self.layers = nn.ModuleList(
+            ContextLayer(width, spec.context_heads, spec.context_pool) for _ in range(spec.context_layers)
+        )
 
     def embed(self, tokens: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         """Project tokens ``(n, tokens, c)`` and add the code of their positions ``(tokens,)``."""
@@ -146,5 +189,5 @@ class Context(nn.Module):
         )
         x = self.embed(tokens.flatten(1, 2), rows.flatten(), cols.flatten())
         for layer in self.layers:
-            x = layer(x, *layer.keys_values(x))
+            x = layer(x, *layer.keys_values(x.view(tokens.shape)))
         return x.view(tokens.shape)

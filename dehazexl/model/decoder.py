@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehazexl.grid import TILE, TOKEN
 from dehazexl.model.encoder import relative_index
-from dehazexl.model.spec import TILE, TOKEN, Spec
+from dehazexl.model.spec import Spec
 from dehazexl.model.windows import CachedBias, Mlp, attend, in_windows, shift_mask, window_and_shift
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehazexl.model.spec import TILE, Spec
+from dehazexl.grid import TILE
+from dehazexl.model.spec import Spec
 from dehazexl.model.windows import CachedBias, Mlp, attend, in_windows, shift_mask, window_and_shift
 
 

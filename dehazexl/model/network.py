@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehazexl.grid import TILE, TOKEN, reflect
 from dehazexl.model.context import Context
 from dehazexl.model.decoder import Decoder
 from dehazexl.model.encoder import Encoder
 from dehazexl.model.heads import HEADS
-from dehazexl.model.spec import DARK_RADIUS, TILE, TOKEN, Spec
-
-
-def reflect(index: Tensor, size: int) -> Tensor:
-    """Mirror pixel indices that lie outside ``0..size - 1`` back into it, as often as needed.
-
-    The border pixel is not repeated, as in numpy's ``mode="reflect"``.
-    """
-    if size == 1:
-        return torch.zeros_like(index)
-    index = index.remainder(2 * size - 2)
-    return torch.minimum(index, 2 * size - 2 - index)
+from dehazexl.model.spec import DARK_RADIUS, Spec
 
 
 def pad(x: Tensor, halo: int) -> Tensor:
@@ -31,8 +22,8 @@ def pad(x: Tensor, halo: int) -> Tensor:
     for axis in (2, 3):
         size = x.shape[axis]
         whole = math.ceil(size / TILE) * TILE
-        index = torch.arange(-halo, whole + halo, device=x.device)
-        x = x.index_select(axis, reflect(index, size))
+        index = torch.from_numpy(reflect(np.arange(-halo, whole + halo), size))
+        x = x.index_select(axis, index.to(x.device))
     return x
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-TILE = 256
-"""Side of a tile in pixels: the encoder's input size."""
-
-TOKEN = 32
-"""Side, in pixels, of the square that one token stands for."""
+from dehazexl.grid import TILE, TOKEN
 
 DARK_RADIUS = 7
 """Radius in pixels of the neighbourhood of the dark channel (15 x 15, He et al. 2009)."""
@@ -30,6 +26,9 @@ class Spec:
         Side of the encoder's attention windows, in feature-map cells.
     context_layers, context_heads
         Layers and heads of the attention over the tokens of all tiles.
+    context_pool
+        Side of the square of tokens that share one key and value in that attention: 1, 2, 4 or 8. The cost of
+        the attention falls with its square.
     decoder_depths, decoder_heads, decoder_window
         Blocks, heads and window of the decoder's four levels, coarsest first.
     head
@@ -51,6 +50,7 @@ class Spec:
     window: int = 16
     context_layers: int = 2
     context_heads: int = 8
+    context_pool: int = 1
     decoder_depths: tuple[int, ...] = (2, 2, 2, 2)
     decoder_heads: tuple[int, ...] = (24, 12, 6, 3)
     decoder_window: int = 8
@@ -67,6 +67,8 @@ class Spec:
             raise ValueError(f"unknown inputs {sorted(unknown)}; choose among {', '.join(INPUTS)}")
         if self.head_stride not in (1, 4):
             raise ValueError(f"head_stride is 1 or 4, not {self.head_stride}")
+        if self.context_pool not in (1, 2, 4, 8):
+            raise ValueError(f"context_pool is 1, 2, 4 or 8, not {self.context_pool}")
         for name in ("widths", "depths", "heads", "decoder_depths", "decoder_heads"):
             if len(getattr(self, name)) != 4:
                 raise ValueError(f"{name} needs four numbers, one a stage, not {getattr(self, name)}")
@@ -115,6 +117,8 @@ SPECS = {
         widths=(32, 64, 128, 256),
         heads=(1, 2, 4, 8),
         context_heads=4,
+        context_pool=4,
+        decoder_depths=(2, 2, 2, 1),
         decoder_heads=(16, 8, 4, 2),
         head="scattering",
         head_stride=4,
@@ -125,6 +129,7 @@ SPECS = {
         depths=(1, 1, 2, 1),
         heads=(1, 2, 4, 8),
         context_heads=2,
+        context_pool=4,
         decoder_depths=(1, 1, 2, 1),
         decoder_heads=(8, 4, 2, 1),
         head="scattering",

@@ -1,0 +1,36 @@
+"""Split a folder of clear pictures by place, and store it as arrays that load anywhere.
+
+    python benchmarks/weights/prepare.py PICTURES OUT
+
+`PICTURES` holds the folders ``brighton``, ``kodak`` and ``naip`` (see docs/model-card.md). ``OUT/train`` and
+``OUT/valid`` get ``.npy`` files (h, w, 3), uint8. The NAIP pictures show one place in eight years: their western
+half is for training, the eastern for validation. Of the others, whole pictures are held out.
+"""
+
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+
+from dehazexl.data import find_pictures, read_rgb
+
+HELD_OUT = ("brighton/DJI_003[01]*", "kodak/kodim0[49]*", "kodak/kodim14*", "kodak/kodim2[02]*")
+
+
+def main(pictures: Path, out: Path) -> None:
+    for part in ("train", "valid"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+    for path in find_pictures([pictures / "brighton", pictures / "kodak", pictures / "naip"])[0]:
+        pixels, name = read_rgb(path), f"{path.parent.name}-{path.stem}.npy"
+        if path.parent.name == "naip":
+            middle = pixels.shape[1] // 2
+            np.save(out / "train" / name, pixels[:, :middle])
+            np.save(out / "valid" / name, pixels[:, middle:])
+        else:
+            held_out = any(fnmatch(path.as_posix(), f"*/{pattern}") for pattern in HELD_OUT)
+            np.save(out / ("valid" if held_out else "train") / name, pixels)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

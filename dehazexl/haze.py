@@ -1,0 +1,221 @@
+"""Haze synthesis: clear pictures in, hazy pictures and the transmission and airlight that made them out.
+
+The atmospheric scattering model (Koschmieder 1924; Narasimhan and Nayar 2002), for each pixel and colour::
+
+    hazy = clear * t + airlight * (1 - t),     t = exp(-thickness)
+
+What varies is the field of thickness. Haze is drawn from a seeded `torch.Generator`, so that the same seed makes
+the same haze on the same device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+WAVELENGTHS = (0.66, 0.56, 0.48)
+"""Centres of the red, green and blue bands of common satellites, in micrometres."""
+
+
+@dataclass(frozen=True)
+class Hazy:
+    """A batch of hazy pictures and what made them.
+
+    Attributes
+    ----------
+    pixels
+        ``(n, 3, h, w)`` in [0, 1].
+    transmission
+        ``(n, 3, h, w)`` in (0, 1]; 1 where there is no haze.
+    airlight
+        ``(n, 3, 1, 1)`` in [0, 1].
+    """
+
+    pixels: Tensor
+    transmission: Tensor
+    airlight: Tensor
+
+
+def uniform(low: float, high: float, generator: Generator) -> float:
+    """Draw a number between `low` and `high`."""
+    return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
+
+
+def noise(h: int, w: int, cell: float, octaves: int, generator: Generator) -> Tensor:
+    """Smooth noise: octaves of random grids, each half the cell size and half the amplitude of the one before.
+
+    Returns ``(h, w)``, stretched to [0, 1].
+    """
+    total = torch.zeros(h, w, device=generator.device)
+    for octave in range(octaves):
+        size = [max(2, math.ceil(n * 2**octave / cell)) + 2 for n in (h, w)]
+        grid = torch.randn([1, 1, *size], generator=generator, device=generator.device)
+        field = F.interpolate(grid, size=(h, w), mode="bicubic", align_corners=True)[0, 0]
+        total += field * 0.5**octave
+    low, high = total.min(), total.max()
+    return (total - low) / (high - low).clamp(min=1e-6)
+
+
+def ramp(h: int, w: int, generator: Generator) -> Tensor:
+    """Return a linear ramp ``(h, w)`` from 0 to 1 in a random direction."""
+    angle = uniform(0, 2 * math.pi, generator)
+    y = torch.linspace(-1, 1, h, device=generator.device)[:, None]
+    x = torch.linspace(-1, 1, w, device=generator.device)[None, :]
+    reach = abs(math.sin(angle)) + abs(math.cos(angle))
+    return (1 + (y * math.sin(angle) + x * math.cos(angle)) / reach) / 2
+
+
+def veil(h: int, w: int, generator: Generator) -> Tensor:
+    """An even veil with a slight drift. ``(h, w)`` in [0, 1]."""
+    drift = noise(h, w, max(h, w), 1, generator)
+    return 1 - uniform(0, 0.25, generator) * drift
+
+
+def patches(h: int, w: int, generator: Generator) -> Tensor:
+    """Clouds of haze with clear air between. ``(h, w)`` in [0, 1]."""
+    field = noise(h, w, uniform(0.3, 1.2, generator) * max(h, w), 5, generator)
+    edge, width = uniform(0.2, 0.6, generator), uniform(0.2, 0.5, generator)
+    return torch.clamp((field - edge) / width, 0, 1) ** uniform(0.8, 1.5, generator)
+
+
+def ridges(h: int, w: int, generator: Generator) -> Tensor:
+    """Streaks, as of smoke or fog in valleys. ``(h, w)`` in [0, 1]."""
+    field = noise(h, w, uniform(0.4, 1.2, generator) * max(h, w), 4, generator)
+    streaks = 1 - (2 * field - 1).abs()
+    return streaks ** uniform(1, 3, generator)
+
+
+def depth(h: int, w: int, generator: Generator) -> Tensor:
+    """Haze that thickens with distance along a ramp. ``(h, w)`` in [0, 1]."""
+    bumps = noise(h, w, 0.5 * max(h, w), 3, generator)
+    field = ramp(h, w, generator) ** uniform(0.7, 2, generator) + uniform(0, 0.4, generator) * (bumps - 0.5)
+    return field.clamp(0, 1)
+
+
+def layers(h: int, w: int, generator: Generator) -> Tensor:
+    """Depth in layers with sharp wavy borders, as of ranges of hills. ``(h, w)`` in [0, 1]."""
+    count = int(uniform(2, 5.99, generator))
+    field = (ramp(h, w, generator) + uniform(0.1, 0.5, generator) * noise(h, w, 0.4 * max(h, w), 5, generator)).clamp(
+        0, 0.999
+    )
+    return torch.floor(field * count) / max(count - 1, 1) * 0.85 + 0.15 * field
+
+
+Field = Callable[[int, int, Generator], Tensor]
+
+KINDS: dict[str, Field] = {"veil": veil, "patches": patches, "ridges": ridges, "depth": depth, "layers": layers}
+"""Kinds of haze: functions from height, width and generator to a relative thickness ``(h, w)`` in [0, 1]."""
+
+
+def wavelength_law(t_blue: Tensor) -> Tensor:
+    """Spread the transmission of the blue band to red, green and blue.
+
+    ``t_j = exp((l_blue / l_j)^g ln t_blue)``, with g from the haze's density: thin haze scatters blue most, thick
+    haze is neutral (RS-Haze: Song et al., IEEE TIP 2023).
+
+    Parameters
+    ----------
+    t_blue
+        ``(h, w)`` in (0, 1].
+
+    Returns
+    -------
+    Tensor
+        ``(3, h, w)`` in (0, 1].
+    """
+    x = 1 - t_blue
+    g = (-21.547 * x**3 + 41.224 * x**2 - 27.465 * x + 6.537).clamp(0, 4)
+    return torch.stack([torch.exp((WAVELENGTHS[2] / length) ** g * torch.log(t_blue)) for length in WAVELENGTHS])
+
+
+def scatter(clear: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
+    """Apply the scattering model; `clear_sight` is the inverse."""
+    return clear * transmission + airlight * (1 - transmission)
+
+
+def clear_sight(hazy: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
+    """Solve the scattering model for the clear picture; the inverse of `scatter`."""
+    return (hazy - airlight) / transmission + airlight
+
+
+def synthesise(
+    clear: Tensor,
+    generator: Generator,
+    kinds: Sequence[str] = tuple(KINDS),
+    thickness: tuple[float, float] = (0.3, 2.6),
+    clear_share: float = 0.08,
+) -> Hazy:
+    """Put haze on clear pictures, of another kind on each.
+
+    Parameters
+    ----------
+    clear
+        ``(n, 3, h, w)`` in [0, 1].
+    generator
+        Source of randomness, on the pictures' device.
+    kinds
+        Names out of `KINDS` to draw from.
+    thickness
+        Range of the optical thickness where the haze is thickest: t = exp(-thickness) there.
+    clear_share
+        Share of pictures left without haze, so that a network learns to leave clear pictures alone.
+
+    Returns
+    -------
+    Hazy
+        Pictures, transmission and airlight.
+    """
+    n, _, h, w = clear.shape
+    transmission, airlight = [], []
+    for picture in clear:
+        hazy = uniform(0, 1, generator) >= clear_share
+        transmission.append(draw_transmission(h, w, generator, kinds, thickness if hazy else (0.0, 0.0)))
+        airlight.append(draw_airlight(picture, generator))
+    t, a = torch.stack(transmission), torch.stack(airlight)
+    return Hazy(degrade(scatter(soften(clear, t, generator), t, a), generator), t, a)
+
+
+def draw_transmission(
+    h: int, w: int, generator: Generator, kinds: Sequence[str], thickness: tuple[float, float]
+) -> Tensor:
+    """Draw a transmission ``(3, h, w)``: a kind of haze, sometimes over a thin veil, neutral or bluish."""
+    kind = kinds[int(uniform(0, len(kinds) - 1e-6, generator))]
+    # Uniform in what the eye sees, 1 - t, rather than in the thickness.
+    seen = uniform(1 - math.exp(-thickness[0]), 1 - math.exp(-thickness[1]), generator)
+    field = KINDS[kind](h, w, generator) * -math.log(1 - seen)
+    if uniform(0, 1, generator) < 0.3:
+        field = field + uniform(0, 0.3, generator) * min(1.0, thickness[1])
+    t = torch.exp(-field)
+    return wavelength_law(t) if uniform(0, 1, generator) < 0.4 else t.expand(3, h, w)
+
+
+def draw_airlight(picture: Tensor, generator: Generator) -> Tensor:
+    """Draw an airlight ``(3, 1, 1)``: bright, nearly grey, sometimes tinted by the scene ``(3, h, w)``."""
+    level = uniform(0.65, 1.0, generator)
+    colour = 1 + (torch.rand(3, generator=generator, device=generator.device) - 0.5) * uniform(0, 0.14, generator)
+    if uniform(0, 1, generator) < 0.2:
+        mean = picture.mean((1, 2))
+        colour = colour * (0.8 + 0.2 * mean / mean.mean().clamp(min=1e-3))
+    return (level * colour).clamp(0.3, 1)[:, None, None]
+
+
+def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:
+    """Blur pictures a little where haze is thick, in one batch of three: light is scattered forward, too."""
+    if uniform(0, 1, generator) > 0.3:
+        return clear
+    blurred = F.avg_pool2d(F.pad(clear, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    share = (1 - transmission) * uniform(0.2, 0.8, generator)
+    return clear + share * (blurred - clear)
+
+
+def degrade(hazy: Tensor, generator: Generator) -> Tensor:
+    """Add what a camera adds: sometimes a little noise. Clips to [0, 1]."""
+    if uniform(0, 1, generator) < 0.3:
+        sigma = uniform(0, 0.01, generator)
+        hazy = hazy + sigma * torch.randn(hazy.shape, generator=generator, device=generator.device)
+    return hazy.clamp(0, 1)
