@@ -2,13 +2,229 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+Affine = tuple[float, float, float, float, float, float]
+
+PIXEL_SCALE, TIEPOINT, TRANSFORMATION = 33550, 33922, 34264
+GEO_KEYS, GEO_DOUBLES, GEO_ASCII = 34735, 34736, 34737
+GEO_TAGS = (PIXEL_SCALE, TIEPOINT, TRANSFORMATION, GEO_KEYS, GEO_DOUBLES, GEO_ASCII)
+
+# GeoTIFF 1.1: the keys in the directory of tag 34735, and the values that matter here.
+_MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC_CRS, _PROJECTED_CRS = 1024, 1025, 2048, 3072
+_PIXEL_IS_POINT, _USER_DEFINED = 2, 32767
+
+_CONVENTIONS = {
+    "spatial": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "spatial", "Spatial coordinate information"),
+    "proj": (
+        "f17cb550-5864-4468-aeb7-f3180cfb622f",
+        "geo-proj",
+        "Coordinate reference system information for geospatial data",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Geo:
-    """Georeference of a picture, as the GeoTIFF tags that hold it."""
+    """Georeference of a picture, as the GeoTIFF tags that hold it.
+
+    Attributes
+    ----------
+    tags
+        The picture's own tags among 33550 ModelPixelScale, 33922 ModelTiepoint, 34264 ModelTransformation
+        (tuples of float), 34735 GeoKeyDirectory (tuple of int), 34736 GeoDoubleParams (tuple of float) and
+        34737 GeoAsciiParams (str). Any coordinate system that the input names is thus kept as it was.
+    """
 
     tags: Mapping[int, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[int, Any]) -> Geo | None:
+        """Georeference among a TIFF's tags.
+
+        Parameters
+        ----------
+        tags
+            Tag codes and values; other tags than the six are ignored.
+
+        Returns
+        -------
+        Geo or None
+            None when there is none of the six.
+        """
+        own = {code: _plain(code, tags[code]) for code in GEO_TAGS if tags.get(code) is not None}
+        return cls(own) if own else None
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Geo | None:
+        """Georeference among the attributes of a Zarr array or group.
+
+        Read are, in this order: the tags as `to_attributes` writes them, the Zarr conventions ``proj:`` and
+        ``spatial:``, and the attributes of a CF grid mapping (``GeoTransform``, ``crs_wkt``), which may
+        stand among the others or in a mapping named ``spatial_ref``.
+
+        Returns
+        -------
+        Geo or None
+            None when the attributes say nothing.
+        """
+        if isinstance(raw := attributes.get("geotiff"), Mapping):
+            return cls.from_tags({int(code): value for code, value in raw.items()})
+        grid = attributes.get("spatial_ref")
+        grid = grid if isinstance(grid, Mapping) else attributes
+        affine = _affine_of(attributes, grid)
+        epsg = _epsg_of(attributes, grid)
+        tags = (_affine_tags(affine) if affine else {}) | (_crs_tags(epsg, affine) if epsg else {})
+        return cls(tags) if tags else None
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Zarr attributes that say the same; the inverse of `from_attributes`.
+
+        Returns
+        -------
+        dict
+            JSON values: ``proj:code`` and ``spatial:transform`` where they are known, the conventions'
+            registration, and the tags themselves under ``geotiff``.
+        """
+        said: dict[str, Any] = {}
+        if self.affine is not None:
+            said |= {
+                "spatial:dimensions": ["y", "x"],
+                "spatial:transform_type": "affine",
+                "spatial:transform": list(self.affine),
+                "spatial:registration": "pixel",
+            }
+        if self.epsg is not None:
+            said["proj:code"] = f"EPSG:{self.epsg}"
+        used = {key.partition(":")[0] for key in said}
+        if used:
+            said["zarr_conventions"] = [_convention(name) for name in sorted(used)]
+        said["geotiff"] = {str(code): list(v) if isinstance(v, tuple) else v for code, v in self.tags.items()}
+        return said
+
+    @property
+    def affine(self) -> Affine | None:
+        """Map from pixels to the ground: six numbers (a, b, c, d, e, f), or None.
+
+        A pixel's upper left **corner** in column ``col`` and row ``row`` lies at ``x = a col + b row + c``,
+        ``y = d col + e row + f``, in the units of the coordinate system, also where the tags speak of
+        pixel centres (RasterPixelIsPoint). None for ground control points and for a bare coordinate system.
+        """
+        if PIXEL_SCALE in self.tags and TIEPOINT in self.tags:
+            width, height = self.tags[PIXEL_SCALE][:2]
+            col, row, _, x, y = self.tags[TIEPOINT][:5]
+            # GDAL reads every pixel scale as north up.
+            a, b, c, d, e, f = width, 0.0, x - col * width, 0.0, -abs(height), y + row * abs(height)
+        elif TRANSFORMATION in self.tags:
+            a, b, _, c, d, e, _, f = self.tags[TRANSFORMATION][:8]
+        else:
+            return None
+        half = self._centre
+        return a, b, c - half * (a + b), d, e, f - half * (d + e)
+
+    @property
+    def epsg(self) -> int | None:
+        """EPSG code of the coordinate system, or None when it has none or is user-defined."""
+        code = self._key(_PROJECTED_CRS) or self._key(_GEOGRAPHIC_CRS)
+        return None if code in (None, _USER_DEFINED) else code
+
+    def moved(self, y: float, x: float) -> Geo:
+        """Georeference of the picture cropped so that it starts at row `y`, column `x` (pixels)."""
+        if self.affine is None:
+            return self._with_points(lambda col, row: (col - x, row - y))
+        a, b, c, d, e, f = self.affine
+        return self._with_affine((a, b, c + a * x + b * y, d, e, f + d * x + e * y))
+
+    def scaled(self, fy: float, fx: float) -> Geo:
+        """Georeference after resizing, the pixels being `fy` times as high and `fx` times as wide (2: half as many)."""
+        if self.affine is None:
+            half = self._centre
+            return self._with_points(lambda col, row: ((col + half) / fx - half, (row + half) / fy - half))
+        a, b, c, d, e, f = self.affine
+        return self._with_affine((a * fx, b * fy, c, d * fx, e * fy, f))
+
+    @property
+    def _centre(self) -> float:
+        """Where in a pixel the tags' raster coordinates point: 0 its corner, 0.5 its centre."""
+        return 0.5 if self._key(_RASTER_TYPE) == _PIXEL_IS_POINT else 0.0
+
+    def _key(self, key: int) -> int | None:
+        directory = self.tags.get(GEO_KEYS, ())
+        entries = (directory[i : i + 4] for i in range(4, len(directory) - 3, 4))
+        return next((value for code, place, _, value in entries if code == key and place == 0), None)
+
+    def _with_affine(self, affine: Affine) -> Geo:
+        kept = {code: v for code, v in self.tags.items() if code not in (PIXEL_SCALE, TIEPOINT, TRANSFORMATION)}
+        return Geo(kept | _affine_tags(affine, self._centre))
+
+    def _with_points(self, move: Callable[[float, float], tuple[float, float]]) -> Geo:
+        if TIEPOINT not in self.tags:
+            return self
+        flat = self.tags[TIEPOINT]
+        moved = [(*move(*flat[i : i + 2]), *flat[i + 2 : i + 6]) for i in range(0, len(flat), 6)]
+        return Geo({**self.tags, TIEPOINT: tuple(float(v) for point in moved for v in point)})
+
+
+def _plain(code: int, value: Any) -> tuple[float, ...] | tuple[int, ...] | str:
+    """Read a tag's value as every TIFF library gives it: scalars, lists, arrays, bytes."""
+    if code == GEO_ASCII:
+        return value.decode("latin-1").rstrip("\0") if isinstance(value, bytes) else str(value)
+    values = value if isinstance(value, Iterable) else [value]
+    return tuple(int(v) for v in values) if code == GEO_KEYS else tuple(float(v) for v in values)
+
+
+def _affine_tags(affine: Affine, centre: float = 0.0) -> dict[int, Any]:
+    a, b, c, d, e, f = affine
+    x, y = c + centre * (a + b), f + centre * (d + e)
+    if b == d == 0 and a > 0 > e:
+        return {PIXEL_SCALE: (a, -e, 0.0), TIEPOINT: (0.0, 0.0, 0.0, x, y, 0.0)}
+    return {TRANSFORMATION: (a, b, 0.0, x, d, e, 0.0, y, *(0.0,) * 7, 1.0)}
+
+
+def _crs_tags(epsg: int, affine: Affine | None) -> dict[int, Any]:
+    # A code does not say whether it counts in degrees; where the picture lies does.
+    degrees = abs(affine[2]) <= 360 and abs(affine[5]) <= 90 if affine else 4000 < epsg < 5000
+    model, key = (2, _GEOGRAPHIC_CRS) if degrees else (1, _PROJECTED_CRS)
+    entries = ((_MODEL_TYPE, model), (_RASTER_TYPE, 1), (key, epsg))
+    directory = [1, 1, 0, len(entries)]
+    for code, value in entries:
+        directory += [code, 0, 1, value]
+    return {GEO_KEYS: tuple(directory)}
+
+
+def _affine_of(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> Affine | None:
+    if said := attributes.get("spatial:transform"):
+        a, b, c, d, e, f = (float(v) for v in said[:6])
+        return a, b, c, d, e, f
+    if said := grid.get("GeoTransform"):
+        values = said.split() if isinstance(said, str) else said
+        c, a, b, f, d, e = (float(v) for v in values)
+        return a, b, c, d, e, f
+    return None
+
+
+def _epsg_of(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> int | None:
+    if code := re.fullmatch(r"EPSG:(\d+)", str(attributes.get("proj:code", ""))):
+        return int(code[1])
+    identity = (attributes.get("proj:projjson") or {}).get("id", {})
+    if identity.get("authority") == "EPSG":
+        return int(identity["code"])
+    for text in (attributes.get("proj:wkt2"), grid.get("crs_wkt"), grid.get("spatial_ref")):
+        # The last identifier is the whole system's; those before it are its parts'.
+        if found := re.search(r'(?:ID|AUTHORITY)\["EPSG",\s*"?(\d+)"?\]\s*\]\s*$', str(text or "")):
+            return int(found[1])
+    return None
+
+
+def _convention(name: str) -> dict[str, str]:
+    uuid, repository, description = _CONVENTIONS[name]
+    return {
+        "uuid": uuid,
+        "name": name,
+        "description": description,
+        "schema_url": f"https://raw.githubusercontent.com/zarr-conventions/{repository}/refs/tags/v1/schema.json",
+        "spec_url": f"https://github.com/zarr-conventions/{repository}/blob/v1/README.md",
+    }

@@ -21,7 +21,10 @@ MAX_OVERLAP = TILE // 2
 
 @dataclass(frozen=True)
 class Window:
-    """The rectangle of rows ``y0..y1 - 1`` and columns ``x0..x1 - 1``; it may reach beyond the picture."""
+    """The rectangle of rows ``y0..y1 - 1`` and columns ``x0..x1 - 1``, of pixels or of tiles.
+
+    A window of pixels may reach beyond the picture.
+    """
 
     y0: int
     y1: int
@@ -46,6 +49,12 @@ class Window:
         """Return what lies in both."""
         return Window(max(self.y0, other.y0), min(self.y1, other.y1), max(self.x0, other.x0), min(self.x1, other.x1))
 
+    def cells(self) -> Iterator[tuple[int, int]]:
+        """Yield the row and column of each unit, row by row."""
+        for y in range(self.y0, self.y1):
+            for x in range(self.x0, self.x1):
+                yield y, x
+
     def within(self, other: Window) -> tuple[slice, slice]:
         """Return the slices that cut this window out of an array that holds `other`."""
         return slice(self.y0 - other.y0, self.y1 - other.y0), slice(self.x0 - other.x0, self.x1 - other.x0)
@@ -56,7 +65,7 @@ class TileGrid:
     """A picture of `height` x `width` pixels cut into tiles that overlap by `overlap` pixels.
 
     The first tile starts at (0, 0); the last reaches the picture's end or beyond it, where the picture is
-    continued by reflection. Tiles are numbered row by row.
+    continued by reflection. A rectangle of tiles is a `Window` whose unit is the tile.
     """
 
     height: int
@@ -67,7 +76,7 @@ class TileGrid:
         if min(self.height, self.width) < 1:
             raise ValueError(f"a picture needs at least one pixel, not {self.height} x {self.width}")
         if not 0 <= self.overlap <= MAX_OVERLAP:
-            raise ValueError(f"overlap is between 0 and {MAX_OVERLAP} pixels, not {self.overlap}")
+            raise ValueError(f"overlap must be between 0 and {MAX_OVERLAP} pixels, not {self.overlap}")
 
     @property
     def stride(self) -> int:
@@ -85,63 +94,41 @@ class TileGrid:
         return max(1, math.ceil((self.width - self.overlap) / self.stride))
 
     @property
-    def tiles(self) -> int:
-        """Tiles in all."""
-        return self.rows * self.cols
+    def tiles(self) -> Window:
+        """All tiles."""
+        return Window(0, self.rows, 0, self.cols)
 
-    @property
-    def picture(self) -> Window:
-        """The whole picture."""
-        return Window(0, self.height, 0, self.width)
-
-    def tile_window(self, tile: int) -> Window:
-        """Return the pixels of a tile; `tiles_in` is the inverse."""
-        row, col = divmod(tile, self.cols)
-        y, x = row * self.stride, col * self.stride
-        return Window(y, y + TILE, x, x + TILE)
-
-    def tiles_in(self, window: Window) -> list[int]:
-        """Return the tiles that share a pixel with `window`."""
-        rows = _touched(window.y0, window.y1, self.stride, self.rows)
-        cols = _touched(window.x0, window.x1, self.stride, self.cols)
-        return [row * self.cols + col for row in rows for col in cols]
-
-    def cover(self, tiles: list[int]) -> Window:
-        """Return the smallest window that holds all of `tiles`."""
-        windows = [self.tile_window(tile) for tile in tiles]
+    def pixels_of(self, tiles: Window) -> Window:
+        """Return the pixels that a rectangle of tiles covers; `tiles_at` is the inverse."""
         return Window(
-            min(w.y0 for w in windows),
-            max(w.y1 for w in windows),
-            min(w.x0 for w in windows),
-            max(w.x1 for w in windows),
+            tiles.y0 * self.stride,
+            (tiles.y1 - 1) * self.stride + TILE,
+            tiles.x0 * self.stride,
+            (tiles.x1 - 1) * self.stride + TILE,
         )
 
-    def blocks(self, side: int = 8) -> Iterator[list[int]]:
-        """Group all tiles, each once, into squares of at most `side` x `side`: what is read at once."""
-        for row in range(0, self.rows, side):
-            for col in range(0, self.cols, side):
-                yield [
-                    r * self.cols + c
-                    for r in range(row, min(row + side, self.rows))
-                    for c in range(col, min(col + side, self.cols))
-                ]
+    def tiles_at(self, pixels: Window) -> Window:
+        """Return the tiles that share a pixel with a rectangle of pixels."""
+        y0, y1 = _touched(pixels.y0, pixels.y1, self.stride, self.rows)
+        x0, x1 = _touched(pixels.x0, pixels.x1, self.stride, self.cols)
+        return Window(y0, y1, x0, x1)
 
-    def weights(self, tile: int) -> NDArray[np.float32]:
+    def blocks(self, side: int = 8) -> Iterator[Window]:
+        """Cut all tiles, each once, into squares of at most `side` x `side` tiles: what is read at once."""
+        for y in range(0, self.rows, side):
+            for x in range(0, self.cols, side):
+                yield Window(y, min(y + side, self.rows), x, min(x + side, self.cols))
+
+    def share(self, row: int, col: int) -> NDArray[np.float32]:
         """Return a tile's share ``(256, 256)`` in each of its pixels; the shares of all tiles sum to one."""
-        row, col = divmod(tile, self.cols)
         down = feather(self.overlap, row > 0, row < self.rows - 1)
         across = feather(self.overlap, col > 0, col < self.cols - 1)
         return down[:, None] * across[None, :]
 
-    def token_rows_cols(self, tile: int) -> tuple[int, int]:
-        """Return row and column of a tile's first token in the grid of all tokens."""
-        row, col = divmod(tile, self.cols)
-        return row * (TILE // TOKEN), col * (TILE // TOKEN)
 
-
-def _touched(start: int, stop: int, stride: int, count: int) -> range:
-    """Return the tiles along one axis that share a pixel with ``start..stop - 1``."""
-    return range(max(0, (start - TILE) // stride + 1), min(count, (stop - 1) // stride + 1))
+def _touched(start: int, stop: int, stride: int, count: int) -> tuple[int, int]:
+    """Return the first of the tiles along one axis that share a pixel with ``start..stop - 1``, and the last plus 1."""
+    return max(0, (start - TILE) // stride + 1), min(count, (stop - 1) // stride + 1)
 
 
 def feather(overlap: int, before: bool, after: bool) -> NDArray[np.float32]:

@@ -1,0 +1,321 @@
+"""The passes over a picture's tiles, and the only place where arrays meet torch.
+
+``encode`` every tile, ``fuse`` all tokens, ``decode`` any window. See `pipeline.dehaze` for their order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dehazexl.grid import TILE, TOKEN, TileGrid, Window
+from dehazexl.image import Image, valid_mask
+from dehazexl.model import DehazeXL
+from dehazexl.pixels import Pixels
+from dehazexl.tokens import BLOCK, TokenStore
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FUSE_TILES = 256
+"""Tiles whose tokens ask at once while fusing."""
+
+SIDE = TILE // TOKEN
+
+# One network computes at a time: two would only share the same cores, or the memory of the same device.
+_network = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to be dehazed, and how.
+
+    Attributes
+    ----------
+    image, grid, model
+        The picture, how it is cut, and the network in eval mode.
+    value_range
+        The values of the picture that the network sees as 0 and 1.
+    batch
+        Tiles computed at once.
+    strength
+        0 returns the input, 1 the network's answer.
+    """
+
+    image: Image
+    grid: TileGrid
+    model: DehazeXL
+    value_range: tuple[float, float]
+    batch: int
+    strength: float = 1.0
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The finest level, to be read in windows."""
+        return Pixels(self.image.levels[0])
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token."""
+        return self.model.spec.widths[-1]
+
+    @property
+    def token_dtype(self) -> type[np.floating[Any]]:
+        """How tokens are kept: half where the network computes in half, of either kind."""
+        return np.float32 if self.model.dtype == torch.float32 else np.float16
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Pixels of a rectangle of tiles, read at once.
+
+    Attributes
+    ----------
+    raw
+        ``(y, x, c)`` as the picture has them, with the network's halo.
+    rgb
+        ``(y, x, 3)``, float32: colours on the scale of the network.
+    valid
+        ``(y, x)``: pixels with data.
+    window
+        Where they lie.
+    """
+
+    raw: NDArray[Any]
+    rgb: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    window: Window
+
+    @classmethod
+    def read(cls, job: Job, tiles: Window) -> Tiles:
+        """Read a rectangle of tiles."""
+        window = job.grid.pixels_of(tiles).grown(job.model.spec.halo)
+        raw = job.pixels.read(window)
+        low, high = job.value_range
+        rgb = (raw[..., list(job.image.rgb)].astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        return cls(raw, rgb, valid_mask(raw, job.image), window)
+
+    def tile(self, job: Job, row: int, col: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Cut out a tile with its halo: ``(y, x, 3)`` without holes, and its validity ``(y, x)``."""
+        inside = job.grid.pixels_of(Window(row, row + 1, col, col + 1)).grown(job.model.spec.halo).within(self.window)
+        rgb, valid = self.rgb[inside], self.valid[inside]
+        if not valid.all():
+            # Holes get the tile's mean, so that they say nothing. It depends on the tile alone.
+            mean = rgb[valid].mean(0) if valid.any() else np.float32(0.5)
+            rgb = np.where(valid[..., None], rgb, mean)
+        return rgb, valid
+
+    def batches(self, job: Job, tiles: Window) -> Iterator[tuple[list[tuple[int, int]], Tensor, NDArray[np.bool_]]]:
+        """Yield tiles ``(n, 3, side, side)`` in [0, 1] on the network's device, where they lie and their validity."""
+        cells = list(tiles.cells())
+        for start in range(0, len(cells), job.batch):
+            some = cells[start : start + job.batch]
+            cut = [self.tile(job, row, col) for row, col in some]
+            x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2).clamp(0, 1)
+            yield some, x.to(job.model.device), np.stack([valid for _, valid in cut])
+
+
+def encode(job: Job, store: TokenStore) -> Iterator[int]:
+    """Encode all tiles that the store does not hold yet.
+
+    Yields
+    ------
+    int
+        Tiles done since the last, whether computed now or found in the store.
+    """
+    blocks = list(job.grid.blocks(BLOCK))
+    missing = [block for block in blocks if not store.done(block)]
+    found = sum(block.height * block.width for block in blocks if block not in set(missing))
+    if found:
+        yield found
+    for block, tiles in _read_ahead(job, missing):
+        tokens, valid = [], []
+        for cells, x, valid_pixels in tiles.batches(job, block):
+            with _network, torch.inference_mode():
+                tokens.append(_to_numpy(job.model.encode(x)[-1], job))
+            valid.append(_valid_tokens(valid_pixels, job.model.spec.halo))
+            yield len(cells)
+        shape = (block.height, block.width, SIDE * SIDE)
+        store.put(block, np.concatenate(tokens).reshape(*shape, -1), np.concatenate(valid).reshape(shape))
+
+
+def _read_ahead(job: Job, blocks: list[Window]) -> Iterator[tuple[Window, Tiles]]:
+    """Yield blocks with their pixels; the next are read while one is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(Tiles.read, job, block) for block in blocks[:1]]
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            tiles = coming.pop().result()
+            if following is not None:
+                coming.append(reader.submit(Tiles.read, job, following))
+            yield block, tiles
+
+
+def _to_numpy(tokens: Tensor, job: Job) -> NDArray[Any]:
+    """Bring tokens ``(n, 8, 8, c)`` to the form in which they are kept, ``(n, 64, c)``."""
+    return tokens.flatten(1, 2).float().cpu().numpy().astype(job.token_dtype)
+
+
+def _valid_tokens(valid: NDArray[np.bool_], halo: int) -> NDArray[np.bool_]:
+    """Tell which tokens ``(n, 64)`` have a pixel with data, from tiles ``(n, side, side)``."""
+    inner = valid[:, halo : halo + TILE, halo : halo + TILE]
+    return inner.reshape(-1, SIDE, TOKEN, SIDE, TOKEN).any((2, 4)).reshape(-1, SIDE * SIDE)
+
+
+def fuse(job: Job, store: TokenStore) -> Iterator[int]:
+    """Let the tokens of all tiles attend to each other, exactly, some tiles' queries at a time.
+
+    On the device lie the keys and values of one layer and the tokens of some tiles; tokens without data are
+    nobody's keys.
+
+    Yields
+    ------
+    int
+        Tiles done since the last; each tile is done once a layer.
+    """
+    context = job.model.context
+    if store.fused():
+        yield job.grid.rows * job.grid.cols * len(context.layers)
+        return
+    array, valid = store.tokens()
+    chunks = [slice(i, i + FUSE_TILES) for i in range(0, job.grid.rows * job.grid.cols, FUSE_TILES)]
+    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision
+    x = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels)
+    seen = torch.from_numpy(valid).view(-1, SIDE, SIDE)
+    if not seen.any():
+        seen = torch.ones_like(seen)
+    with torch.inference_mode():
+        for chunk in chunks:
+            x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
+        for layer in context.layers:
+            keys, values = _keys_values(job, layer, x, seen, chunks)
+            for chunk in chunks:
+                queries = _on_device(x[chunk], job)
+                with _network:
+                    fused = layer(queries.reshape(1, -1, job.channels), keys, values)
+                x[chunk] = fused.view(queries.shape).to(x)
+                yield len(queries)
+    store.put_fused(array)
+
+
+def _on_device(tokens: Tensor, job: Job) -> Tensor:
+    """Bring tokens to the network's device and precision."""
+    return tokens.to(job.model.device, job.model.dtype)
+
+
+def _embedded(job: Job, tokens: Tensor, first: int) -> Tensor:
+    """Project tokens of consecutive tiles ``(n, 8, 8, c)`` and add their positions in the picture."""
+    tiles = torch.arange(first, first + len(tokens), device=tokens.device)
+    inside = torch.arange(SIDE, device=tokens.device)
+    rows = (tiles // job.grid.cols * SIDE)[:, None, None] + inside[:, None]  # (n, 8, 1)
+    cols = (tiles % job.grid.cols * SIDE)[:, None, None] + inside  # (n, 1, 8)
+    rows, cols = torch.broadcast_tensors(rows, cols)
+    embedded: Tensor = job.model.context.embed(tokens, rows, cols)
+    return embedded
+
+
+def _keys_values(
+    job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[slice]
+) -> tuple[Tensor, Tensor]:
+    """Compute the keys and values ``(1, heads, tokens, channels)`` of all tokens that hold data."""
+    parts = []
+    for chunk in chunks:
+        mask = seen[chunk].to(job.model.device)
+        if mask.any():
+            # Tiles one above the other are a grid, too.
+            column = _on_device(x[chunk], job).reshape(1, -1, SIDE, job.channels)
+            full = bool(mask.all())
+            parts.append(layer.keys_values(column, None if full else mask.reshape(1, -1, SIDE)))
+    keys, values = zip(*parts, strict=True)
+    return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+
+def decode(job: Job, store: TokenStore, window: Window) -> NDArray[Any]:
+    """Dehaze a window of the picture: a pure function of its pixels, the fused tokens and the weights.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, c)``, dtype, bands and range of the picture.
+    """
+    tiles = job.grid.tiles_at(window)
+    read = Tiles.read(job, tiles)
+    fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
+    clear = np.zeros((window.height, window.width, 3), np.float32)
+    for cells, x, _ in read.batches(job, tiles):
+        own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in cells])
+        gain, offset = _decode_batch(job, x, own)
+        for cell, g, o in zip(cells, gain, offset, strict=True):
+            _add_tile(job, read, window, clear, cell, g, o)
+    inside = window.within(read.window)
+    return _finish(job, read.raw[inside], read.rgb[inside], clear, read.valid[inside])
+
+
+def _decode_batch(job: Job, x: Tensor, fused: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return gain and offset ``(n, 256, 256, 3)`` of tiles."""
+    with _network, torch.inference_mode():
+        tokens = _on_device(torch.from_numpy(fused), job)
+        gain, offset = job.model.decode(tokens, job.model.encode(x))
+        return gain.permute(0, 2, 3, 1).cpu().numpy(), offset.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _add_tile(
+    job: Job,
+    read: Tiles,
+    window: Window,
+    clear: NDArray[np.float32],
+    cell: tuple[int, int],
+    gain: NDArray[np.float32],
+    offset: NDArray[np.float32],
+) -> None:
+    """Add a tile's share to the pixels of a window."""
+    row, col = cell
+    tile = job.grid.pixels_of(Window(row, row + 1, col, col + 1))
+    part = tile.meet(window)
+    inside = part.within(tile)
+    answer = gain[inside] * read.rgb[part.within(read.window)] + offset[inside]
+    clear[part.within(window)] += job.grid.share(row, col)[inside][..., None] * answer
+
+
+def _finish(
+    job: Job,
+    raw: NDArray[Any],
+    hazy: NDArray[np.float32],
+    clear: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+) -> NDArray[Any]:
+    """Blend with the input, go back to the picture's values, and keep what is not to be dehazed."""
+    low, high = job.value_range
+    blend = hazy + np.float32(job.strength) * (clear - hazy)
+    values = blend * np.float32(high - low) + np.float32(low)
+    out = raw.copy()
+    rgb = job.image.rgb
+    colours = [values.mean(-1)] if len(set(rgb)) == 1 else [values[..., i] for i in range(3)]
+    for band, colour in zip(dict.fromkeys(rgb), colours, strict=True):
+        out[..., band] = np.where(valid, _to_dtype(colour, raw.dtype), raw[..., band])
+    return _keep_from_nodata(job.image, out, valid)
+
+
+def _to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round and clip to integers; floats stay as they are."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(dtype)
+
+
+def _keep_from_nodata(image: Image, out: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """Move pixels that came to lie on the nodata value by the least step away from it."""
+    if image.nodata is None or out.dtype.kind == "f" or not float(image.nodata).is_integer():
+        return out
+    lost = valid & (out[..., list(image.rgb)] == image.nodata).all(-1)
+    step = -1 if image.nodata >= np.iinfo(out.dtype).max else 1
+    out[lost, image.rgb[0]] = int(image.nodata) + step
+    return out

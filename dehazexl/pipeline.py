@@ -1,0 +1,167 @@
+"""The whole path of the data: open, encode, fuse, decode lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from dehazexl.grid import TileGrid, Window
+from dehazexl.image import Image, open_image, value_range as find_value_range
+from dehazexl.model import DehazeXL
+from dehazexl.passes import Job, decode, encode, fuse
+from dehazexl.tokens import MemoryTokens, TokenStore, ZarrTokens
+from dehazexl.weights import load_model
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from numpy.typing import NDArray
+
+CHUNK = 2048
+"""Side of the chunks of a dehazed picture, in pixels: a power of two, so that files' chunks divide it."""
+
+
+def dehaze(
+    source: Any,
+    model: DehazeXL | None = None,
+    *,
+    overlap: int = 32,
+    strength: float = 1.0,
+    value_range: tuple[float, float] | None = None,
+    bands: Sequence[int | str] | None = None,
+    batch: int | Literal["auto"] = "auto",
+    tokens: str | Path | None = None,
+) -> da.Array:
+    """Remove the haze from a picture of any size.
+
+    All tiles are encoded and their tokens fused before this returns (the long part of the global context);
+    the pixels are computed when asked for, and only those.
+
+    Parameters
+    ----------
+    source
+        A path, a numpy, dask or zarr array, or an `Image`; see `open_image`.
+    model
+        A network of `load_model`; None loads the bundled weights.
+    overlap
+        Pixels by which tiles overlap, 0 to 128; they are blended there. 0 is the official network's tiling.
+    strength
+        From 0 (the input) to 1 (all the haze that the network sees is removed).
+    value_range
+        The values of the picture that are black and white; None takes those of `dehazexl.image.value_range`.
+    bands
+        Which three bands are red, green and blue, see `open_image`.
+    batch
+        Tiles computed at once; ``"auto"`` fits the device.
+    tokens
+        A folder to keep the tokens in, so that a run that was stopped goes on where it was. None keeps them
+        in memory: 64 kB a tile with the bundled weights in float32, half in half precision.
+
+    Returns
+    -------
+    dask.array.Array
+        Lazy ``(y, x, c)`` with the shape, dtype and bands of the picture. Bands that are not dehazed pass
+        through; pixels without data stay as they are. Integers are rounded and clipped to their dtype,
+        floats are not clipped.
+
+    Raises
+    ------
+    FileNotFoundError, TypeError, ValueError
+        See `open_image`; ValueError also for arguments out of range.
+    """
+    job = prepare(source, model, overlap, strength, value_range, bands, batch)
+    store = open_tokens(job, tokens)
+    for _ in encode(job, store):
+        pass
+    for _ in fuse(job, store):
+        pass
+    return decode_lazily(job, store)
+
+
+def prepare(
+    source: Any,
+    model: DehazeXL | None = None,
+    overlap: int = 32,
+    strength: float = 1.0,
+    value_range: tuple[float, float] | None = None,
+    bands: Sequence[int | str] | None = None,
+    batch: int | Literal["auto"] = "auto",
+) -> Job:
+    """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be between 0 and 1, not {strength}")
+    image = open_image(source, bands=bands)
+    height, width, _ = image.levels[0].shape
+    grid = TileGrid(height, width, overlap)
+    limits = find_value_range(image) if value_range is None else check_range(value_range)
+    model = model or load_model()
+    return Job(image, grid, model, limits, choose_batch(batch, model), strength)
+
+
+def check_range(limits: Sequence[float]) -> tuple[float, float]:
+    """Return the pair if it is one of rising, finite numbers."""
+    if len(limits) != 2 or not all(math.isfinite(v) for v in limits) or limits[0] >= limits[1]:
+        raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
+    return float(limits[0]), float(limits[1])
+
+
+def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
+    """Return the tiles to compute at once: as many as half the free memory of a GPU holds, or a few on a CPU."""
+    if batch != "auto":
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1 tile, not {batch}")
+        return batch
+    if model.device.type != "cuda":
+        return 4
+    free, _ = torch.cuda.mem_get_info(model.device)
+    # The largest activations are the hidden layers at stride 4: some eight of (64 x 64, 8 x width).
+    tile = 8 * 64 * 64 * 8 * model.spec.widths[0] * model.dtype.itemsize
+    return int(min(64, max(1, free // 2 // tile)))
+
+
+def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
+    """Return an empty token store in memory, or the one in a folder, which may hold tokens already."""
+    if path is None:
+        return MemoryTokens(job.grid, job.channels, job.token_dtype)
+    return ZarrTokens(path, job.grid, job.channels, job.token_dtype, fingerprint(job))
+
+
+def fingerprint(job: Job) -> str:
+    """Return a hash of all that the tokens depend on: picture, bands, range, grid, weights, precision."""
+    parts = (job.image.fingerprint, job.image.rgb, job.image.nodata, job.image.alpha, job.value_range, job.grid)
+    digest = hashlib.sha256(repr((parts, job.model.spec, str(job.model.dtype))).encode())
+    for name, tensor in sorted(job.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def decode_lazily(job: Job, store: TokenStore) -> da.Array:
+    """Return the dehazed picture as a lazy dask array ``(y, x, c)``."""
+    import dask.array as da
+
+    height, width, bands = job.image.levels[0].shape
+    chunks = da.core.normalize_chunks((CHUNK, CHUNK, bands), shape=(height, width, bands))
+    dtype = job.image.levels[0].dtype
+    return da.map_blocks(
+        # A partial, because dask would look for arrays inside keyword arguments and compute the whole picture.
+        partial(_decode_block, job=job, store=store),
+        chunks=chunks,
+        dtype=dtype,
+        meta=np.empty((0, 0, 0), dtype),
+        # A name of its own: hashing weights and tokens for one would take longer than it could save.
+        name=f"dehaze-{uuid.uuid4().hex}",
+    )
+
+
+def _decode_block(block_info: Any = None, *, job: Job, store: TokenStore) -> NDArray[Any]:
+    """Decode one chunk."""
+    (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
+    return decode(job, store, Window(y0, y1, x0, x1))

@@ -1,0 +1,66 @@
+"""Windows of a lazy picture, each chunk read once while it is near."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dehazexl.grid import Window, reflect
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from numpy.typing import NDArray
+
+CACHE = 128 * 2**20
+"""Bytes of chunks that are kept: neighbouring windows share them."""
+
+
+class Pixels:
+    """Reads windows of a lazy array ``(y, x, c)`` whose chunks hold all of c.
+
+    dask computes whole chunks, and the windows of tiles straddle them; without the cache each chunk would be
+    read and decompressed up to four times.
+    """
+
+    def __init__(self, array: da.Array) -> None:
+        self.array = array
+        # Where each chunk begins, and the end of the last.
+        self._edges = [np.cumsum([0, *sizes]) for sizes in array.chunks[:2]]
+        largest = max(array.chunks[0]) * max(array.chunks[1]) * array.shape[2] * array.dtype.itemsize
+        self._chunk = lru_cache(maxsize=max(4, CACHE // largest))(self._compute)
+
+    def __reduce__(self) -> tuple[type[Pixels], tuple[da.Array]]:
+        return Pixels, (self.array,)
+
+    def _compute(self, row: int, col: int) -> NDArray[Any]:
+        """Read a chunk."""
+        # The caller's threads are the parallelism: a pool in each of them would be too much.
+        return np.asarray(self.array.blocks[row, col].compute(scheduler="synchronous"))
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Return ``(y, x, c)``; beyond the picture it is continued by reflection."""
+        ys = reflect(np.arange(window.y0, window.y1), self.array.shape[0])
+        xs = reflect(np.arange(window.x0, window.x1), self.array.shape[1])
+        inner = Window(int(ys.min()), int(ys.max()) + 1, int(xs.min()), int(xs.max()) + 1)
+        pixels = self._assemble(inner)
+        if inner == window:
+            return pixels
+        return pixels[(ys - inner.y0)[:, None], xs - inner.x0]
+
+    def _assemble(self, window: Window) -> NDArray[Any]:
+        """Put a window within the picture together from chunks."""
+        out = np.empty((window.height, window.width, self.array.shape[2]), self.array.dtype)
+        for row in self._touched(0, window.y0, window.y1):
+            for col in self._touched(1, window.x0, window.x1):
+                (y0, y1), (x0, x1) = self._edges[0][row : row + 2], self._edges[1][col : col + 2]
+                chunk = Window(int(y0), int(y1), int(x0), int(x1))
+                part = chunk.meet(window)
+                out[part.within(window)] = self._chunk(row, col)[part.within(chunk)]
+        return out
+
+    def _touched(self, axis: int, start: int, stop: int) -> range:
+        """Return the chunks along an axis that share a pixel with ``start..stop - 1``."""
+        edges = self._edges[axis]
+        return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))

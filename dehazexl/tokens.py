@@ -1,0 +1,135 @@
+"""Tokens of a picture's tiles between the passes: in memory, or on disk so that work can be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from dehazexl.grid import TileGrid, Window
+
+BLOCK = 8
+"""Side, in tiles, of the squares that are read, encoded and recorded together."""
+
+
+class TokenStore(Protocol):
+    """What the passes need of a store. Shapes: ``rows`` and ``cols`` in tiles, 64 tokens a tile, c channels."""
+
+    def done(self, block: Window) -> bool:
+        """Tell whether the tokens of a block of `TileGrid.blocks` have been recorded."""
+
+    def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """Record the tokens ``(rows, cols, 64, c)`` of a block, and which of them have data ``(rows, cols, 64)``."""
+
+    def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return all tokens ``(rows, cols, 64, c)``, which may be overwritten, and their validity."""
+
+    def fused(self) -> bool:
+        """Tell whether fused tokens have been recorded."""
+
+    def put_fused(self, tokens: NDArray[Any]) -> None:
+        """Record all fused tokens ``(rows, cols, 64, c)``."""
+
+    def get_fused(self, tiles: Window) -> NDArray[Any]:
+        """Return the fused tokens ``(rows, cols, 64, c)`` of a rectangle of tiles."""
+
+
+class MemoryTokens:
+    """Tokens in memory. Fusing overwrites the tokens, so that only one array is held."""
+
+    def __init__(self, grid: TileGrid, channels: int, dtype: DTypeLike) -> None:
+        self._array = np.zeros((grid.rows, grid.cols, 64, channels), dtype)
+        self._valid = np.zeros((grid.rows, grid.cols, 64), bool)
+        self._done: set[Window] = set()
+        self._fused = False
+
+    def done(self, block: Window) -> bool:
+        """See `TokenStore.done`."""
+        return block in self._done
+
+    def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """See `TokenStore.put`."""
+        rows, cols = slice(block.y0, block.y1), slice(block.x0, block.x1)
+        self._array[rows, cols] = tokens
+        self._valid[rows, cols] = valid
+        self._done.add(block)
+
+    def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `TokenStore.tokens`."""
+        return self._array, self._valid
+
+    def fused(self) -> bool:
+        """See `TokenStore.fused`."""
+        return self._fused
+
+    def put_fused(self, tokens: NDArray[Any]) -> None:
+        """See `TokenStore.put_fused`."""
+        self._array, self._fused = tokens, True
+
+    def get_fused(self, tiles: Window) -> NDArray[Any]:
+        """See `TokenStore.get_fused`."""
+        return self._array[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1]
+
+
+class ZarrTokens:
+    """Tokens in a Zarr folder: what has been done once is not done again.
+
+    A block counts as done when it is written in the array ``done``, which happens after its tokens are: a chunk's
+    file alone would prove nothing, as chunks that equal the fill value have none.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds the tokens of another picture, of other weights or other settings.
+    """
+
+    def __init__(self, path: str | Path, grid: TileGrid, channels: int, dtype: DTypeLike, fingerprint: str) -> None:
+        import zarr
+
+        blocks = (-(-grid.rows // BLOCK), -(-grid.cols // BLOCK))
+        shape = (grid.rows, grid.cols, 64, channels)
+        chunks = (BLOCK, BLOCK, 64, channels)
+        group = zarr.open_group(path, mode="a")
+        known = group.attrs.get("fingerprint", fingerprint)
+        if known != fingerprint or (len(group) and "fingerprint" not in group.attrs):
+            raise ValueError(
+                f"{path}: holds the tokens of another picture, other weights or settings; give another folder or delete it"
+            )
+        self._array = group.require_array("tokens", shape=shape, chunks=chunks, dtype=dtype)
+        self._valid = group.require_array("valid", shape=shape[:3], chunks=chunks[:3], dtype=bool)
+        self._done = group.require_array("done", shape=blocks, chunks=(1, 1), dtype=bool)
+        self._fused = group.require_array("fused", shape=shape, chunks=chunks, dtype=dtype)
+        self._group = group
+        group.attrs["fingerprint"] = fingerprint
+
+    def done(self, block: Window) -> bool:
+        """See `TokenStore.done`."""
+        return bool(self._done[block.y0 // BLOCK, block.x0 // BLOCK])
+
+    def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """See `TokenStore.put`."""
+        rows, cols = slice(block.y0, block.y1), slice(block.x0, block.x1)
+        self._array[rows, cols] = tokens
+        self._valid[rows, cols] = valid
+        self._done[block.y0 // BLOCK, block.x0 // BLOCK] = True
+
+    def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `TokenStore.tokens`."""
+        return self._array[:], self._valid[:]
+
+    def fused(self) -> bool:
+        """See `TokenStore.fused`."""
+        return bool(self._group.attrs.get("fused", False))
+
+    def put_fused(self, tokens: NDArray[Any]) -> None:
+        """See `TokenStore.put_fused`."""
+        self._fused[:] = tokens
+        self._group.attrs["fused"] = True
+
+    def get_fused(self, tiles: Window) -> NDArray[Any]:
+        """See `TokenStore.get_fused`."""
+        return np.asarray(self._fused[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
