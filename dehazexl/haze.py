@@ -67,7 +67,7 @@ def ramp(h: int, w: int, generator: Generator) -> Tensor:
     y = torch.linspace(-1, 1, h, device=generator.device)[:, None]
     x = torch.linspace(-1, 1, w, device=generator.device)[None, :]
     reach = abs(math.sin(angle)) + abs(math.cos(angle))
-    return (1 + (y * math.sin(angle) + x * math.cos(angle)) / reach) / 2
+    return ((1 + (y * math.sin(angle) + x * math.cos(angle)) / reach) / 2).clamp(0, 1)
 
 
 def veil(h: int, w: int, generator: Generator) -> Tensor:
@@ -86,7 +86,7 @@ def patches(h: int, w: int, generator: Generator) -> Tensor:
 def ridges(h: int, w: int, generator: Generator) -> Tensor:
     """Streaks, as of smoke or fog in valleys. ``(h, w)`` in [0, 1]."""
     field = noise(h, w, uniform(0.4, 1.2, generator) * max(h, w), 4, generator)
-    streaks = 1 - (2 * field - 1).abs()
+    streaks = (1 - (2 * field - 1).abs()).clamp(0, 1)
     return streaks ** uniform(1, 3, generator)
 
 

@@ -1,0 +1,1 @@
+"""napari plugin of DehazeXL: a thin layer over the `dehazexl` engine."""
