@@ -34,7 +34,7 @@ def computed(array: da.Array, at_once: int) -> Generator[Block, None, None]:
     from dask.base import optimize
 
     # Once for all blocks: else each would go through the whole graph, seconds a block for large pictures.
-    (array,) = optimize(array)  # type: ignore[no-untyped-call]
+    (array,) = optimize(array)
     pool = ThreadPoolExecutor(at_once)
     waiting: deque[tuple[int, int, Future[Any]]] = deque()
     try:

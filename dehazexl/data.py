@@ -77,7 +77,7 @@ def random_crop(pictures: Sequence[NDArray[np.uint8]], h: int, w: int, random: n
 
     Returns ``(1, 3, h, w)`` in [0, 1].
     """
-    picture = pictures[random.integers(len(pictures))]
+    picture = pictures[int(random.integers(len(pictures)))]
     if random.random() < 0.5:
         picture = picture.transpose(1, 0, 2)
     height, width, _ = picture.shape

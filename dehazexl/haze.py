@@ -71,34 +71,34 @@ def ramp(h: int, w: int, generator: Generator) -> Tensor:
 
 
 def veil(h: int, w: int, generator: Generator) -> Tensor:
-    """An even veil with a slight drift. ``(h, w)`` in [0, 1]."""
+    """Make an even veil with a slight drift. ``(h, w)`` in [0, 1]."""
     drift = noise(h, w, max(h, w), 1, generator)
     return 1 - uniform(0, 0.25, generator) * drift
 
 
 def patches(h: int, w: int, generator: Generator) -> Tensor:
-    """Clouds of haze with clear air between. ``(h, w)`` in [0, 1]."""
+    """Make clouds of haze with clear air between. ``(h, w)`` in [0, 1]."""
     field = noise(h, w, uniform(0.3, 1.2, generator) * max(h, w), 5, generator)
     edge, width = uniform(0.2, 0.6, generator), uniform(0.2, 0.5, generator)
     return torch.clamp((field - edge) / width, 0, 1) ** uniform(0.8, 1.5, generator)
 
 
 def ridges(h: int, w: int, generator: Generator) -> Tensor:
-    """Streaks, as of smoke or fog in valleys. ``(h, w)`` in [0, 1]."""
+    """Make streaks, as of smoke or fog in valleys. ``(h, w)`` in [0, 1]."""
     field = noise(h, w, uniform(0.4, 1.2, generator) * max(h, w), 4, generator)
     streaks = (1 - (2 * field - 1).abs()).clamp(0, 1)
     return streaks ** uniform(1, 3, generator)
 
 
 def depth(h: int, w: int, generator: Generator) -> Tensor:
-    """Haze that thickens with distance along a ramp. ``(h, w)`` in [0, 1]."""
+    """Make haze that thickens with distance along a ramp. ``(h, w)`` in [0, 1]."""
     bumps = noise(h, w, 0.5 * max(h, w), 3, generator)
     field = ramp(h, w, generator) ** uniform(0.7, 2, generator) + uniform(0, 0.4, generator) * (bumps - 0.5)
     return field.clamp(0, 1)
 
 
 def layers(h: int, w: int, generator: Generator) -> Tensor:
-    """Depth in layers with sharp wavy borders, as of ranges of hills. ``(h, w)`` in [0, 1]."""
+    """Make depth in layers with sharp wavy borders, as of ranges of hills. ``(h, w)`` in [0, 1]."""
     count = int(uniform(2, 5.99, generator))
     field = (ramp(h, w, generator) + uniform(0.1, 0.5, generator) * noise(h, w, 0.4 * max(h, w), 5, generator)).clamp(
         0, 0.999
@@ -170,7 +170,7 @@ def synthesise(
     Hazy
         Pictures, transmission and airlight.
     """
-    n, _, h, w = clear.shape
+    h, w = clear.shape[2:]
     transmission, airlight = [], []
     for picture in clear:
         hazy = uniform(0, 1, generator) >= clear_share

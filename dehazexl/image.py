@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dehazexl.geo import Geo
+    from dehazexl.grid import Window
 
 COARSE_AREA = 512 * 512  # pixels: the smallest overview that still shows a picture's range of values
 SAMPLE_SIDE = 128  # pixels
@@ -70,6 +72,45 @@ class Image:
     path: Path | None = None
     fingerprint: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def cropped(self, window: Window) -> Image:
+        """Return a part of the picture as a picture of its own, with its place on the ground and its overviews.
+
+        Parameters
+        ----------
+        window
+            Rows and columns of the finest level.
+
+        Returns
+        -------
+        Image
+            Lazy. Overviews are cut at whole pixels of theirs, so they may show a little more.
+
+        Raises
+        ------
+        ValueError
+            If the window is empty or reaches outside.
+        """
+        height, width, _ = self.levels[0].shape
+        y0, y1, x0, x1 = window.y0, window.y1, window.x0, window.x1
+        if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+            raise ValueError(
+                f"region {y0}:{y1},{x0}:{x1} (rows, columns) does not lie in the picture {self.name}: "
+                f"it has {height} rows and {width} columns"
+            )
+        levels = [self.levels[0][y0:y1, x0:x1]]
+        for level in self.levels[1:]:
+            fy, fx = level.shape[0] / height, level.shape[1] / width
+            part = level[int(y0 * fy) : math.ceil(y1 * fy), int(x0 * fx) : math.ceil(x1 * fx)]
+            if math.prod(part.shape) < math.prod(levels[-1].shape):
+                levels.append(part)
+        return replace(
+            self,
+            levels=tuple(levels),
+            translate=(self.translate[0] + y0 * self.scale[0], self.translate[1] + x0 * self.scale[1]),
+            geo=self.geo.moved(y0, x0) if self.geo else None,
+            fingerprint=f"{self.fingerprint}[{y0}:{y1},{x0}:{x1}]",
+        )
 
 
 def open_image(
@@ -226,7 +267,7 @@ def _sample(image: Image) -> NDArray[np.float64]:
     import dask.array as da
 
     level = next((a for a in reversed(image.levels) if a.shape[0] * a.shape[1] >= COARSE_AREA), image.levels[0])
-    blocks = da.compute(*(level[window] for window in _windows(*level.shape[:2])))  # type: ignore[no-untyped-call]
+    blocks = da.compute(*(level[window] for window in _windows(*level.shape[:2])))
     rgb = [block[..., list(image.rgb)][valid_mask(block, image)].ravel() for block in blocks]
     return np.concatenate(rgb).astype(np.float64)
 

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 FUSE_TILES = 256
 """Tiles whose tokens ask at once while fusing."""
+
+KEPT = 512 * 2**20
+"""Bytes: a picture whose feature maps fit in it is encoded once; a larger one again while decoding."""
 
 SIDE = TILE // TOKEN
 
@@ -61,6 +64,21 @@ class Job:
     def pixels(self) -> Pixels:
         """The finest level, to be read in windows."""
         return Pixels(self.image.levels[0])
+
+    @cached_property
+    def kept(self) -> dict[tuple[int, int], list[Tensor]]:
+        """Feature maps ``(h, w, c)`` of encoded tiles by row and column, if the picture is small."""
+        return {}
+
+    @property
+    def keeps_maps(self) -> bool:
+        """Whether the feature maps of all tiles fit in the memory allowed for them."""
+        cells = sum(width * (TILE // 4 // 2**i) ** 2 for i, width in enumerate(self.model.spec.widths))
+        return bool(self.grid.rows * self.grid.cols * cells * self.model.dtype.itemsize <= KEPT)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is merely cached behind when sent to another process."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def channels(self) -> int:
@@ -140,7 +158,10 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
         tokens, valid = [], []
         for cells, x, valid_pixels in tiles.batches(job, block):
             with _network, torch.inference_mode():
-                tokens.append(_to_numpy(job.model.encode(x)[-1], job))
+                maps = job.model.encode(x)
+            if job.keeps_maps:
+                job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells))
+            tokens.append(_to_numpy(maps[-1], job))
             valid.append(_valid_tokens(valid_pixels, job.model.spec.halo))
             yield len(cells)
         shape = (block.height, block.width, SIDE * SIDE)
@@ -217,13 +238,10 @@ def _embedded(job: Job, tokens: Tensor, first: int) -> Tensor:
     rows = (tiles // job.grid.cols * SIDE)[:, None, None] + inside[:, None]  # (n, 8, 1)
     cols = (tiles % job.grid.cols * SIDE)[:, None, None] + inside  # (n, 1, 8)
     rows, cols = torch.broadcast_tensors(rows, cols)
-    embedded: Tensor = job.model.context.embed(tokens, rows, cols)
-    return embedded
+    return job.model.context.embed(tokens, rows, cols)
 
 
-def _keys_values(
-    job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[slice]
-) -> tuple[Tensor, Tensor]:
+def _keys_values(job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[slice]) -> tuple[Tensor, Tensor]:
     """Compute the keys and values ``(1, heads, tokens, channels)`` of all tokens that hold data."""
     parts = []
     for chunk in chunks:
@@ -237,8 +255,17 @@ def _keys_values(
     return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
-def decode(job: Job, store: TokenStore, window: Window) -> NDArray[Any]:
+def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], object] | None = None) -> NDArray[Any]:
     """Dehaze a window of the picture: a pure function of its pixels, the fused tokens and the weights.
+
+    Parameters
+    ----------
+    job, store
+        The picture, and its fused tokens.
+    window
+        Pixels of the picture.
+    tell
+        Called with the number of tiles after each batch, from the thread that decodes; what it raises ends the work.
 
     Returns
     -------
@@ -251,18 +278,25 @@ def decode(job: Job, store: TokenStore, window: Window) -> NDArray[Any]:
     clear = np.zeros((window.height, window.width, 3), np.float32)
     for cells, x, _ in read.batches(job, tiles):
         own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in cells])
-        gain, offset = _decode_batch(job, x, own)
+        gain, offset = _decode_batch(job, cells, x, own)
         for cell, g, o in zip(cells, gain, offset, strict=True):
             _add_tile(job, read, window, clear, cell, g, o)
+        if tell is not None:
+            tell(len(cells))
     inside = window.within(read.window)
     return _finish(job, read.raw[inside], read.rgb[inside], clear, read.valid[inside])
 
 
-def _decode_batch(job: Job, x: Tensor, fused: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _decode_batch(
+    job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return gain and offset ``(n, 256, 256, 3)`` of tiles."""
     with _network, torch.inference_mode():
         tokens = _on_device(torch.from_numpy(fused), job)
-        gain, offset = job.model.decode(tokens, job.model.encode(x))
+        kept = [job.kept[cell] for cell in cells if cell in job.kept]
+        whole = len(kept) == len(cells)
+        maps = [torch.stack(level) for level in zip(*kept, strict=True)] if whole else job.model.encode(x)
+        gain, offset = job.model.decode(tokens, maps)
         return gain.permute(0, 2, 3, 1).cpu().numpy(), offset.permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from dehazexl.grid import TileGrid, Window
-from dehazexl.image import Image, open_image, value_range as find_value_range
+from dehazexl.image import open_image
+from dehazexl.image import value_range as find_value_range
 from dehazexl.model import DehazeXL
 from dehazexl.passes import Job, decode, encode, fuse
 from dehazexl.tokens import MemoryTokens, TokenStore, ZarrTokens
@@ -143,8 +144,8 @@ def fingerprint(job: Job) -> str:
     return digest.hexdigest()
 
 
-def decode_lazily(job: Job, store: TokenStore) -> da.Array:
-    """Return the dehazed picture as a lazy dask array ``(y, x, c)``."""
+def decode_lazily(job: Job, store: TokenStore, tell: Callable[[int], object] | None = None) -> da.Array:
+    """Return the dehazed picture as a lazy dask array ``(y, x, c)``; `tell` as in `passes.decode`."""
     import dask.array as da
 
     height, width, bands = job.image.levels[0].shape
@@ -152,7 +153,7 @@ def decode_lazily(job: Job, store: TokenStore) -> da.Array:
     dtype = job.image.levels[0].dtype
     return da.map_blocks(
         # A partial, because dask would look for arrays inside keyword arguments and compute the whole picture.
-        partial(_decode_block, job=job, store=store),
+        partial(_decode_block, job=job, store=store, tell=tell),
         chunks=chunks,
         dtype=dtype,
         meta=np.empty((0, 0, 0), dtype),
@@ -161,7 +162,9 @@ def decode_lazily(job: Job, store: TokenStore) -> da.Array:
     )
 
 
-def _decode_block(block_info: Any = None, *, job: Job, store: TokenStore) -> NDArray[Any]:
+def _decode_block(
+    block_info: Any = None, *, job: Job, store: TokenStore, tell: Callable[[int], object] | None
+) -> NDArray[Any]:
     """Decode one chunk."""
     (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
-    return decode(job, store, Window(y0, y1, x0, x1))
+    return decode(job, store, Window(y0, y1, x0, x1), tell)

@@ -135,17 +135,10 @@ def write(
     OSError
         While iterating, if the disk is full.
     """
-    path = Path(path).expanduser()
-    for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
-        if value not in get_args(kind):
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
     if blocks_at_once < 1:
         raise ValueError(f"blocks_at_once={blocks_at_once} computes nothing: give 1 or more")
-    _check_suffix(path, (*ZARR, *TIFF, *PICTURE))
-    target = _target(clear, like)
-    _check_place(path, target, overwrite)
-    if path.suffix.lower() in PICTURE:
-        check_picture(path, target)
+    path = Path(path).expanduser()
+    target = check(clear, path, like, ngff=ngff, compression=compression, overwrite=overwrite)
     part = path.with_name(f".{path.name}.part")
     blocks = computed(target.levels[0], blocks_at_once)
     if path.suffix.lower() in ZARR:
@@ -155,6 +148,34 @@ def write(
     else:
         steps = write_picture(blocks, part, target, path.suffix.lower())
     return _written(blocks, steps, part, path, total(clear))
+
+
+def check(
+    clear: da.Array | NDArray[Any],
+    path: str | Path,
+    like: Image | None = None,
+    *,
+    ngff: Ngff = "0.5",
+    compression: Compression = "deflate",
+    overwrite: bool = False,
+) -> Image:
+    """Check all that can be known before anything is computed; arguments and errors as in `write`.
+
+    Returns
+    -------
+    Image
+        What would be written.
+    """
+    path = Path(path).expanduser()
+    for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
+    _check_suffix(path, (*ZARR, *TIFF, *PICTURE))
+    target = _target(clear, like)
+    _check_place(path, target, overwrite)
+    if path.suffix.lower() in PICTURE:
+        check_picture(path, target)
+    return target
 
 
 def total(clear: da.Array | NDArray[Any]) -> int:
@@ -182,7 +203,7 @@ def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
 
     array = clear
     if not isinstance(array, da.Array):
-        array = da.from_array(array, chunks=_BLOCK, name=False)  # type: ignore[no-untyped-call]
+        array = da.from_array(array, chunks=_BLOCK, name=False)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape:

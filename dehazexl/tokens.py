@@ -97,7 +97,7 @@ class ZarrTokens:
         known = group.attrs.get("fingerprint", fingerprint)
         if known != fingerprint or (len(group) and "fingerprint" not in group.attrs):
             raise ValueError(
-                f"{path}: holds the tokens of another picture, other weights or settings; give another folder or delete it"
+                f"{path}: holds tokens of another picture, other weights or settings; give another folder, or delete it"
             )
         self._array = group.require_array("tokens", shape=shape, chunks=chunks, dtype=dtype)
         self._valid = group.require_array("valid", shape=shape[:3], chunks=chunks[:3], dtype=bool)
@@ -119,7 +119,7 @@ class ZarrTokens:
 
     def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `TokenStore.tokens`."""
-        return self._array[:], self._valid[:]
+        return np.asarray(self._array[:]), np.asarray(self._valid[:])
 
     def fused(self) -> bool:
         """See `TokenStore.fused`."""

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dehazexl.data import center_crop, random_crop
+from dehazexl.grid import TILE
 from dehazexl.haze import Hazy, synthesise
 from dehazexl.model import DehazeXL, Spec
-from dehazexl.grid import TILE
 from dehazexl.weights import save_model
 
 GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3))
@@ -136,7 +136,9 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))
 
 
-def make_batch(pictures: Sequence[NDArray[np.uint8]], step: int, recipe: Recipe) -> tuple[Tensor, Hazy, tuple[int, int]]:
+def make_batch(
+    pictures: Sequence[NDArray[np.uint8]], step: int, recipe: Recipe
+) -> tuple[Tensor, Hazy, tuple[int, int]]:
     """Make the batch of a step, the same whenever it is made.
 
     Returns
@@ -312,9 +314,7 @@ def train(
             return
 
 
-def step(
-    state: State, clear: Tensor, hazy: Hazy, offset: tuple[int, int], lr: float, recipe: Recipe
-) -> float:
+def step(state: State, clear: Tensor, hazy: Hazy, offset: tuple[int, int], lr: float, recipe: Recipe) -> float:
     """Make one step of the optimiser and of the average; skip it if the loss is not finite. Return the loss."""
     device = state.model.device
     hazy = Hazy(hazy.pixels.to(device), hazy.transmission.to(device), hazy.airlight.to(device))
@@ -322,7 +322,7 @@ def step(
     loss = losses(clear.to(device), hazy, gain, shift, recipe)
     state.optimiser.zero_grad(set_to_none=True)
     if torch.isfinite(loss):
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
         for group in state.optimiser.param_groups:
             group["lr"] = lr

@@ -75,10 +75,7 @@ def load_model(
     """
     target = choose_device(device)
     path = find_weights(source)
-    if path.suffix == ".safetensors":
-        model = _load_safetensors(path)
-    else:
-        model = _load_official(path, normalised)
+    model = _load_safetensors(path) if path.suffix == ".safetensors" else _load_official(path, normalised)
     return model.requires_grad_(False).to(target, choose_dtype(dtype, target)).eval()
 
 
@@ -242,7 +239,9 @@ def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
-        raise ValueError(f"{path}: does not fit the network: {_some('missing', missing)}{_some('unknown', extra)}".strip())
+        raise ValueError(
+            f"{path}: does not fit the network: {_some('missing', missing)}{_some('unknown', extra)}".strip()
+        )
     for name, value in state.items():
         if value.shape != own[name].shape:
             expected, found = tuple(own[name].shape), tuple(value.shape)

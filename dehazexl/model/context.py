@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,8 +72,7 @@ class GlobalAttention(nn.Module):
         """Attend from tokens ``(n, queries, c)`` to keys and values ``(n, heads, tokens, channels)``."""
         (q,) = self._project(x, 0, 1)
         y = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
-        return out
+        return self.proj(y.transpose(1, 2).flatten(2))
 
 
 class GatedMlp(nn.Module):
@@ -84,8 +86,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., width)`` to the same shape."""
-        out: Tensor = self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+        return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def pool(x: Tensor, side: int, valid: Tensor | None = None) -> Tensor:
@@ -188,6 +189,6 @@ class Context(nn.Module):
             indexing="ij",
         )
         x = self.embed(tokens.flatten(1, 2), rows.flatten(), cols.flatten())
-        for layer in self.layers:
+        for layer in cast("Iterable[ContextLayer]", self.layers):
             x = layer(x, *layer.keys_values(x.view(tokens.shape)))
         return x.view(tokens.shape)

@@ -18,6 +18,9 @@ from dehazexl.model.windows import CachedBias, Mlp, attend, in_windows, shift_ma
 class TableBias(CachedBias):
     """Swin's position bias: one learned number per head and offset."""
 
+    index: Tensor
+    mask: Tensor | None
+
     def __init__(self, heads: int, window: int, mask: Tensor | None) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
@@ -46,8 +49,7 @@ class WindowAttention(nn.Module):
         n, windows, cells, c = x.shape
         qkv = self.qkv(x).view(n, windows, cells, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (n, windows, heads, cells, channels)
-        out: Tensor = self.proj(attend(q, k, v, self.bias(), scale=None))
-        return out
+        return self.proj(attend(q, k, v, self.bias(), scale=None))
 
 
 class DecoderBlock(nn.Module):
@@ -77,8 +79,7 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features ``(n, h, w, c)`` to ``(n, 2 h, 2 w, c / 4)``."""
-        out: Tensor = self.expand(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return out
+        return self.expand(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class Level(nn.Module):
@@ -104,9 +105,7 @@ class Decoder(nn.Module):
         widths = [2 * w for w in reversed(spec.widths)]
         self.levels = nn.ModuleList(
             Level(width, depth, heads, TILE // TOKEN * 2**i, spec.decoder_window)
-            for i, (width, depth, heads) in enumerate(
-                zip(widths, spec.decoder_depths, spec.decoder_heads, strict=True)
-            )
+            for i, (width, depth, heads) in enumerate(zip(widths, spec.decoder_depths, spec.decoder_heads, strict=True))
         )
         learned = widths if spec.head_stride == 1 else widths[:-1]
         self.expands = nn.ModuleList(Expand(width) for width in learned)

@@ -20,6 +20,10 @@ from dehazexl.model.windows import CachedBias, Mlp, attend, in_windows, shift_ma
 class ContinuousBias(CachedBias):
     """SwinV2's position bias: an MLP of the log-spaced offset between two cells, in (0, 16)."""
 
+    table: Tensor
+    index: Tensor
+    mask: Tensor | None
+
     def __init__(self, heads: int, window: int, mask: Tensor | None) -> None:
         super().__init__()
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
@@ -32,7 +36,7 @@ class ContinuousBias(CachedBias):
 
     def compute(self) -> Tensor:
         """Compute the bias ``(1 or windows, heads, cells, cells)``."""
-        table = self.cpb_mlp(self.table.to(self.cpb_mlp[0].weight.dtype)).flatten(0, 1)  # (offsets, heads)
+        table = self.cpb_mlp(self.table).flatten(0, 1)  # (offsets, heads)
         bias = 16 * torch.sigmoid(table)[self.index].permute(2, 0, 1)[None]  # (1, heads, cells, cells)
         return bias if self.mask is None else bias + self.mask[:, None]
 
@@ -66,8 +70,7 @@ class CosineAttention(nn.Module):
         qkv = F.linear(x, self.qkv.weight, bias).view(n, windows, cells, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (n, windows, heads, cells, channels)
         q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=math.log(100)).exp().to(q.dtype)
-        out: Tensor = self.proj(attend(q, F.normalize(k, dim=-1), v, self.bias(), scale=1.0))
-        return out
+        return self.proj(attend(q, F.normalize(k, dim=-1), v, self.bias(), scale=1.0))
 
 
 class EncoderBlock(nn.Module):
@@ -98,8 +101,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels ``(n, channels, h, w)`` to features ``(n, h / 4, w / 4, width)``."""
-        out: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
-        return out
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
@@ -113,8 +115,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map features ``(n, h, w, c)`` to ``(n, h / 2, w / 2, 2 c)``."""
         quarters = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-        out: Tensor = self.norm(self.reduction(torch.cat(quarters, dim=-1)))
-        return out
+        return self.norm(self.reduction(torch.cat(quarters, dim=-1)))
 
 
 class Stage(nn.Module):

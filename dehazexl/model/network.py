@@ -71,12 +71,10 @@ class DehazeXL(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if self.spec.head != "residual":
+        if self.decoder.output.bias is not None:
             nn.init.zeros_(self.decoder.output.weight)
-            nn.init.zeros_(self.decoder.output.bias)
-        if self.spec.head == "scattering":
-            # Transmission starts near 0.8 and airlight near 0.8.
-            self.decoder.output.bias.data = torch.tensor([1.4] * 6)
+            # Transmission and airlight start near 0.8.
+            nn.init.constant_(self.decoder.output.bias, 1.4 if self.spec.head == "scattering" else 0.0)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,13 +114,11 @@ class DehazeXL(nn.Module):
         list of Tensor
             Feature maps ``(n, h, w, c)`` at strides 4, 8, 16, 32. The last ``(n, 8, 8, c)`` is the tokens.
         """
-        maps: list[Tensor] = self.encoder(self.inputs(tiles))
-        return maps
+        return self.encoder(self.inputs(tiles))
 
     def fuse(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
         """Fuse the grid of tokens ``(n, h, w, c)`` of whole pictures; the same shape comes back."""
-        fused: Tensor = self.context(tokens, offset)
-        return fused
+        return self.context(tokens, offset)
 
     def decode(self, fused: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Decode tiles from their fused tokens ``(n, 8, 8, c)`` and feature maps.
@@ -156,7 +152,7 @@ class DehazeXL(nn.Module):
 
     def change(self, x: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
         """Return gain and offset ``(n, 3, h, w)`` of the change made to pictures ``(n, 3, h, w)`` in [0, 1]."""
-        n, _, h, w = x.shape
+        h, w = x.shape[2:]
         rows, cols = math.ceil(h / TILE), math.ceil(w / TILE)
         maps = self.encode(to_tiles(pad(x, self.spec.halo), self.spec.halo))
         fused = self.fuse(tiles_to_grid(maps[-1], rows, cols), offset)

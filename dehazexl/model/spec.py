@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from dehazexl.grid import TILE, TOKEN
 
@@ -101,7 +102,8 @@ class Spec:
         if not isinstance(values, dict) or not set(values) <= known:
             extra = sorted(set(values) - known) if isinstance(values, dict) else values
             raise ValueError(f"not a DehazeXL spec of this version: unknown {extra}; update napari-dehazexl")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
 
 
 SPECS = {

@@ -49,9 +49,7 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     chunks = (min(chunk[0], source.shape[0]), min(chunk[1], source.shape[1]), source.shape[2])
     meta = np.empty((0, 0, 0), source.dtype)
     # A getitem of our own: some releases of dask push slices into theirs, and a chunk would be decoded once a slice.
-    array: da.Array = da.from_array(  # type: ignore[no-untyped-call]
-        source, chunks=chunks, name=name, getitem=read_chunk, meta=meta
-    )
+    array: da.Array = da.from_array(source, chunks=chunks, name=name, getitem=read_chunk, meta=meta)
     return array
 
 

@@ -81,7 +81,7 @@ def pyramid(image: Image) -> list[da.Array]:
     while max(levels[-1].shape[:2]) > SMALLEST:
         last = levels[-1]
         axes = {axis: 2 for axis in (0, 1) if last.shape[axis] > 1}
-        half = da.coarsen(np.mean, last, axes, trim_excess=True)  # type: ignore[no-untyped-call]
+        half = da.coarsen(np.mean, last, axes, trim_excess=True)
         levels.append(half.astype(last.dtype).rechunk({0: "auto", 1: "auto", 2: -1}))
     return levels
 

@@ -1,0 +1,54 @@
+# make demo   haze removed from a picture that is made on the spot
+# make test   the whole test suite, in a real napari window
+# Both make their own virtual environment and install what they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint system clean
+
+demo: $(VENV)/.engine
+	$(BIN)/dehazexl demo demo
+
+test: $(VENV)/.test system
+	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" $(BIN)/pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.engine: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) --editable ".[test]"
+	touch $@ $(VENV)/.engine
+
+# What a napari window needs on a machine without a screen.
+SYSTEM := xvfb xauth libgl1 libegl1 libopengl0 libgl1-mesa-dri libglib2.0-0 libfontconfig1 libdbus-1-3 \
+	libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 \
+	libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1
+
+system:
+	@missing=""; \
+	if command -v dpkg-query >/dev/null; then \
+	  for package in $(SYSTEM); do \
+	    dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q "install ok installed" || missing="$$missing $$package"; \
+	  done; \
+	elif ! command -v xvfb-run >/dev/null; then missing=" xvfb"; fi; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else \
+	  echo "The tests need these system packages:$$missing" >&2; exit 1; \
+	fi
+
+clean:
+	rm -rf $(VENV) demo build dist

@@ -1,0 +1,96 @@
+"""Peak memory of `dehazexl run` on large pictures, as the operating system counts it.
+
+python benchmarks/memory.py [--sizes 16384x16384 8192x16384] [--weights compact]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tifffile
+from machine import keep
+
+from dehazexl.grid import TileGrid
+
+TILE = 512
+
+
+def make(path: Path, height: int, width: int) -> None:
+    """Write a tiled uint8 RGB TIFF of smooth colours and noise, tile by tile."""
+    random = np.random.default_rng(0)
+    texture = random.integers(0, 60, (TILE, TILE, 3), np.uint8)
+
+    def tiles() -> Any:
+        for y in range(0, height, TILE):
+            for x in range(0, width, TILE):
+                yield texture + np.uint8(60 + 100 * (np.sin(y / 3000) * np.cos(x / 2000) + 1) / 2)
+
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        tif.write(tiles(), shape=(height, width, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb")
+
+
+def run(source: Path, target: Path, weights: str) -> tuple[float, float]:
+    """Run the command line; return peak RSS in GB and seconds."""
+    command = [
+        sys.executable,
+        "-m",
+        "dehazexl",
+        "run",
+        str(source),
+        str(target),
+        "--weights",
+        weights,
+        "--device",
+        "cpu",
+    ]
+    start, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command)
+    watched = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            peak = max(peak, watched.memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.05)
+    if process.wait():
+        raise SystemExit("dehazexl run failed")
+    return peak / 1e9, time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["8192x16384", "16384x16384"], help="HEIGHTxWIDTH")
+    parser.add_argument("--weights", default="compact")
+    args = parser.parse_args()
+    rows = []
+    for size in args.sizes:
+        height, width = map(int, size.split("x"))
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            source = Path(folder) / "hazy.tif"
+            make(source, height, width)
+            peak, seconds = run(source, Path(folder) / "clear.ome.zarr", args.weights)
+        grid = TileGrid(height, width, 32)
+        tiles = grid.rows * grid.cols
+        rows.append(
+            {
+                "height": height,
+                "width": width,
+                "tiles": tiles,
+                "tokens_gb": round(tiles * 64 * 256 * 4 / 1e9, 3),
+                "peak_rss_gb": round(peak, 3),
+                "seconds": round(seconds, 1),
+            }
+        )
+    keep("memory", runs=rows)
+
+
+if __name__ == "__main__":
+    main()

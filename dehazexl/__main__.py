@@ -1,0 +1,5 @@
+"""``python -m dehazexl``: the command line."""
+
+from dehazexl.cli import main
+
+main()

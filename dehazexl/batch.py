@@ -1,0 +1,299 @@
+"""What `dehazexl run` does: some pictures, some weights, one dehazed picture for each pair."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+from dehazexl.grid import TileGrid, Window
+from dehazexl.image import Image, open_image
+from dehazexl.ome_zarr import Ngff
+from dehazexl.sink import PICTURE, TIFF, ZARR, check, write
+from dehazexl.tiff import Compression
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from tqdm import tqdm
+
+    from dehazexl.model import DehazeXL
+    from dehazexl.passes import Job
+
+KINDS = (*TIFF, ".btf", *PICTURE, *ZARR)
+"""Suffixes of what is taken from a folder of pictures."""
+
+WEIGHTS = (".safetensors", ".pth")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every picture of a run is dehazed and written: see `pipeline.dehaze` and `sink.write`.
+
+    Attributes
+    ----------
+    region
+        First and last row and column to take, (y0, y1, x0, x1); None for an end is the picture's.
+    resize
+        Height and width to bring the pictures to before, or None.
+    """
+
+    overlap: int = 32
+    strength: float = 1.0
+    value_range: tuple[float, float] | None = None
+    bands: tuple[int | str, ...] | None = None
+    batch: int | Literal["auto"] = "auto"
+    region: tuple[int | None, int | None, int | None, int | None] | None = None
+    resize: tuple[int, int] | None = None
+    ngff: Ngff = "0.5"
+    compression: Compression = "deflate"
+    overwrite: bool = False
+
+    def opened(self, source: Path) -> Image:
+        """Open a picture, cropped as the settings say, but not resized yet."""
+        image = open_image(source, bands=self.bands)
+        if self.region is None:
+            return image
+        height, width, _ = image.levels[0].shape
+        y0, y1, x0, x1 = self.region
+        window = Window(y0 or 0, height if y1 is None else y1, x0 or 0, width if x1 is None else x1)
+        return image.cropped(window)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to be dehazed with one network."""
+
+    source: Path
+    weights: Path
+    output: Path
+    tokens: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a task: size in pixels, time in seconds from opening to the last byte."""
+
+    output: Path
+    height: int
+    width: int
+    tiles: int
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = self.tiles / max(self.seconds, 1e-3)
+        return f"{self.output}: {self.width} x {self.height} pixels in {self.seconds:.1f} s, {rate:.1f} tiles/s"
+
+
+def plan(source: Path, output: Path, weights: Sequence[str], tokens: Path | None = None) -> list[Task]:
+    """Pair pictures and weights, and name what comes of them.
+
+    Parameters
+    ----------
+    source
+        A picture, or a folder of pictures.
+    output
+        A file or Zarr for one picture and one network; else a folder, in which each picture keeps its name, with the
+        weights' name behind it if there are several.
+    weights
+        Names of bundled weights, files, or folders of weights.
+    tokens
+        Folder to keep tokens in; each of several tasks has its own in it.
+
+    Returns
+    -------
+    list of Task
+        By weights, then by picture.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such picture or weights, or two results would have the same name.
+    """
+    pictures, files = find_pictures(source), find_weights(weights)
+    many = pictures != [source] or files.keys() != {""}
+    if not many and not is_folder(output):
+        return [Task(source, files[""], output, tokens)]
+    if pictures != [source] and source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise ValueError(f"{output} is the folder of the input, or in it: choose another folder for the output")
+    if many and output.suffix.lower() in KINDS:
+        raise ValueError(f"{output} would be one picture, but several are to be made: give a folder as OUTPUT")
+    tasks = []
+    for name, file in files.items():
+        for picture in pictures:
+            target = output_name(picture, name)
+            tasks.append(Task(picture, file, output / target, tokens and tokens / target if many else tokens))
+    for path, count in Counter(task.output for task in tasks).items():
+        if count > 1:
+            raise ValueError(f"{count} pictures of {source} would be written to {path}: rename some of them")
+    return tasks
+
+
+def is_folder(output: Path) -> bool:
+    """Tell whether OUTPUT is a folder to put pictures in, not a Zarr to be replaced."""
+    return output.is_dir() and output.suffix.lower() not in ZARR
+
+
+def find_pictures(source: Path) -> list[Path]:
+    """List the pictures of a folder, or the one that `source` is."""
+    from dehazexl.readers import ZARR_FILES
+
+    if not source.is_dir() or any((source / name).exists() for name in ZARR_FILES):
+        return [source]
+    visible = (path for path in source.iterdir() if not path.name.startswith("."))
+    found = sorted(path for path in visible if path.name.lower().endswith((*KINDS, ".zarr.zip")))
+    if not found:
+        raise ValueError(f"{source} is a folder without a picture ({' '.join(KINDS)}), and no Zarr itself")
+    return found
+
+
+def find_weights(weights: Sequence[str]) -> dict[str, Path]:
+    """Find the files of weights, by the names that tell them apart: ``""`` if there is but one."""
+    from dehazexl.weights import find_weights as find_file
+
+    files: list[Path] = []
+    for source in weights:
+        folder = Path(source)
+        if not folder.is_dir():
+            files.append(find_file(source))
+            continue
+        found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and not path.name.startswith("."))
+        if not found:
+            raise FileNotFoundError(f"{folder} is a folder without weights ({' '.join(WEIGHTS)})")
+        files += found
+    if len(files) == 1 and not Path(weights[0]).is_dir():
+        return {"": files[0]}
+    stems = Counter(file.stem for file in files)
+    # The best.safetensors of two trainings differ by their folders.
+    named = [
+        (file.stem if stems[file.stem] == 1 else f"{file.resolve().parent.name}-{file.stem}", file) for file in files
+    ]
+    if len(dict(named)) < len(named):
+        raise ValueError(f"some of the weights have the same name: {', '.join(map(str, files))}; rename or copy them")
+    return dict(named)
+
+
+def output_name(picture: Path, weights: str) -> str:
+    """Name a dehazed picture as the hazy one is, with the weights' name before the suffixes."""
+    from dehazexl.readers.source import short_name
+
+    stem = short_name(picture)
+    suffix = picture.name.removeprefix(stem).removesuffix(".zip")
+    if Path(suffix).suffix.lower() not in (*TIFF, *PICTURE, *ZARR):
+        suffix = ".zarr" if picture.is_dir() else ".tif"
+    return f"{stem}_{weights}{suffix}" if weights else stem + suffix
+
+
+def run(
+    tasks: Sequence[Task], settings: Settings, load: Callable[[Path], DehazeXL], say: Callable[[str], object]
+) -> Iterator[Result]:
+    """Do the tasks, one after the other.
+
+    All that can be known before the first is begun is checked for all of them.
+
+    Parameters
+    ----------
+    tasks, settings
+        What to do, and how.
+    load
+        Turns a weights file into a network.
+    say
+        Told of pictures that could not be dehazed because of what they are, if there are several.
+
+    Yields
+    ------
+    Result
+        One for each task that was done.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, TypeError, ValueError, OSError
+        See `plan`, `image.open_image`, `sink.write`.
+    """
+    files = list(dict.fromkeys(task.weights for task in tasks))
+    with made(dict.fromkeys(task.output.parent for task in tasks) if len(tasks) > 1 else ()):
+        for task in tasks:
+            check_task(task, settings)
+        for file in files[1:]:
+            load(file)
+        for file in files:
+            model = load(file)
+            for task in (task for task in tasks if task.weights == file):
+                try:
+                    yield dehaze_file(task, model, settings, keep_bars=len(tasks) == 1)
+                except ValueError as error:
+                    # One bad picture does not hold up the others of a folder.
+                    if len(tasks) == 1:
+                        raise
+                    say(str(error))
+
+
+@contextmanager
+def made(folders: Iterable[Path]) -> Iterator[None]:
+    """Make folders, and take those away again that are still empty when the work fails."""
+    new = [folder for folder in folders if not folder.exists()]
+    for folder in new:
+        folder.mkdir()
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def check_task(task: Task, settings: Settings) -> None:
+    """Refuse what cannot be done, before anything is begun."""
+    image = settings.opened(task.source)
+    height, width, _ = image.levels[0].shape
+    TileGrid(height, width, settings.overlap)
+    check(
+        image.levels[0],
+        task.output,
+        image,
+        ngff=settings.ngff,
+        compression=settings.compression,
+        overwrite=settings.overwrite,
+    )
+
+
+def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
+    """Dehaze a picture from file to file, with a bar on stderr for each stage."""
+    from dehazexl.passes import encode, fuse
+    from dehazexl.pipeline import decode_lazily, open_tokens, prepare
+    from dehazexl.resize import resized
+
+    started = time.perf_counter()
+    image = settings.opened(task.source)
+    if settings.resize is not None:
+        image = resized(image, *settings.resize)
+    job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
+    store = open_tokens(job, task.tokens)
+    tiles = job.grid.rows * job.grid.cols
+    with bar("encode", tiles, keep_bars) as shown:
+        for done in encode(job, store):
+            shown.update(done)
+    with bar("fuse", tiles * len(model.context.layers), keep_bars) as shown:
+        for done in fuse(job, store):
+            shown.update(done)
+    with bar("decode", tiles_of(job, decode_lazily(job, store)), keep_bars) as shown, interruptible() as interrupted:
+        lock = Lock()
+
+        def tell(done: int) -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+            with lock:
+                shown.update(done)
+
+        clear = decode_lazily(job, store, tell)
+        options = {"ngff": settings.ngff, "compression": settings.compression, "overwrite": settings.overwrite}
+        for _ in write(clear, task.output, image, **options):
+            pass
+    height, width, _ = image.levels[0].shape
+    return Result(task.output, height, width, tiles, time.perf_counter() - started)
