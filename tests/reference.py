@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dehazexl.model import SPECS, DehazeXL, Spec
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -52,3 +54,28 @@ def relative(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) -> floa
     """Relative L2 distance of `a` from the reference `b`."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def randomised(spec: Spec | str, seed: int = 0) -> DehazeXL:
+    """Return a network in eval mode whose output depends on every part of it, unlike a fresh one's."""
+    spec = SPECS[spec] if isinstance(spec, str) else spec
+    torch.manual_seed(seed)
+    model = DehazeXL(spec)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    if model.decoder.output.bias is not None:
+        torch.nn.init.normal_(model.decoder.output.bias)
+    return model.eval().requires_grad_(False)
+
+
+def interleaved(pixels: np.ndarray) -> np.ndarray:
+    """Turn ``(c, y, x)`` into ``(y, x, c)``."""
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
+def whole(model: DehazeXL, pixels: np.ndarray) -> np.ndarray:
+    """Dehaze a picture ``(y, x, 3)`` in [0, 1] in one go: what every streamed result is compared with."""
+    with torch.inference_mode():
+        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+        return interleaved(model(x)[0].numpy())
