@@ -148,7 +148,9 @@ def synthesise(
     generator: Generator,
     kinds: Sequence[str] = tuple(KINDS),
     thickness: tuple[float, float] = (0.3, 2.6),
+    brightness: tuple[float, float] = (0.65, 1.0),
     clear_share: float = 0.08,
+    camera: bool = True,
 ) -> Hazy:
     """Put haze on clear pictures, of another kind on each.
 
@@ -162,8 +164,12 @@ def synthesise(
         Names out of `KINDS` to draw from.
     thickness
         Range of the optical thickness where the haze is thickest: t = exp(-thickness) there.
+    brightness
+        Range of the airlight.
     clear_share
         Share of pictures left without haze, so that a network learns to leave clear pictures alone.
+    camera
+        Add what air and camera add besides haze: blur where it is thick, noise.
 
     Returns
     -------
@@ -175,8 +181,10 @@ def synthesise(
     for picture in clear:
         hazy = uniform(0, 1, generator) >= clear_share
         transmission.append(draw_transmission(h, w, generator, kinds, thickness if hazy else (0.0, 0.0)))
-        airlight.append(draw_airlight(picture, generator))
+        airlight.append(draw_airlight(picture, generator, brightness))
     t, a = torch.stack(transmission), torch.stack(airlight)
+    if not camera:
+        return Hazy(scatter(clear, t, a), t, a)
     return Hazy(degrade(scatter(soften(clear, t, generator), t, a), generator), t, a)
 
 
@@ -194,9 +202,9 @@ def draw_transmission(
     return wavelength_law(t) if uniform(0, 1, generator) < 0.4 else t.expand(3, h, w)
 
 
-def draw_airlight(picture: Tensor, generator: Generator) -> Tensor:
+def draw_airlight(picture: Tensor, generator: Generator, brightness: tuple[float, float]) -> Tensor:
     """Draw an airlight ``(3, 1, 1)``: bright, nearly grey, sometimes tinted by the scene ``(3, h, w)``."""
-    level = uniform(0.65, 1.0, generator)
+    level = uniform(*brightness, generator)
     colour = 1 + (torch.rand(3, generator=generator, device=generator.device) - 0.5) * uniform(0, 0.14, generator)
     if uniform(0, 1, generator) < 0.2:
         mean = picture.mean((1, 2))

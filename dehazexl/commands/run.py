@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dehazexl.grid import TileGrid, Window
 from dehazexl.image import Image, open_image
 from dehazexl.ome_zarr import Ngff
+from dehazexl.progress import bar
 from dehazexl.sink import PICTURE, TIFF, ZARR, check, write
 from dehazexl.tiff import Compression
 
 if TYPE_CHECKING:
-    import dask.array as da
-    from tqdm import tqdm
-
     from dehazexl.model import DehazeXL
     from dehazexl.passes import Job
 
@@ -53,6 +49,11 @@ class Settings:
     ngff: Ngff = "0.5"
     compression: Compression = "deflate"
     overwrite: bool = False
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """The options of `sink.write`."""
+        return {"ngff": self.ngff, "compression": self.compression, "overwrite": self.overwrite}
 
     def opened(self, source: Path) -> Image:
         """Open a picture, cropped as the settings say, but not resized yet."""
@@ -90,7 +91,9 @@ class Result:
         return f"{self.output}: {self.width} x {self.height} pixels in {self.seconds:.1f} s, {rate:.1f} tiles/s"
 
 
-def plan(source: Path, output: Path, weights: Sequence[str], tokens: Path | None = None) -> list[Task]:
+def plan(
+    source: Path, output: Path, weights: Sequence[str], tokens: Path | None = None
+) -> tuple[list[Task], Path | None]:
     """Pair pictures and weights, and name what comes of them.
 
     Parameters
@@ -107,8 +110,10 @@ def plan(source: Path, output: Path, weights: Sequence[str], tokens: Path | None
 
     Returns
     -------
-    list of Task
+    tasks : list of Task
         By weights, then by picture.
+    folder : Path or None
+        The folder for the results, where OUTPUT is one.
 
     Raises
     ------
@@ -118,7 +123,7 @@ def plan(source: Path, output: Path, weights: Sequence[str], tokens: Path | None
     pictures, files = find_pictures(source), find_weights(weights)
     many = pictures != [source] or files.keys() != {""}
     if not many and not is_folder(output):
-        return [Task(source, files[""], output, tokens)]
+        return [Task(source, files[""], output, tokens)], None
     if pictures != [source] and source.resolve() in (output.resolve(), *output.resolve().parents):
         raise ValueError(f"{output} is the folder of the input, or in it: choose another folder for the output")
     if many and output.suffix.lower() in KINDS:
@@ -131,7 +136,7 @@ def plan(source: Path, output: Path, weights: Sequence[str], tokens: Path | None
     for path, count in Counter(task.output for task in tasks).items():
         if count > 1:
             raise ValueError(f"{count} pictures of {source} would be written to {path}: rename some of them")
-    return tasks
+    return tasks, output
 
 
 def is_folder(output: Path) -> bool:
@@ -190,7 +195,11 @@ def output_name(picture: Path, weights: str) -> str:
 
 
 def run(
-    tasks: Sequence[Task], settings: Settings, load: Callable[[Path], DehazeXL], say: Callable[[str], object]
+    tasks: Sequence[Task],
+    folder: Path | None,
+    settings: Settings,
+    load: Callable[[Path], DehazeXL],
+    say: Callable[[str], object],
 ) -> Iterator[Result]:
     """Do the tasks, one after the other.
 
@@ -198,8 +207,8 @@ def run(
 
     Parameters
     ----------
-    tasks, settings
-        What to do, and how.
+    tasks, folder, settings
+        What to do, where to (made if it is not there), and how.
     load
         Turns a weights file into a network.
     say
@@ -216,7 +225,7 @@ def run(
         See `plan`, `image.open_image`, `sink.write`.
     """
     files = list(dict.fromkeys(task.weights for task in tasks))
-    with made(dict.fromkeys(task.output.parent for task in tasks) if len(tasks) > 1 else ()):
+    with made(folder):
         for task in tasks:
             check_task(task, settings)
         for file in files[1:]:
@@ -234,15 +243,15 @@ def run(
 
 
 @contextmanager
-def made(folders: Iterable[Path]) -> Iterator[None]:
-    """Make folders, and take those away again that are still empty when the work fails."""
-    new = [folder for folder in folders if not folder.exists()]
-    for folder in new:
+def made(folder: Path | None) -> Iterator[None]:
+    """Make a folder, and take it away again if it is still empty when the work fails."""
+    new = folder is not None and not folder.exists()
+    if folder is not None and new:
         folder.mkdir()
     try:
         yield
     except BaseException:
-        for folder in new:
+        if folder is not None and new:
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -253,14 +262,7 @@ def check_task(task: Task, settings: Settings) -> None:
     image = settings.opened(task.source)
     height, width, _ = image.levels[0].shape
     TileGrid(height, width, settings.overlap)
-    check(
-        image.levels[0],
-        task.output,
-        image,
-        ngff=settings.ngff,
-        compression=settings.compression,
-        overwrite=settings.overwrite,
-    )
+    check(image.levels[0], task.output, image, **settings.writing)
 
 
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
@@ -276,24 +278,24 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
     store = open_tokens(job, task.tokens)
     tiles = job.grid.rows * job.grid.cols
-    with bar("encode", tiles, keep_bars) as shown:
+    with bar("encode", tiles, keep_bars) as tell:
         for done in encode(job, store):
-            shown.update(done)
-    with bar("fuse", tiles * len(model.context.layers), keep_bars) as shown:
+            tell(done)
+    with bar("fuse", tiles * len(model.context.layers), keep_bars) as tell:
         for done in fuse(job, store):
-            shown.update(done)
-    with bar("decode", tiles_of(job, decode_lazily(job, store)), keep_bars) as shown, interruptible() as interrupted:
-        lock = Lock()
-
-        def tell(done: int) -> None:
-            if interrupted():
-                raise KeyboardInterrupt
-            with lock:
-                shown.update(done)
-
-        clear = decode_lazily(job, store, tell)
-        options = {"ngff": settings.ngff, "compression": settings.compression, "overwrite": settings.overwrite}
-        for _ in write(clear, task.output, image, **options):
+            tell(done)
+    with bar("decode", tiles_to_decode(job), keep_bars) as tell:
+        for _ in write(decode_lazily(job, store, tell), task.output, image, **settings.writing):
             pass
     height, width, _ = image.levels[0].shape
     return Result(task.output, height, width, tiles, time.perf_counter() - started)
+
+
+def tiles_to_decode(job: Job) -> int:
+    """Count the tiles that all chunks of the output need; those on a border of chunks are needed more than once."""
+    from dehazexl.pipeline import CHUNK
+
+    height, width = job.grid.height, job.grid.width
+    corners = ((y, x) for y in range(0, height, CHUNK) for x in range(0, width, CHUNK))
+    chunks = (Window(y, min(y + CHUNK, height), x, min(x + CHUNK, width)) for y, x in corners)
+    return sum(tiles.height * tiles.width for tiles in map(job.grid.tiles_at, chunks))

@@ -1,0 +1,261 @@
+"""The command line: ``dehazexl run``, ``info``, ``demo`` and ``train``.
+
+Nothing heavy is imported before a command begins, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import dehazexl
+
+if TYPE_CHECKING:
+    from dehazexl.batch import Settings
+
+app = typer.Typer(
+    help="Remove haze from pictures of any size: drone pictures, orthomosaics, satellite scenes, photographs.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FORESEEN = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
+"""What goes wrong because of files, disks and arguments, not because of the program."""
+
+Device = Annotated[str, typer.Option(help="auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:N or mps.")]
+Weights = Annotated[
+    list[str],
+    typer.Option(
+        help="Bundled weights by name, a .safetensors or official .pth file, or a folder of them. Repeatable."
+    ),
+]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; the console's entry point.
+
+    Every failure that can be foreseen becomes one line on stderr and exit code 2.
+    """
+    usage_error = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
+    try:
+        code = app(args=args, prog_name="dehazexl", standalone_mode=False)
+    except usage_error as error:
+        context = getattr(error, "ctx", None)
+        fail(f"{error.format_message()} See {context.command_path if context else 'dehazexl'} --help.")
+        return 2
+    except FORESEEN as error:
+        if os.environ.get("DEHAZEXL_TRACEBACK"):
+            raise
+        fail(message(error))
+        return 2
+    except RuntimeError as error:
+        # Looked up, not imported: torch may not have been needed.
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        fail("the GPU's memory is not enough: give a smaller --batch, e.g. --batch 1, or --device cpu")
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def fail(text: str) -> None:
+    """Say in one line on stderr what went wrong."""
+    print("dehazexl: error:", " ".join(text.split()), file=sys.stderr)
+
+
+def message(error: Exception) -> str:
+    """Put a foreseen error into words."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return f"the memory is not enough ({error}): take less of the picture with --region, or a larger machine"
+    return str(error) or type(error).__name__
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Print the version, or the help where no command is given."""
+    if version:
+        print(dehazexl.__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def run(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A TIFF, Zarr, PNG or JPEG, or a folder of such pictures.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(help="A .zarr, .tif, .png or .jpg; a folder if there are several pictures or several weights."),
+    ],
+    weights: Weights = ["compact"],  # noqa: B006
+    device: Device = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Precision: auto (half where it is faster), float32, float16 or bfloat16.")
+    ] = "auto",
+    batch: Annotated[str, typer.Option(help="Tiles computed at once: auto or a number.")] = "auto",
+    overlap: Annotated[
+        int, typer.Option(help="Pixels by which the tiles of 256 overlap and are blended, 0 to 128.")
+    ] = 32,
+    strength: Annotated[float, typer.Option(help="From 0 (the input) to 1 (all haze removed).")] = 1.0,
+    limits: Annotated[
+        str,
+        typer.Option(
+            "--range",
+            metavar="LOW,HIGH",
+            help="Values that are black and white. [default: 8 bits: 0,255; else percentiles 0.1 and 99.9]",
+        ),
+    ] = "",
+    bands: Annotated[
+        str,
+        typer.Option(
+            metavar="R,G,B", help="Red, green and blue: numbers from 1, or names. [default: as the file says]"
+        ),
+    ] = "",
+    region: Annotated[
+        str, typer.Option(metavar="Y0:Y1,X0:X1", help="Take only these rows and columns, as a picture of its own.")
+    ] = "",
+    resize: Annotated[str, typer.Option(metavar="WxH", help="Bring pictures to this size first, in memory.")] = "",
+    nor: Annotated[bool, typer.Option("--nor", help="The official .pth was trained with --nor.")] = False,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the tokens here, so that a stopped run can go on.")
+    ] = None,
+    ngff: Annotated[str, typer.Option(help="Version of OME-Zarr: 0.5 or 0.4.")] = "0.5",
+    compression: Annotated[str, typer.Option(help="Of a TIFF: deflate, zstd or none.")] = "deflate",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+) -> None:
+    """Remove the haze from a picture, or from a folder of pictures.
+
+    The output has the input's size, bands, data type and georeference.
+    """
+    from dehazexl import parse
+    from dehazexl.batch import Settings
+
+    settings = Settings(
+        overlap=overlap,
+        strength=strength,
+        value_range=parse.limits(limits) if limits else None,
+        bands=parse.bands(bands) if bands else None,
+        batch=parse.batch(batch),
+        region=parse.region(region) if region else None,
+        resize=parse.size(resize) if resize else None,
+        ngff=ngff,  # type: ignore[arg-type]
+        compression=compression,  # type: ignore[arg-type]
+        overwrite=overwrite,
+    )
+    try:
+        dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, tokens, settings)
+    except KeyboardInterrupt:
+        kept = f"run it again to go on with the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"
+        fail(f"stopped; unfinished output was removed, {kept}")
+        raise typer.Exit(130) from None
+
+
+def dehaze_all(
+    source: Path,
+    output: Path,
+    weights: Sequence[str],
+    device: str,
+    dtype: str,
+    nor: bool,
+    tokens: Path | None,
+    settings: Settings,
+) -> None:
+    """Run the tasks and print a line for each."""
+    from dehazexl import batch
+
+    tasks, folder = batch.plan(source, output, weights, tokens)
+    if nor and (known := next((task.weights for task in tasks if task.weights.suffix == ".safetensors"), None)):
+        raise ValueError(f"--nor is for official .pth files; {known} says itself how it is normalised")
+
+    def load(path: Path) -> Any:
+        from dehazexl.weights import load_model
+
+        model = load_model(path, device, dtype, normalised=nor)
+        print(f"{path.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}", file=sys.stderr)
+        return model
+
+    failures: list[str] = []
+
+    def say(text: str) -> None:
+        fail(text)
+        failures.append(text)
+
+    for result in batch.run(tasks, folder, settings, load, say):
+        print(result, flush=True)
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(tasks)} pictures could not be dehazed, see above")
+
+
+@app.command()
+def info(
+    file: Annotated[str, typer.Argument(help="A picture, a weights file, or the name of bundled weights.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Say what is known of a picture, or of weights."""
+    import json
+
+    from dehazexl.info import as_text, describe
+
+    facts = describe(file)
+    print(json.dumps(facts, indent=2) if as_json else as_text(facts))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to; its demo files are replaced.")] = Path("demo"),
+    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the picture in pixels.")] = "2048x1536",
+    weights: Annotated[str, typer.Option(help="Bundled weights by name, or a file.")] = "compact",
+    device: Device = "auto",
+) -> None:
+    """Make a hazy picture, dehaze it, and show both beside each other."""
+    from dehazexl import parse
+    from dehazexl.demo import make_demo
+
+    for line in make_demo(folder, *parse.size(size), weights, device):
+        print(line, flush=True)
+
+
+@app.command()
+def train(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of clear 8-bit pictures.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for weights, checkpoint and log.")],
+    hold_out: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATTERN", help="Pictures to validate on, e.g. 'naip/*'. Repeatable. [default: every tenth]"
+        ),
+    ] = [],  # noqa: B006
+    spec: Annotated[str, typer.Option(help="The network: compact, official, tiny..., or JSON.")] = "compact",
+    steps: Annotated[int, typer.Option(help="Steps of the whole run.")] = 3000,
+    tiles: Annotated[int, typer.Option(help="Tiles of 256 x 256 pixels a step.")] = 8,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 6e-4,
+    seed: Annotated[int, typer.Option(help="Of weights, crops and haze.")] = 0,
+    every: Annotated[int, typer.Option(help="Steps between validations and checkpoints.")] = 250,
+    minutes: Annotated[float, typer.Option(help="Stop after this time; --resume goes on.")] = float("inf"),
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in RUN.")] = False,
+) -> None:
+    """Train a network on clear pictures; haze is put on them as they come."""
+    from dehazexl.train import Recipe
+    from dehazexl.training import train_with_bar
+
+    recipe = Recipe(steps=steps, tiles=tiles, lr=lr, seed=seed)
+    try:
+        for line in train_with_bar(folders, hold_out, out, spec, recipe, device, resume, minutes, every):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        fail(f"stopped; --resume goes on from the last checkpoint in {out}")
+        raise typer.Exit(130) from None

@@ -1,0 +1,1 @@
+"""What the commands of `dehazexl` do, one file a command; `cli` says what they are called with."""
