@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import dehazexl
 
 if TYPE_CHECKING:
-    from dehazexl.batch import Settings
+    from dehazexl.commands.run import Settings
+    from dehazexl.model import DehazeXL
 
 app = typer.Typer(
     help="Remove haze from pictures of any size: drone pictures, orthomosaics, satellite scenes, photographs.",
@@ -140,8 +141,8 @@ def run(
 
     The output has the input's size, bands, data type and georeference.
     """
-    from dehazexl import parse
-    from dehazexl.batch import Settings
+    from dehazexl.commands import parse
+    from dehazexl.commands.run import Settings
 
     settings = Settings(
         overlap=overlap,
@@ -174,29 +175,34 @@ def dehaze_all(
     settings: Settings,
 ) -> None:
     """Run the tasks and print a line for each."""
-    from dehazexl import batch
+    from dehazexl.commands import run as work
 
-    tasks, folder = batch.plan(source, output, weights, tokens)
+    tasks, folder = work.plan(source, output, weights, tokens)
     if nor and (known := next((task.weights for task in tasks if task.weights.suffix == ".safetensors"), None)):
         raise ValueError(f"--nor is for official .pth files; {known} says itself how it is normalised")
-
-    def load(path: Path) -> Any:
-        from dehazexl.weights import load_model
-
-        model = load_model(path, device, dtype, normalised=nor)
-        print(f"{path.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}", file=sys.stderr)
-        return model
-
     failures: list[str] = []
 
     def say(text: str) -> None:
         fail(text)
         failures.append(text)
 
-    for result in batch.run(tasks, folder, settings, load, say):
+    for result in work.run(tasks, folder, settings, loader(device, dtype, nor), say):
         print(result, flush=True)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tasks)} pictures could not be dehazed, see above")
+
+
+def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Path], DehazeXL]:
+    """Return what loads weights and says on stderr where they will compute."""
+
+    def load(path: Path) -> DehazeXL:
+        from dehazexl.weights import load_model
+
+        model = load_model(path, device, dtype, normalised=nor)
+        print(f"{path.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}", file=sys.stderr)
+        return model
+
+    return load
 
 
 @app.command()
@@ -207,7 +213,7 @@ def info(
     """Say what is known of a picture, or of weights."""
     import json
 
-    from dehazexl.info import as_text, describe
+    from dehazexl.commands.info import as_text, describe
 
     facts = describe(file)
     print(json.dumps(facts, indent=2) if as_json else as_text(facts))
@@ -221,10 +227,12 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Make a hazy picture, dehaze it, and show both beside each other."""
-    from dehazexl import parse
-    from dehazexl.demo import make_demo
+    from dehazexl.commands import parse
+    from dehazexl.commands.demo import make_demo
+    from dehazexl.weights import find_weights
 
-    for line in make_demo(folder, *parse.size(size), weights, device):
+    height, width = parse.size(size)
+    for line in make_demo(folder.expanduser(), height, width, find_weights(weights), loader(device)):
         print(line, flush=True)
 
 
@@ -249,13 +257,16 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in RUN.")] = False,
 ) -> None:
     """Train a network on clear pictures; haze is put on them as they come."""
+    from dehazexl.commands.train import train_with_bar
     from dehazexl.train import Recipe
-    from dehazexl.training import train_with_bar
 
     recipe = Recipe(steps=steps, tiles=tiles, lr=lr, seed=seed)
     try:
-        for line in train_with_bar(folders, hold_out, out, spec, recipe, device, resume, minutes, every):
-            print(line, flush=True)
+        print(
+            train_with_bar(
+                folders, hold_out, out, spec, recipe, device=device, resume=resume, minutes=minutes, every=every
+            )
+        )
     except KeyboardInterrupt:
-        fail(f"stopped; --resume goes on from the last checkpoint in {out}")
+        fail(f"stopped; --resume goes on from the last checkpoint in {out}, if there was one")
         raise typer.Exit(130) from None

@@ -85,7 +85,8 @@ def describe_weights(source: str) -> dict[str, Any]:
     """Gather what a weights file says of itself; it is loaded, so that a damaged one is told."""
     from dataclasses import asdict
 
-    from dehazexl.weights import describe as metadata, find_weights, load_model
+    from dehazexl.weights import describe as metadata
+    from dehazexl.weights import find_weights, load_model
 
     path = find_weights(source)
     model = load_model(path, "cpu", "float32")

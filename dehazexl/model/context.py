@@ -28,9 +28,10 @@ def positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
         ``(..., width)``, float32, in [-1, 1].
     """
     quarter = width // 4
-    frequency = 10000.0 ** (-torch.arange(quarter, device=rows.device, dtype=torch.float64) / quarter)
-    angles = [index.double()[..., None] * frequency for index in (cols, rows)]
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1).float()
+    # In float64 and so on the CPU: in float32 the angles of large pictures are off, and MPS knows no other.
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = [index.cpu().double()[..., None] * frequency for index in (cols, rows)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1).float().to(rows.device)
 
 
 class RMSNorm(nn.Module):
