@@ -30,11 +30,17 @@ app = typer.Typer(
 FORESEEN = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
 """What goes wrong because of files, disks and arguments, not because of the program."""
 
-Device = Annotated[str, typer.Option(help="auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:N or mps.")]
+# Typer brings its own copy of click from some release on, and has no public name for this one.
+USAGE: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
+
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:N or mps.")
+]
 Weights = Annotated[
     list[str],
     typer.Option(
-        help="Bundled weights by name, a .safetensors or official .pth file, or a folder of them. Repeatable."
+        metavar="WEIGHTS",
+        help="Bundled weights by name, a .safetensors or official .pth file, or a folder of them. Repeatable.",
     ),
 ]
 
@@ -44,12 +50,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Every failure that can be foreseen becomes one line on stderr and exit code 2.
     """
-    usage_error = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
     try:
         code = app(args=args, prog_name="dehazexl", standalone_mode=False)
-    except usage_error as error:
+    except USAGE as error:
         context = getattr(error, "ctx", None)
-        fail(f"{error.format_message()} See {context.command_path if context else 'dehazexl'} --help.")
+        text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        fail(f"{text}; see {context.command_path if context else 'dehazexl'} --help")
         return 2
     except FORESEEN as error:
         if os.environ.get("DEHAZEXL_TRACEBACK"):
@@ -99,18 +105,22 @@ def run(
     ],
     output: Annotated[
         Path,
-        typer.Argument(help="A .zarr, .tif, .png or .jpg; a folder if there are several pictures or several weights."),
+        typer.Argument(
+            metavar="OUTPUT",
+            help="A .zarr, .tif, .png or .jpg; a folder if there are several pictures or several weights.",
+        ),
     ],
     weights: Weights = ["compact"],  # noqa: B006
     device: Device = "auto",
     dtype: Annotated[
-        str, typer.Option(help="Precision: auto (half where it is faster), float32, float16 or bfloat16.")
+        str,
+        typer.Option(metavar="DTYPE", help="Precision: auto (half where it is faster), float32, float16 or bfloat16."),
     ] = "auto",
-    batch: Annotated[str, typer.Option(help="Tiles computed at once: auto or a number.")] = "auto",
+    batch: Annotated[str, typer.Option(metavar="N", help="Tiles computed at once: auto or a number.")] = "auto",
     overlap: Annotated[
-        int, typer.Option(help="Pixels by which the tiles of 256 overlap and are blended, 0 to 128.")
+        int, typer.Option(metavar="PIXELS", help="Pixels by which the tiles of 256 overlap and are blended, 0 to 128.")
     ] = 32,
-    strength: Annotated[float, typer.Option(help="From 0 (the input) to 1 (all haze removed).")] = 1.0,
+    strength: Annotated[float, typer.Option(metavar="SHARE", help="From 0 (the input) to 1 (all haze removed).")] = 1.0,
     limits: Annotated[
         str,
         typer.Option(
@@ -133,8 +143,8 @@ def run(
     tokens: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the tokens here, so that a stopped run can go on.")
     ] = None,
-    ngff: Annotated[str, typer.Option(help="Version of OME-Zarr: 0.5 or 0.4.")] = "0.5",
-    compression: Annotated[str, typer.Option(help="Of a TIFF: deflate, zstd or none.")] = "deflate",
+    ngff: Annotated[str, typer.Option(metavar="VERSION", help="Version of OME-Zarr: 0.5 or 0.4.")] = "0.5",
+    compression: Annotated[str, typer.Option(metavar="KIND", help="Of a TIFF: deflate, zstd or none.")] = "deflate",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
     """Remove the haze from a picture, or from a folder of pictures.
@@ -207,7 +217,9 @@ def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Pat
 
 @app.command()
 def info(
-    file: Annotated[str, typer.Argument(help="A picture, a weights file, or the name of bundled weights.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A picture, a weights file, or the name of bundled weights.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Say what is known of a picture, or of weights."""
@@ -221,9 +233,11 @@ def info(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to; its demo files are replaced.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; its demo files are replaced.")] = Path(
+        "demo"
+    ),
     size: Annotated[str, typer.Option(metavar="WxH", help="Size of the picture in pixels.")] = "2048x1536",
-    weights: Annotated[str, typer.Option(help="Bundled weights by name, or a file.")] = "compact",
+    weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="Bundled weights by name, or a file.")] = "compact",
     device: Device = "auto",
 ) -> None:
     """Make a hazy picture, dehaze it, and show both beside each other."""
@@ -246,17 +260,24 @@ def train(
             metavar="PATTERN", help="Pictures to validate on, e.g. 'naip/*'. Repeatable. [default: every tenth]"
         ),
     ] = [],  # noqa: B006
-    spec: Annotated[str, typer.Option(help="The network: compact, official, tiny..., or JSON.")] = "compact",
-    steps: Annotated[int, typer.Option(help="Steps of the whole run.")] = 3000,
-    tiles: Annotated[int, typer.Option(help="Tiles of 256 x 256 pixels a step.")] = 8,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 6e-4,
-    seed: Annotated[int, typer.Option(help="Of weights, crops and haze.")] = 0,
-    every: Annotated[int, typer.Option(help="Steps between validations and checkpoints.")] = 250,
-    minutes: Annotated[float, typer.Option(help="Stop after this time; --resume goes on.")] = float("inf"),
+    spec: Annotated[
+        str, typer.Option(metavar="SPEC", help="The network: compact, official, tiny..., or JSON.")
+    ] = "compact",
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the whole run.")] = 3000,
+    tiles: Annotated[int, typer.Option(metavar="N", help="Tiles of 256 x 256 pixels a step.")] = 8,
+    lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 6e-4,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and haze.")] = 0,
+    every: Annotated[int, typer.Option(metavar="N", help="Steps between validations and checkpoints.")] = 250,
+    minutes: Annotated[
+        float, typer.Option(metavar="MINUTES", show_default="no limit", help="Stop after this time; --resume goes on.")
+    ] = float("inf"),
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in RUN.")] = False,
 ) -> None:
-    """Train a network on clear pictures; haze is put on them as they come."""
+    """Train a network on clear pictures; it makes the haze.
+
+    RUN gets best.safetensors, last.safetensors, a checkpoint and log.csv.
+    """
     from dehazexl.commands.train import train_with_bar
     from dehazexl.train import Recipe
 

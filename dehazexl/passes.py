@@ -88,7 +88,7 @@ class Job:
     @property
     def token_dtype(self) -> type[np.floating[Any]]:
         """How tokens are kept: half where the network computes in half, of either kind."""
-        return np.float32 if self.model.dtype == torch.float32 else np.float16
+        return np.float16 if self.model.dtype.itemsize == 2 else np.float32
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ class Tiles:
         raw = job.pixels.read(window)
         low, high = job.value_range
         rgb = (raw[..., list(job.image.rgb)].astype(np.float32) - np.float32(low)) / np.float32(high - low)
-        return cls(raw, rgb, valid_mask(raw, job.image), window)
+        valid = valid_mask(raw, job.image)
+        rgb[~valid] = 0  # so that NaN and infinities go nowhere
+        return cls(raw, rgb, valid, window)
 
     def tile(self, job: Job, row: int, col: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Cut out a tile with its halo: ``(y, x, 3)`` without holes, and its validity ``(y, x)``."""
@@ -172,7 +174,7 @@ def _read_ahead(job: Job, blocks: list[Window]) -> Iterator[tuple[Window, Tiles]
     """Yield blocks with their pixels; the next are read while one is in use."""
     with ThreadPoolExecutor(1) as reader:
         coming = [reader.submit(Tiles.read, job, block) for block in blocks[:1]]
-        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        for block, following in zip(blocks, [*blocks[1:], None], strict=False):
             tiles = coming.pop().result()
             if following is not None:
                 coming.append(reader.submit(Tiles.read, job, following))
@@ -284,7 +286,7 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
         if tell is not None:
             tell(len(cells))
     inside = window.within(read.window)
-    return _finish(job, read.raw[inside], read.rgb[inside], clear, read.valid[inside])
+    return _finish(job, read.raw[inside], clear, read.valid[inside])
 
 
 def _decode_batch(
@@ -321,35 +323,37 @@ def _add_tile(
 def _finish(
     job: Job,
     raw: NDArray[Any],
-    hazy: NDArray[np.float32],
     clear: NDArray[np.float32],
     valid: NDArray[np.bool_],
 ) -> NDArray[Any]:
     """Blend with the input, go back to the picture's values, and keep what is not to be dehazed."""
     low, high = job.value_range
-    blend = hazy + np.float32(job.strength) * (clear - hazy)
-    values = blend * np.float32(high - low) + np.float32(low)
+    values = clear * np.float32(high - low) + np.float32(low)
     out = raw.copy()
-    rgb = job.image.rgb
-    colours = [values.mean(-1)] if len(set(rgb)) == 1 else [values[..., i] for i in range(3)]
-    for band, colour in zip(dict.fromkeys(rgb), colours, strict=True):
-        out[..., band] = np.where(valid, _to_dtype(colour, raw.dtype), raw[..., band])
+    for band in dict.fromkeys(job.image.rgb):
+        # A band that is seen as several colours gets their mean.
+        colour = values[..., [i for i, seen in enumerate(job.image.rgb) if seen == band]].mean(-1)[valid]
+        own = raw[..., band][valid].astype(np.result_type(raw.dtype, np.float32))
+        out[valid, band] = _to_dtype(job.strength * colour + (1 - job.strength) * own, raw.dtype)
     return _keep_from_nodata(job.image, out, valid)
 
 
 def _to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round and clip to integers; floats stay as they are."""
+    """Round and clip to integers; floats only stay finite, as infinities would be no data."""
     if dtype.kind == "f":
-        return values.astype(dtype)
+        return np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(dtype)
 
 
 def _keep_from_nodata(image: Image, out: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
     """Move pixels that came to lie on the nodata value by the least step away from it."""
-    if image.nodata is None or out.dtype.kind == "f" or not float(image.nodata).is_integer():
-        return out
-    lost = valid & (out[..., list(image.rgb)] == image.nodata).all(-1)
-    step = -1 if image.nodata >= np.iinfo(out.dtype).max else 1
-    out[lost, image.rgb[0]] = int(image.nodata) + step
+    lost = valid & ~valid_mask(out, image)
+    if lost.any():
+        band = image.rgb[0]
+        nodata = out[lost, band][0]
+        if out.dtype.kind == "f":
+            out[lost, band] = np.nextafter(nodata, np.zeros_like(nodata) if nodata else np.ones_like(nodata))
+        else:
+            out[lost, band] = nodata - 1 if nodata else nodata + 1
     return out

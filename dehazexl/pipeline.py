@@ -6,7 +6,7 @@ import hashlib
 import math
 import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,23 +148,48 @@ def decode_lazily(job: Job, store: TokenStore, tell: Callable[[int], object] | N
     """Return the dehazed picture as a lazy dask array ``(y, x, c)``; `tell` as in `passes.decode`."""
     import dask.array as da
 
-    height, width, bands = job.image.levels[0].shape
-    chunks = da.core.normalize_chunks((CHUNK, CHUNK, bands), shape=(height, width, bands))
-    dtype = job.image.levels[0].dtype
-    return da.map_blocks(
-        # A partial, because dask would look for arrays inside keyword arguments and compute the whole picture.
-        partial(_decode_block, job=job, store=store, tell=tell),
-        chunks=chunks,
-        dtype=dtype,
-        meta=np.empty((0, 0, 0), dtype),
+    return da.from_array(
+        Decoded(job, store, tell),
+        chunks=(CHUNK, CHUNK, -1),
+        meta=np.empty((0, 0, 0), job.image.levels[0].dtype),
         # A name of its own: hashing weights and tokens for one would take longer than it could save.
         name=f"dehaze-{uuid.uuid4().hex}",
     )
 
 
-def _decode_block(
-    block_info: Any = None, *, job: Job, store: TokenStore, tell: Callable[[int], object] | None
-) -> NDArray[Any]:
-    """Decode one chunk."""
-    (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
-    return decode(job, store, Window(y0, y1, x0, x1), tell)
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The dehazed picture ``(y, x, c)`` as what dask cuts: whatever is cut out is decoded, and no more.
+
+    dask passes on a slice of one of its chunks where nothing else needs that chunk, so that a small view of a
+    large picture takes a few tiles.
+    """
+
+    job: Job
+    store: TokenStore
+    tell: Callable[[int], object] | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and bands."""
+        height, width, bands = self.job.image.levels[0].shape
+        return height, width, bands
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the picture."""
+        return self.job.image.levels[0].dtype
+
+    def __getitem__(self, index: tuple[Any, Any, Any]) -> NDArray[Any]:
+        """Decode the rows and columns of an index of slices or integers."""
+        rows, cols = (np.arange(size)[part] for size, part in zip(self.shape[:2], index[:2], strict=True))
+        if not rows.size * cols.size:
+            return np.broadcast_to(np.zeros((), self.dtype), self.shape)[index]
+        window = Window(int(rows.min()), int(rows.max()) + 1, int(cols.min()), int(cols.max()) + 1)
+        pixels = decode(self.job, self.store, window, self.tell)[..., index[2]]
+        return pixels[rows - window.y0].take(cols - window.x0, axis=rows.ndim)

@@ -42,7 +42,7 @@ def resized(image: Image, height: int, width: int) -> Image:
         raise ValueError(f"a picture cannot be resized to {width} x {height} pixels: give at least 1x1")
     pixels = np.asarray(image.levels[0].compute())
     fy, fx = pixels.shape[0] / height, pixels.shape[1] / width
-    level = da.from_array(  # type: ignore[no-untyped-call]
+    level = da.from_array(
         _interpolated(pixels, valid_mask(pixels, image), height, width), chunks=(BLOCK, BLOCK, -1), name=False
     )
     return replace(

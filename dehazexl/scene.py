@@ -1,4 +1,4 @@
-"""A clear aerial picture that no one has to download: fields, a river, roads, a village and woods, drawn from a seed."""
+"""A clear aerial picture that needs no download: fields, a river, roads, a village and woods, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -70,12 +70,14 @@ def aerial(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     hedges = draw_fields(canvas)
     river = draw_river(canvas)
     roads = draw_roads(canvas)
-    draw_village(canvas, roads)
-    draw_trees(canvas, hedges, river)
+    village = draw_village(canvas, roads)
+    draw_trees(canvas, hedges, river, village)
     hills = noise(height, width, 900, 3, random)
     light = 0.94 + 0.12 * hills[..., None]
     grain = random.normal(0, 2.2, (height, width, 1)).astype(np.float32)
-    return np.clip(canvas.pixels * light + grain, 0, 255).astype(np.uint8)
+    # Air and lens leave colours less bright than paint.
+    muted = canvas.pixels + 0.18 * (canvas.pixels.mean(2, keepdims=True) - canvas.pixels)
+    return np.clip(muted * light + grain, 0, 255).astype(np.uint8)
 
 
 def noise(height: int, width: int, cell: float, octaves: int, random: np.random.Generator) -> Plane:
@@ -204,11 +206,13 @@ def draw_roads(canvas: Canvas) -> list[tuple[float, float, float]]:
     return lines
 
 
-def draw_village(canvas: Canvas, roads: list[tuple[float, float, float]]) -> None:
-    """Build houses with gardens along the roads, dense near their crossing."""
-    (height, width), random = canvas.shape, canvas.random
+def draw_village(canvas: Canvas, roads: list[tuple[float, float, float]]) -> Plane:
+    """Build houses with gardens along the roads, dense near their crossing; return how near it is, from 0 to 1."""
+    width, random = canvas.shape[1], canvas.random
     (a, b, c), (d, e, f) = roads
     centre = np.array([c * e - b * f, a * f - c * d]) / (a * e - b * d)
+    rows, cols = np.ogrid[: canvas.shape[0], :width]
+    nearness = np.exp(-((cols - centre[0]) ** 2 + (rows - centre[1]) ** 2) / (2 * (0.14 * width) ** 2))
     for _ in range(900):
         x, y = centre + random.normal(0, 0.13 * width, 2)
         near = min((abs(p * x + q * y - r), math.atan2(-p, q)) for p, q, r in roads)
@@ -216,6 +220,7 @@ def draw_village(canvas: Canvas, roads: list[tuple[float, float, float]]) -> Non
             continue
         long, short = random.uniform(15, 30), random.uniform(11, 16)
         _house(canvas, x, y, long, short, near[1] + random.choice([0, math.pi / 2]) + random.normal(0, 0.04))
+    return np.asarray(nearness, np.float32)
 
 
 def _house(canvas: Canvas, x: float, y: float, long: float, short: float, angle: float) -> None:
@@ -231,9 +236,9 @@ def _house(canvas: Canvas, x: float, y: float, long: float, short: float, angle:
     if canvas.taken[window][(np.abs(u) < long + 5) & (np.abs(v) < short + 5)].any():
         return
     part = Canvas(canvas.pixels[window], canvas.taken[window], random)
-    lawn = np.array([104, 124, 70], np.float32) + random.normal(0, 8, 3)
+    lawn = np.array([106, 120, 76], np.float32) + random.normal(0, 5, 3)
     speckle = random.normal(0, 6, (*u.shape, 1)).astype(np.float32)
-    part.cover(edge(u, long + 4, 3) * edge(v, short + 6, 3) * 0.85, lawn + speckle)
+    part.cover(edge(u, long + 4, 3) * edge(v, short + 6, 3) * 0.85, (lawn + speckle).astype(np.float32))
     lift = 6.0
     part.cover(
         edge(u - lift * math.cos(angle - 0.8), long) * edge(v + lift * math.sin(angle - 0.8), short) * 0.6, (30, 34, 36)
@@ -244,13 +249,13 @@ def _house(canvas: Canvas, x: float, y: float, long: float, short: float, angle:
     part.taken |= (np.abs(u) < long + 4) & (np.abs(v) < short + 5)
 
 
-def draw_trees(canvas: Canvas, hedges: Plane, river: Plane) -> None:
-    """Plant woods, hedges along some borders of fields, and trees at the water."""
+def draw_trees(canvas: Canvas, hedges: Plane, river: Plane, village: Plane) -> None:
+    """Plant woods, hedges along some borders of fields, trees at the water and between the houses."""
     (height, width), random = canvas.shape, canvas.random
-    woods = np.clip((noise(height, width, 620, 4, random) - 0.62) * 12, 0, 1)
+    woods = np.clip((noise(height, width, 620, 4, random) - 0.62 - 0.35 * village) * 12, 0, 1)
     lines = edge(hedges, 5, 4) * (noise(height, width, 420, 2, random) > 0.52)
     banks = np.clip(1 - np.abs(river - 22) / 18, 0, 1) * (noise(height, width, 120, 2, random) > 0.45)
-    chance = np.maximum(np.maximum(woods * 0.020, lines * 0.012), np.maximum(banks * 0.006, 0.00003))
+    chance = np.maximum(np.maximum(woods * 0.020, lines * 0.012), np.maximum(banks * 0.006, 0.00003 + 0.0008 * village))
     canvas.cover(woods * 0.75 * ~canvas.taken, (44, 58, 36))
     rows, cols = np.nonzero((random.random((height, width)) < chance) & ~canvas.taken)
     for y, x in zip(rows, cols, strict=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    import zarr
     from numpy.typing import DTypeLike, NDArray
 
     from dehazexl.grid import TileGrid, Window
@@ -26,7 +27,10 @@ class TokenStore(Protocol):
         """Record the tokens ``(rows, cols, 64, c)`` of a block, and which of them have data ``(rows, cols, 64)``."""
 
     def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return all tokens ``(rows, cols, 64, c)``, which may be overwritten, and their validity."""
+        """Hand out all tokens ``(rows, cols, 64, c)``, to be overwritten, and their validity.
+
+        Until `put_fused`, blocks whose tokens are nowhere else count as not done.
+        """
 
     def fused(self) -> bool:
         """Tell whether fused tokens have been recorded."""
@@ -49,7 +53,7 @@ class MemoryTokens:
 
     def done(self, block: Window) -> bool:
         """See `TokenStore.done`."""
-        return block in self._done
+        return self._fused or block in self._done
 
     def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         """See `TokenStore.put`."""
@@ -60,6 +64,7 @@ class MemoryTokens:
 
     def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `TokenStore.tokens`."""
+        self._done.clear()
         return self._array, self._valid
 
     def fused(self) -> bool:
@@ -84,27 +89,19 @@ class ZarrTokens:
     Raises
     ------
     ValueError
-        If the folder holds the tokens of another picture, of other weights or other settings.
+        If the folder holds the tokens of another picture, of other weights or other settings, or anything else.
     """
 
     def __init__(self, path: str | Path, grid: TileGrid, channels: int, dtype: DTypeLike, fingerprint: str) -> None:
-        import zarr
-
         blocks = (-(-grid.rows // BLOCK), -(-grid.cols // BLOCK))
         shape = (grid.rows, grid.cols, 64, channels)
         chunks = (BLOCK, BLOCK, 64, channels)
-        group = zarr.open_group(path, mode="a")
-        known = group.attrs.get("fingerprint", fingerprint)
-        if known != fingerprint or (len(group) and "fingerprint" not in group.attrs):
-            raise ValueError(
-                f"{path}: holds tokens of another picture, other weights or settings; give another folder, or delete it"
-            )
+        group = _open(Path(path), fingerprint)
         self._array = group.require_array("tokens", shape=shape, chunks=chunks, dtype=dtype)
         self._valid = group.require_array("valid", shape=shape[:3], chunks=chunks[:3], dtype=bool)
         self._done = group.require_array("done", shape=blocks, chunks=(1, 1), dtype=bool)
         self._fused = group.require_array("fused", shape=shape, chunks=chunks, dtype=dtype)
         self._group = group
-        group.attrs["fingerprint"] = fingerprint
 
     def done(self, block: Window) -> bool:
         """See `TokenStore.done`."""
@@ -133,3 +130,20 @@ class ZarrTokens:
     def get_fused(self, tiles: Window) -> NDArray[Any]:
         """See `TokenStore.get_fused`."""
         return np.asarray(self._fused[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
+
+
+def _open(path: Path, fingerprint: str) -> zarr.Group:
+    """Open the folder of these tokens, or make it; leave any other as it is."""
+    import zarr
+
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return zarr.create_group(path, attributes={"fingerprint": fingerprint})
+    try:
+        group = zarr.open_group(path, mode="r+")
+    except (OSError, ValueError):
+        raise ValueError(f"{path}: is no folder of tokens; give another, or one that is new or empty") from None
+    if group.attrs.get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"{path}: holds tokens of another picture, other weights or settings; give another folder, or delete it"
+        )
+    return group

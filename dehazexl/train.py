@@ -62,9 +62,9 @@ class Recipe:
     warmup: int = 100
     decay: float = 0.02
     clip: float = 1.0
-    ema: float = 0.998
+    ema: float = 0.995
     fft: float = 0.05
-    transmission: float = 0.05
+    transmission: float = 0.1
     seam: float = 0.5
     seed: int = 0
 
@@ -233,7 +233,9 @@ def validate(model: DehazeXL, cases: Sequence[tuple[Tensor, Hazy]]) -> float:
     scores = []
     for clear, hazy in cases:
         out = model(hazy.pixels.to(model.device)).clamp(0, 1).cpu()
-        scores.append(-10 * math.log10(max(1e-10, (out - clear).square().mean().item())))
+        error = (out - clear).square().mean().item()
+        # In this order, so that NaN stays NaN: the other way round it would be the best score.
+        scores.append(-10 * math.log10(max(error, 1e-10)))
     return sum(scores) / max(1, len(scores))
 
 
@@ -315,19 +317,25 @@ def train(
 
 
 def step(state: State, clear: Tensor, hazy: Hazy, offset: tuple[int, int], lr: float, recipe: Recipe) -> float:
-    """Make one step of the optimiser and of the average; skip it if the loss is not finite. Return the loss."""
+    """Make one step of the optimiser and of the average and return the loss.
+
+    A step whose loss or gradient is not finite is left out, and its loss is NaN.
+    """
     device = state.model.device
     hazy = Hazy(hazy.pixels.to(device), hazy.transmission.to(device), hazy.airlight.to(device))
     gain, shift = state.model.train().change(hazy.pixels, offset)
     loss = losses(clear.to(device), hazy, gain, shift, recipe)
+    if not torch.isfinite(loss):
+        return math.nan
     state.optimiser.zero_grad(set_to_none=True)
-    if torch.isfinite(loss):
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
-        for group in state.optimiser.param_groups:
-            group["lr"] = lr
-        state.optimiser.step()
-        update_average(state.average, state.model, state.step, recipe.ema)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+    if not torch.isfinite(norm):
+        return math.nan
+    for group in state.optimiser.param_groups:
+        group["lr"] = lr
+    state.optimiser.step()
+    update_average(state.average, state.model, state.step, recipe.ema)
     return float(loss.detach())
 
 

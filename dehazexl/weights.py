@@ -124,7 +124,10 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: not a safetensors file, or cut short ({error}); download or copy it again") from None
     if about.get("format") != FORMAT or "spec" not in about:
         raise ValueError(f"{path}: a safetensors file, but not of DehazeXL weights (no spec in its metadata)")
-    return {k: v if k == "format" else json.loads(v) for k, v in about.items()}
+    try:
+        return {k: v if k == "format" else json.loads(v) for k, v in about.items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its metadata is no JSON ({error}); download or copy it again") from None
 
 
 def find_weights(source: str | os.PathLike[str]) -> Path:
@@ -141,7 +144,8 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
         return bundled
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors")))
-        raise FileNotFoundError(f"no weights {str(source)!r}: give a .safetensors or .pth file, or one of: {names}")
+        bundle = f"one of those bundled: {names}" if names else "install again: none are bundled in this copy"
+        raise FileNotFoundError(f"no weights {str(source)!r}: give a .safetensors or .pth file, or {bundle}")
     return path
 
 
@@ -203,14 +207,20 @@ def _load_safetensors(path: Path) -> DehazeXL:
     """Build the network a file describes, and fill it."""
     from safetensors.torch import load_file
 
-    spec = Spec.from_json(json.dumps(describe(path)["spec"]))
-    model = DehazeXL(spec)
+    try:
+        model = DehazeXL(Spec.from_json(json.dumps(describe(path)["spec"])))
+    except (RuntimeError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: its spec makes no network ({error}); download or copy it again") from error
     _fill(model, {k: v.float() for k, v in load_file(path).items()}, path)
     return model
 
 
 def _load_official(path: Path, normalised: bool) -> DehazeXL:
     """Load a ``.pth`` of the official code: a state dict, alone or under a key."""
+    with path.open("rb") as file:
+        # A zip, or a bare pickle. torch fails in many ways on what is neither.
+        if not file.read(2).startswith((b"PK", b"\x80")):
+            raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -220,7 +230,7 @@ def _load_official(path: Path, normalised: bool) -> DehazeXL:
             ) from None
         raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth") from None
     except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"{path}: not a weights file, or cut short ({reason}); copy it again") from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path}: holds no state dict of tensors; save the network's state_dict() alone")
@@ -240,7 +250,7 @@ def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
         raise ValueError(
-            f"{path}: does not fit the network: {_some('missing', missing)}{_some('unknown', extra)}".strip()
+            f"{path}: does not fit the network: {_some('missing', missing)}{_some('unknown', extra)}".rstrip("; ")
         )
     for name, value in state.items():
         if value.shape != own[name].shape:

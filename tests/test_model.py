@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from reference import DATA, official_state, picture, randomised, relative
+from oracle import plainly
+from reference import DATA, interleaved, official_state, picture, randomised, relative, whole
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from dehazexl.grid import TILE
@@ -57,7 +58,7 @@ def test_official_state_dict_fills_every_entry_and_no_other() -> None:
 
 def test_official_weights_arrive_unchanged(official: DehazeXL) -> None:
     own = official.state_dict()
-    assert all(torch.equal(own[name], value) for name, value in from_official(official_state()).items())
+    assert all(torch.equal(own[name], value) for name, value in from_official(official_state(every=10)).items())
 
 
 @pytest.mark.parametrize("side", [256, 512, 768])
@@ -70,7 +71,7 @@ def test_official_outputs_are_reproduced(official: DehazeXL, side: int) -> None:
         gain, offset = official.decode(grid_to_tiles(fused), maps)
     out = from_tiles(gain * to_tiles(x) + offset, tiles, tiles)
     step = 5 if side == 256 else 7
-    assert np.array_equal(x[0, :, ::17, ::17], GOLDEN[f"in{side}"])
+    assert relative(x[0, :, ::17, ::17], GOLDEN[f"in{side}"]) <= 1e-6
     assert relative(out[0, :, ::step, ::step], GOLDEN[f"out{side}"]) <= 1e-5
     assert relative(fused[0].permute(2, 0, 1)[::16, ::3, ::3], GOLDEN[f"ctx{side}"]) <= 1e-5
     if side == 256:
@@ -147,7 +148,7 @@ def test_every_variant_dehazes(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_gradient_reaches_every_parameter(name: str) -> None:
-    model, x = randomised(VARIANTS[name]).train().requires_grad_(True), batch(300, 260)
+    model, x = randomised(VARIANTS[name]).train().requires_grad_(True), batch(100, 260)
     (model(x) - x).square().mean().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -156,7 +157,8 @@ def test_a_gradient_reaches_every_parameter(name: str) -> None:
 def test_a_fresh_network_changes_little(head: str) -> None:
     torch.manual_seed(0)
     x = batch(256, 256)
-    assert relative(DehazeXL(replace(TINY, head=head)).eval()(x), x) < 0.2
+    model = DehazeXL(replace(TINY, head=head)).eval().requires_grad_(False)
+    assert relative(model(x), x) < 0.2
 
 
 def test_a_head_at_stride_4_is_smooth_within_a_tile() -> None:
@@ -179,9 +181,7 @@ def test_pooled_keys_are_means_over_squares(pool: int) -> None:
     layer = randomised(replace(TINY, context_pool=pool)).context.layers[0]
     x = torch.randn(1, 16, 24, 64)
     y = layer.input_layernorm(x)
-    squares = [
-        y[0, r : r + pool, c : c + pool].mean((0, 1)) for r in range(0, 16, pool) for c in range(0, 24, pool)
-    ]
+    squares = [y[0, r : r + pool, c : c + pool].mean((0, 1)) for r in range(0, 16, pool) for c in range(0, 24, pool)]
     expected = torch.nn.functional.linear(torch.stack(squares), layer.attn.qkv.weight, layer.attn.qkv.bias)
     keys, values = (t.transpose(1, 2).flatten(2)[0] for t in layer.keys_values(x))
     assert torch.allclose(torch.cat([keys, values], 1), expected[:, 64:], atol=1e-5)
@@ -242,17 +242,11 @@ def test_inputs_come_in_one_order(inputs: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (2, 2), (257, 5), (100, 513), (256, 512), (700, 300)])
-def test_any_size_equals_the_picture_continued_by_reflection(tiny: DehazeXL, size: tuple[int, int]) -> None:
-    h, w = size
-    x = batch(h, w)
-    whole = np.pad(x[0].numpy(), [(0, 0), (0, -h % TILE), (0, -w % TILE)], mode="reflect")
-    with torch.inference_mode():
-        out = tiny(x)
-        expected = tiny(torch.from_numpy(whole)[None])[:, :, :h, :w]
-    assert out.shape == x.shape
-    # The halo at the far sides continues the picture in one case, what was made of it in the other.
-    inner = slice(0, h if h % TILE == 0 else None), slice(0, w if w % TILE == 0 else None)
-    assert relative(out[0][:, *inner], expected[0][:, *inner]) < 1e-2
+def test_any_size_equals_the_plain_way(tiny: DehazeXL, size: tuple[int, int]) -> None:
+    pixels = interleaved(picture(*size))
+    out = whole(tiny, pixels)
+    assert out.shape == pixels.shape
+    assert relative(out, plainly(tiny, pixels)) < 1e-5
 
 
 def test_pictures_of_a_batch_do_not_meet(tiny: DehazeXL) -> None:
@@ -422,7 +416,9 @@ def test_specs_that_cannot_be(change: dict[str, object], message: str) -> None:
         replace(TINY, **change)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"colour": 1}', '{"widths": 5}', '{"widths": ["a", 1, 2, 3]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"colour": 1}', '{"widths": 5}', '{"widths": ["a", 1, 2, 3]}']
+)
 def test_text_that_is_no_spec(text: str) -> None:
     with pytest.raises(ValueError):
         Spec.from_json(text)

@@ -62,16 +62,18 @@ def make_demo(
 
 
 def with_haze(clear: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Put drifting haze on a picture ``(y, x, 3)``."""
+    """Put a veil with drifting clouds of haze on a picture ``(y, x, 3)``."""
     import torch
 
     from dehazexl.data import to_tensor
-    from dehazexl.haze import synthesise
+    from dehazexl.haze import patches, scatter, veil
 
     generator = torch.Generator().manual_seed(seed)
-    hazy = synthesise(to_tensor(clear), generator, ["patches"], thickness=(1.3, 1.6), clear_share=0).pixels[0]
-    pixels: NDArray[np.uint8] = (hazy * 255).round().byte().permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(pixels)
+    height, width, _ = clear.shape
+    thickness = 0.5 * veil(height, width, generator) + 1.1 * patches(height, width, generator)
+    airlight = torch.tensor([0.86, 0.88, 0.90]).view(3, 1, 1)
+    hazy = scatter(to_tensor(clear)[0], torch.exp(-thickness), airlight)
+    return np.ascontiguousarray((hazy * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -148,6 +148,8 @@ def find_pictures(source: Path) -> list[Path]:
     """List the pictures of a folder, or the one that `source` is."""
     from dehazexl.readers import ZARR_FILES
 
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist")
     if not source.is_dir() or any((source / name).exists() for name in ZARR_FILES):
         return [source]
     visible = (path for path in source.iterdir() if not path.name.startswith("."))
@@ -189,7 +191,7 @@ def output_name(picture: Path, weights: str) -> str:
 
     stem = short_name(picture)
     suffix = picture.name.removeprefix(stem).removesuffix(".zip")
-    if Path(suffix).suffix.lower() not in (*TIFF, *PICTURE, *ZARR):
+    if not suffix.lower().endswith((*TIFF, *PICTURE, *ZARR)):
         suffix = ".zarr" if picture.is_dir() else ".tif"
     return f"{stem}_{weights}{suffix}" if weights else stem + suffix
 

@@ -30,8 +30,9 @@ def positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
     quarter = width // 4
     # In float64 and so on the CPU: in float32 the angles of large pictures are off, and MPS knows no other.
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = [index.cpu().double()[..., None] * frequency for index in (cols, rows)]
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1).float().to(rows.device)
+    angles = torch.arange(int(torch.maximum(rows, cols).max()) + 1)[:, None] * frequency
+    code = torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(rows.device)  # of each row or column
+    return torch.cat([code[cols], code[rows]], dim=-1)
 
 
 class RMSNorm(nn.Module):

@@ -111,6 +111,9 @@ class Decoder(nn.Module):
         self.expands = nn.ModuleList(Expand(width) for width in learned)
         self.upscale = Expand(widths[-1] // 4) if spec.head_stride == 1 else nn.Identity()
         features = widths[-1] // 16 if spec.head_stride == 1 else widths[-1]
+        # At stride 4 the head also sees the input channels themselves: layer norms hide from the features how
+        # bright a place is, and haze is brightness.
+        self.mix = None if spec.head_stride == 1 else nn.Linear(features + 3 + len(spec.inputs), features)
         self.output = nn.Conv2d(features, parameters, kernel_size=1, bias=spec.head != "residual")
 
     def forward(self, fused: Tensor, maps: list[Tensor]) -> Tensor:
@@ -121,7 +124,7 @@ class Decoder(nn.Module):
         fused
             Fused tokens ``(n, 8, 8, c)``.
         maps
-            The encoder's maps ``(n, h, w, c)`` of the same tiles, strides 4 to 32.
+            The maps ``(n, h, w, c)`` of the same tiles, see `DehazeXL.encode`.
 
         Returns
         -------
@@ -129,9 +132,11 @@ class Decoder(nn.Module):
             Parameters of the head ``(n, parameters, 256, 256)``, float32.
         """
         x = fused
-        for i, (level, skip) in enumerate(zip(self.levels, reversed(maps), strict=True)):
+        for i, (level, skip) in enumerate(zip(self.levels, reversed(maps[-4:]), strict=True)):
             x = level(x, skip)
             x = self.expands[i](x) if i < len(self.expands) else x
+        if self.mix is not None:
+            x = F.gelu(self.mix(torch.cat([x, maps[0]], dim=-1)))
         return self._output_layer(self.upscale(x))
 
     def _output_layer(self, features: Tensor) -> Tensor:

@@ -65,14 +65,20 @@ class DehazeXL(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Start from small random weights; heads other than the official one start as nearly no change."""
+        """Start from random weights that keep the scale of what passes; the answer starts as a slight change."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # Centred on mid-grey, so that the norm that follows keeps dark and bright apart.
+        stem = self.encoder.patch_embed.proj
+        assert stem.bias is not None
+        nn.init.normal_(stem.weight, std=4 * stem.weight[0].numel() ** -0.5)
+        nn.init.normal_(stem.bias, std=0.5)
+        stem.bias.data -= 0.5 * stem.weight.data.sum((1, 2, 3))
+        nn.init.normal_(self.decoder.output.weight, std=0.02)
         if self.decoder.output.bias is not None:
-            nn.init.zeros_(self.decoder.output.weight)
             # Transmission and airlight start near 0.8.
             nn.init.constant_(self.decoder.output.bias, 1.4 if self.spec.head == "scattering" else 0.0)
 
@@ -112,9 +118,12 @@ class DehazeXL(nn.Module):
         Returns
         -------
         list of Tensor
-            Feature maps ``(n, h, w, c)`` at strides 4, 8, 16, 32. The last ``(n, 8, 8, c)`` is the tokens.
+            Feature maps ``(n, h, w, c)`` at strides 4, 8, 16, 32. The last ``(n, 8, 8, c)`` is the tokens. Where
+            the spec's head has a stride of 4, the input channels at that stride come before them.
         """
-        return self.encoder(self.inputs(tiles))
+        x = self.inputs(tiles)
+        maps: list[Tensor] = self.encoder(x)
+        return maps if self.spec.head_stride == 1 else [F.avg_pool2d(x, 4).permute(0, 2, 3, 1), *maps]
 
     def fuse(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
         """Fuse the grid of tokens ``(n, h, w, c)`` of whole pictures; the same shape comes back."""

@@ -73,6 +73,23 @@ class Spec:
         for name in ("widths", "depths", "heads", "decoder_depths", "decoder_heads"):
             if len(getattr(self, name)) != 4:
                 raise ValueError(f"{name} needs four numbers, one a stage, not {getattr(self, name)}")
+        self._check_widths()
+
+    def _check_widths(self) -> None:
+        """Check what else would only show as an error of shapes somewhere in the network."""
+        if any(wide != 2 * narrow for narrow, wide in zip(self.widths, self.widths[1:], strict=False)):
+            raise ValueError(f"widths must double from stage to stage, not {self.widths}")
+        joined = [2 * width for width in reversed(self.widths)]
+        for name, widths, heads in (
+            ("heads", self.widths, self.heads),
+            ("decoder_heads", joined, self.decoder_heads),
+            ("context_heads", self.widths[-1:], (self.context_heads,)),
+        ):
+            if any(width % count for width, count in zip(widths, heads, strict=True)):
+                raise ValueError(f"{name} {heads} must divide the channels {tuple(widths)}")
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
+                raise ValueError(f"{name} needs three numbers, one a colour, std above 0, not {numbers}")
 
     @property
     def halo(self) -> int:
@@ -103,7 +120,10 @@ class Spec:
             extra = sorted(set(values) - known) if isinstance(values, dict) else values
             raise ValueError(f"not a DehazeXL spec of this version: unknown {extra}; update napari-dehazexl")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**arguments)
+        try:
+            return cls(**arguments)
+        except (TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"not a DehazeXL spec: {error}") from None
 
 
 SPECS = {

@@ -6,6 +6,7 @@ Feature maps are ``(n, h, w, c)``: channels last, as linear layers and layer nor
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,11 @@ class CachedBias(nn.Module):
         """Drop the cached bias: the weights may change."""
         self.cached = None
         return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Drop the cached bias: the weights change."""
+        self.cached = None
+        super()._load_from_state_dict(*args)
 
     def compute(self) -> Tensor:
         """Compute the bias ``(1 or windows, heads, cells, cells)`` from the weights."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ from dehazexl.readers.source import (
 
 if TYPE_CHECKING:
     import zarr
+    from numpy.typing import NDArray
 
 AXES = {
     "y": ("y", "lat", "latitude", "row", "rows", "northing", "height"),
@@ -155,7 +158,8 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
     levels: list[tuple[Source, tuple[int, int]]] = []
     for array in arrays:
         check_pixels(array.shape, array.dtype, where)
-        source = strided(array, axes)
+        plain = strided(array, axes)
+        source = Source(plain.shape, plain.dtype, partial(read_checked, plain, where))
         finest = levels[0][0] if levels else source
         if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
             raise ValueError(f"{where} has levels that differ in dtype or bands: write its overviews again")
@@ -165,8 +169,18 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
     return levels
 
 
+def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArray[Any]:
+    """Read a window; say where it is if a chunk in it cannot be decoded."""
+    try:
+        return source.read(rows, cols)
+    except (RuntimeError, ValueError, EOFError, zlib.error) as error:
+        place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
+        raise ValueError(f"{where} has a damaged chunk in {place} ({error}): copy or download it again") from error
+
+
 def array_axes(array: zarr.Array[Any], where: str) -> str:
     """Name a zarr array's axes by its dimension names (zarr 3, xarray), else by its shape."""
+    check_pixels(array.shape, array.dtype, where)
     names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     axes = named_axes(names, array.shape, where) if names and len(names) == array.ndim else ""
     return axes if "y" in axes and "x" in axes else axes_by_shape(array.shape, where)
