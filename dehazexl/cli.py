@@ -252,7 +252,7 @@ def demo(
 
 @app.command()
 def train(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of clear 8-bit pictures.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders of clear 8-bit pictures.")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for weights, checkpoint and log.")],
     hold_out: Annotated[
         list[str],
@@ -263,13 +263,14 @@ def train(
     spec: Annotated[
         str, typer.Option(metavar="SPEC", help="The network: compact, official, tiny..., or JSON.")
     ] = "compact",
-    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the whole run.")] = 3000,
-    tiles: Annotated[int, typer.Option(metavar="N", help="Tiles of 256 x 256 pixels a step.")] = 8,
-    lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 6e-4,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the whole run.")] = 3000,
+    tiles: Annotated[int, typer.Option(min=1, metavar="N", help="Tiles of 256 x 256 pixels a step.")] = 8,
+    lr: Annotated[float, typer.Option(min=0, metavar="RATE", help="Peak learning rate.")] = 6e-4,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and haze.")] = 0,
-    every: Annotated[int, typer.Option(metavar="N", help="Steps between validations and checkpoints.")] = 250,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Steps between validations and checkpoints.")] = 250,
     minutes: Annotated[
-        float, typer.Option(metavar="MINUTES", show_default="no limit", help="Stop after this time; --resume goes on.")
+        float,
+        typer.Option(min=0, metavar="MINUTES", show_default="no limit", help="Stop after this time; --resume goes on."),
     ] = float("inf"),
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in RUN.")] = False,

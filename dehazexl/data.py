@@ -37,12 +37,19 @@ def find_pictures(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder of pictures")
-    found = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    held = [p for p in found if any(fnmatch(p.as_posix(), f"*/{pattern}") for pattern in hold_out)]
-    kept = [p for p in found if p not in held]
+    # Patterns speak of the path from the folder on: what lies above it must not hold out everything.
+    names = {
+        p: f"/{p.relative_to(folder.parent).as_posix()}"
+        for folder in folders
+        for p in folder.rglob("*")
+        if p.suffix.lower() in SUFFIXES
+    }
+    found = sorted(names)
+    held = [p for p in found if any(fnmatch(names[p], f"*/{pattern}") for pattern in hold_out)]
+    kept = sorted(set(found) - set(held))
     if not kept:
-        names = ", ".join(str(f) for f in folders)
-        raise ValueError(f"no pictures to train on in {names}: they need one of the suffixes {' '.join(SUFFIXES)}")
+        where = ", ".join(str(f) for f in folders)
+        raise ValueError(f"no pictures to train on in {where}: they need one of the suffixes {' '.join(SUFFIXES)}")
     return kept, held
 
 

@@ -23,7 +23,7 @@ from dehazexl.data import center_crop, random_crop
 from dehazexl.grid import TILE
 from dehazexl.haze import Hazy, synthesise
 from dehazexl.model import DehazeXL, Spec
-from dehazexl.weights import save_model
+from dehazexl.weights import read_pickle, save_model
 
 GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3))
 """Sizes of the training crops, in tiles: one to nine."""
@@ -109,9 +109,9 @@ class State:
         Raises
         ------
         ValueError
-            If it was made with another spec.
+            If it was made with another spec, or is damaged.
         """
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = read_pickle(path, device)
         if Spec.from_json(saved["spec"]) != spec:
             raise ValueError(f"{path}: a checkpoint of another spec; train into another folder, or give its spec")
         state = cls.start(spec, recipe, device)
@@ -356,5 +356,8 @@ def spec_from_text(text: str) -> Spec:
     if text in SPECS:
         return SPECS[text]
     if text.lstrip().startswith("{"):
-        return Spec.from_json(json.dumps(json.loads(text)))
+        try:
+            return Spec.from_json(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the spec {text!r} is no JSON: {error}") from None
     raise ValueError(f"unknown spec {text!r}: give JSON or one of {', '.join(SPECS)}")

@@ -93,7 +93,7 @@ def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = Fa
     metadata
         Whatever should be known of the weights (licence, training), as JSON values.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -101,7 +101,8 @@ def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = Fa
         tensors = {k: v.half() for k, v in tensors.items()}
     about = {"format": FORMAT, "spec": model.spec.to_json()} | {k: json.dumps(v) for k, v in metadata.items()}
     part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, about)
+    # Not save_file: it makes files that only their owner may read.
+    part.write_bytes(save(tensors, about))
     os.replace(part, path)
     return path
 
@@ -215,14 +216,20 @@ def _load_safetensors(path: Path) -> DehazeXL:
     return model
 
 
-def _load_official(path: Path, normalised: bool) -> DehazeXL:
-    """Load a ``.pth`` of the official code: a state dict, alone or under a key."""
+def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
+    """Read what ``torch.save`` wrote, tensors and plain values only.
+
+    Raises
+    ------
+    ValueError
+        If the file is something else, is damaged, or wants to run code.
+    """
     with path.open("rb") as file:
         # A zip, or a bare pickle. torch fails in many ways on what is neither.
         if not file.read(2).startswith((b"PK", b"\x80")):
             raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise ValueError(
@@ -232,6 +239,11 @@ def _load_official(path: Path, normalised: bool) -> DehazeXL:
     except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"{path}: not a weights file, or cut short ({reason}); copy it again") from None
+
+
+def _load_official(path: Path, normalised: bool) -> DehazeXL:
+    """Load a ``.pth`` of the official code: a state dict, alone or under a key."""
+    state = read_pickle(path)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path}: holds no state dict of tensors; save the network's state_dict() alone")
     spec = SPECS["official"]

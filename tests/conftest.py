@@ -11,22 +11,30 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from dehazexl import DehazeXL
 
 
 @pytest.fixture(scope="session")
-def official(tmp_path_factory: pytest.TempPathFactory) -> DehazeXL:
-    """Load the official network as its users do: from a .pth file."""
+def official_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Write a .pth file as the official code does: half a gigabyte."""
     import torch
     from reference import official_state
 
-    from dehazexl import load_model
-
     path = tmp_path_factory.mktemp("official") / "official.pth"
     torch.save(official_state(), path)
-    model = load_model(path, device="cpu", dtype="float32")
+    yield path
     path.unlink()
-    return model
+
+
+@pytest.fixture(scope="session")
+def official(official_file: Path) -> DehazeXL:
+    """Load the official network as its users do."""
+    from dehazexl import load_model
+
+    return load_model(official_file, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

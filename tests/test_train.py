@@ -1,0 +1,362 @@
+"""Training: it learns, goes on bit for bit where it was, and survives what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from reference import interleaved, picture
+
+from dehazexl import load_model
+from dehazexl.data import center_crop, find_pictures, random_crop, read_rgb
+from dehazexl.haze import Hazy, clear_sight, synthesise
+from dehazexl.model import SPECS, DehazeXL
+from dehazexl.train import (
+    PATIENCE,
+    Recipe,
+    State,
+    batches,
+    learning_rate,
+    losses,
+    make_batch,
+    seam,
+    spec_from_text,
+    step,
+    train,
+    validate,
+    validation_set,
+)
+from dehazexl.weights import describe
+
+TINY = replace(SPECS["tiny"], depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1))
+CPU = torch.device("cpu")
+SHORT = Recipe(steps=6, tiles=1, warmup=2, lr=1e-3)
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.rint(interleaved(picture(height, width, seed)) * 255).astype(np.uint8)
+
+
+PICTURES = [photo(300, 400), photo(500, 280, 1)]
+
+
+def one_crop() -> tuple[torch.Tensor, Hazy]:
+    clear = torch.from_numpy(picture(256))[None]
+    generator = torch.Generator().manual_seed(0)
+    return clear, synthesise(clear, generator, ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False)
+
+
+def weights(model: DehazeXL) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+# ---- Learning ---------------------------------------------------------------------------------------
+
+
+def test_a_small_network_learns_a_crop_by_heart() -> None:
+    recipe = Recipe(steps=60, lr=5e-3, warmup=5, ema=0.9)
+    state, (clear, hazy) = State.start(SPECS["tiny"], recipe, CPU), one_crop()
+    before = -10 * math.log10((hazy.pixels - clear).square().mean())
+    assert before < 15
+    for i in range(recipe.steps):
+        step(state, clear, hazy, (0, 0), learning_rate(i, recipe), recipe)
+        state.step += 1
+    assert validate(state.average, [(clear, hazy)]) > 35
+
+
+def test_the_loss_of_the_truth_is_nothing() -> None:
+    clear, hazy = one_crop()
+    gain = 1 / hazy.transmission
+    shift = clear_sight(torch.zeros_like(clear), hazy.transmission, hazy.airlight)
+    assert losses(clear, hazy, gain, shift, Recipe()) < 1e-4
+    assert losses(clear, hazy, torch.ones_like(gain), torch.zeros_like(gain), Recipe()) > 0.05
+
+
+def test_a_seam_is_what_jumps_across_tile_borders() -> None:
+    error = torch.zeros(1, 3, 512, 512)
+    assert seam(error[..., :256, :256]) == 0
+    assert seam(error + 0.3) == 0
+    error[:, :, 256:] = 0.2  # one of two borders
+    assert seam(error) == pytest.approx(0.1)
+    inner = torch.zeros(1, 3, 512, 512)
+    inner[:, :, 100:] = 0.2
+    assert seam(inner) == 0
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    recipe = Recipe(steps=1000, warmup=100, lr=1e-3)
+    rates = [learning_rate(i, recipe) for i in range(1000)]
+    assert rates[0] == pytest.approx(1e-5)
+    assert max(rates) == pytest.approx(1e-3, rel=0.05)
+    assert 95 <= int(np.argmax(rates)) <= 105
+    assert rates[-1] < 1e-8
+    assert np.all(np.diff(rates[100:]) < 0)
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    state = State.start(TINY, replace(SHORT, decay=0.3), CPU)
+    matrices, vectors = state.optimiser.param_groups
+    assert matrices["weight_decay"] == 0.3
+    assert vectors["weight_decay"] == 0
+    assert len(matrices["params"]) + len(vectors["params"]) == len(weights(state.model))
+
+
+# ---- Files ------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_weights_a_log_and_a_checkpoint(tmp_path: Path) -> None:
+    recipe = replace(SHORT, steps=3)
+    reports = list(train(PICTURES, PICTURES[:1], tmp_path / "run", TINY, recipe, every=2, about={"data": "mine"}))
+    assert [r["step"] for r in reports] == [1, 2, 3]
+    assert [("psnr" in r) for r in reports] == [False, True, True]
+    names = sorted(p.name for p in (tmp_path / "run").iterdir())
+    assert names == ["best.safetensors", "checkpoint.pt", "last.safetensors", "log.csv"]
+    with (tmp_path / "run" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[1]["loss"]) == pytest.approx(reports[1]["loss"])
+    about = describe(tmp_path / "run" / "last.safetensors")
+    assert about["data"] == "mine"
+    assert about["licence"] == "BSD-3-Clause"
+    assert about["recipe"]["steps"] == 3
+    assert about["trained"]["step"] == 3
+    model = load_model(tmp_path / "run" / "last.safetensors", "cpu", "float32")
+    assert model.spec == TINY
+
+
+def test_going_on_equals_a_run_that_was_never_stopped(tmp_path: Path) -> None:
+    for _ in train(PICTURES, [], tmp_path / "whole", TINY, SHORT, every=3):
+        pass
+    run = train(PICTURES, [], tmp_path / "parts", TINY, SHORT, every=3)
+    list(islice(run, 4))  # one step more than the checkpoint knows of
+    run.close()
+    again = list(train(PICTURES, [], tmp_path / "parts", TINY, SHORT, every=3, resume=True))
+    assert [report["step"] for report in again] == [4, 5, 6]
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 6
+    for part in ("model", "average"):
+        assert all(torch.equal(value, parts[part][name]) for name, value in whole[part].items())
+    for index, state in whole["optimiser"]["state"].items():
+        assert all(torch.equal(value, parts["optimiser"]["state"][index][name]) for name, value in state.items())
+
+
+def test_going_on_with_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    recipe = replace(SHORT, steps=1)
+    assert len(list(train(PICTURES, [], tmp_path, TINY, recipe))) == 1
+    assert list(train(PICTURES, [], tmp_path, TINY, recipe, resume=True)) == []
+
+
+def test_time_ends_a_run_that_can_go_on(tmp_path: Path) -> None:
+    assert [r["step"] for r in train(PICTURES, [], tmp_path, TINY, SHORT, minutes=0)] == [1]
+    assert next(train(PICTURES, [], tmp_path, TINY, SHORT, resume=True))["step"] == 2
+
+
+def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path) -> None:
+    State.start(TINY, SHORT, CPU).save(tmp_path / "checkpoint.pt")
+    other = replace(TINY, head="gain")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: a checkpoint of another spec"):
+        next(train(PICTURES, [], tmp_path, other, SHORT, resume=True))
+
+
+KILLED = """
+import resource, signal, sys, torch
+from pathlib import Path
+from dehazexl.model import Spec
+from dehazexl.train import Recipe, State
+
+path = Path(sys.argv[1])
+state = State.load(path, Spec.from_json(sys.argv[2]), Recipe(), torch.device("cpu"))
+state.step = 99
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+state.save(path)
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path) -> None:
+    # The system kills the process when the file reaches 100 kB.
+    path = tmp_path / "checkpoint.pt"
+    state = State.start(TINY, SHORT, CPU)
+    state.step = 7
+    state.save(path)
+    assert path.stat().st_size > 200_000
+    killed = subprocess.run([sys.executable, "-c", KILLED, path, TINY.to_json()], check=False)
+    assert killed.returncode == -signal.SIGXFSZ
+    assert 0 < (tmp_path / ".checkpoint.pt.part").stat().st_size <= 100_000
+    found = State.load(path, TINY, SHORT, CPU)
+    assert found.step == 7
+    assert all(torch.equal(a, b) for a, b in zip(weights(found.model), weights(state.model), strict=True))
+    state.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+# ---- Steps that fail --------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    state, (clear, hazy) = State.start(TINY, SHORT, CPU), one_crop()
+    before, average = weights(state.model), weights(state.average)
+    hazy.pixels[0, 0, 5, 5] = math.nan
+    assert math.isnan(step(state, clear, hazy, (0, 0), 1e-3, SHORT))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(state.model), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(average, weights(state.average), strict=True))
+    assert state.optimiser.state_dict()["state"] == {}
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    state, (clear, hazy) = State.start(TINY, SHORT, CPU), one_crop()
+    before = weights(state.model)
+    handle = state.model.context.input_proj.bias.register_hook(lambda gradient: gradient * math.inf)
+    assert math.isnan(step(state, clear, hazy, (0, 0), 1e-3, SHORT))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(state.model), strict=True))
+    handle.remove()
+    assert math.isfinite(step(state, clear, hazy, (0, 0), 1e-3, SHORT))
+    assert not torch.equal(before[0], weights(state.model)[0])
+
+
+def test_training_gives_up_when_nothing_is_finite_any_more(tmp_path: Path) -> None:
+    recipe = replace(SHORT, steps=100, lr=1e20, warmup=0)
+    reports = []
+    with pytest.raises(FloatingPointError, match=rf"not finite {PATIENCE + 1} times in a row; lower --lr"):
+        for report in train(PICTURES[:1], [], tmp_path, TINY, recipe, every=1000):
+            reports.append(report["loss"])
+    assert math.isfinite(reports[0])
+    assert sum(not math.isfinite(loss) for loss in reports) == PATIENCE
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_network_without_numbers_is_never_the_best() -> None:
+    model = DehazeXL(TINY).eval()
+    with torch.no_grad():
+        model.context.input_proj.bias.fill_(math.nan)
+    assert math.isnan(validate(model, [one_crop()]))
+
+
+# ---- Batches ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_the_same_whenever_it_is_made() -> None:
+    recipe = replace(SHORT, steps=4)
+    made = list(batches(PICTURES, 1, recipe))
+    assert len(made) == 3
+    for index, (clear, hazy, offset) in enumerate(made, start=1):
+        same_clear, same_hazy, same_offset = make_batch(PICTURES, index, recipe)
+        assert torch.equal(clear, same_clear)
+        assert torch.equal(hazy.pixels, same_hazy.pixels)
+        assert offset == same_offset
+    assert not torch.equal(*(torch.zeros(5) + b[0].mean() for b in made[:2]))
+
+
+def test_batches_vary_in_grid_and_place() -> None:
+    recipe = replace(SHORT, tiles=6)
+    made = [make_batch(PICTURES, i, recipe) for i in range(12)]
+    sizes = {tuple(clear.shape[2:]) for clear, _, _ in made}
+    assert len(sizes) > 3
+    assert all(h % 256 == w % 256 == 0 and h * w <= 9 * 256**2 for h, w in sizes)
+    assert all(clear.shape == hazy.pixels.shape for clear, hazy, _ in made)
+    offsets = {offset for _, _, offset in made}
+    assert (0, 0) in offsets
+    assert len(offsets) > 3
+
+
+@pytest.mark.parametrize("size", [(40, 50), (256, 256), (2000, 300), (300, 1400)])
+def test_crops_of_pictures_of_any_size(size: tuple[int, int]) -> None:
+    big = photo(*size)
+    for seed in range(5):
+        crop = random_crop([big], 256, 512, np.random.default_rng(seed))
+        assert crop.shape == (1, 3, 256, 512)
+        assert 0 <= crop.min() < crop.max() <= 1
+
+
+def test_the_middle_of_a_picture() -> None:
+    pixels = photo(100, 60)
+    middle = center_crop(pixels, 20, 400)
+    assert middle.shape == (1, 3, 20, 60)
+    assert np.allclose(middle[0].permute(1, 2, 0) * 255, pixels[40:60], atol=1e-4)
+
+
+def test_validation_shows_each_kind_of_haze_and_never_changes() -> None:
+    cases, again = validation_set(PICTURES * 3, 64), validation_set(PICTURES * 3, 64)
+    assert len(cases) == 6
+    assert all(torch.equal(a[1].pixels, b[1].pixels) for a, b in zip(cases, again, strict=True))
+    assert all((hazy.transmission < 1).any() for _, hazy in cases)
+
+
+# ---- Pictures in folders ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a/one.tif", "a/two.tif", "b/deep/three.tif", "b/four.npy"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npy":
+            np.save(path, photo(20, 30))
+        else:
+            tifffile.imwrite(path, photo(20, 30), photometric="rgb")
+    (tmp_path / "pictures" / "readme.txt").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+def test_pictures_are_found_in_folders_below(folder: Path) -> None:
+    kept, held = find_pictures([folder])
+    assert [p.name for p in kept] == ["one.tif", "two.tif", "three.tif", "four.npy"]
+    assert held == []
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["a/*"], ["one.tif", "two.tif"]),
+        (["t*.tif"], ["two.tif", "three.tif"]),
+        (["*.npy", "one*"], ["one.tif", "four.npy"]),
+    ],
+)
+def test_pictures_are_held_out_by_pattern(folder: Path, patterns: list[str], names: list[str]) -> None:
+    kept, held = find_pictures([folder], patterns)
+    assert [p.name for p in held] == names
+    assert len(kept) + len(held) == 4
+
+
+@pytest.mark.parametrize(("patterns", "place"), [(["*"], "."), ([], "empty"), ([], "missing")])
+def test_nothing_to_train_on(folder: Path, patterns: list[str], place: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="no such folder" if place == "missing" else "no pictures to train on"):
+        find_pictures([folder / place], patterns)
+
+
+def test_pictures_are_read_as_eight_bit_rgb(folder: Path) -> None:
+    for name in ("a/one.tif", "b/four.npy"):
+        pixels = read_rgb(folder / name)
+        assert pixels.dtype == np.uint8
+        assert np.array_equal(pixels, photo(20, 30))
+
+
+def test_deep_pictures_are_refused_by_name(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "deep.tif", photo(20, 30).astype(np.uint16), photometric="rgb")
+    with pytest.raises(ValueError, match=r"deep\.tif: training needs 8-bit RGB pictures, this is uint16"):
+        read_rgb(tmp_path / "deep.tif")
+
+
+# ---- Specs by text ----------------------------------------------------------------------------------
+
+
+def test_specs_come_by_name_or_as_json() -> None:
+    assert spec_from_text("compact") == SPECS["compact"]
+    assert spec_from_text(TINY.to_json()) == TINY
+
+
+@pytest.mark.parametrize("text", ["huge", "{", '{"head": "magic"}'])
+def test_specs_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        spec_from_text(text)
