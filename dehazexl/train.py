@@ -236,7 +236,7 @@ def validate(model: DehazeXL, cases: Sequence[tuple[Tensor, Hazy]]) -> float:
         error = (out - clear).square().mean().item()
         # In this order, so that NaN stays NaN: the other way round it would be the best score.
         scores.append(-10 * math.log10(max(error, 1e-10)))
-    return sum(scores) / max(1, len(scores))
+    return sum(scores) / len(scores)
 
 
 def train(
@@ -257,7 +257,8 @@ def train(
     Parameters
     ----------
     pictures, held_out
-        Clear pictures ``(h, w, 3)``, uint8, to train on and to validate on.
+        Clear pictures ``(h, w, 3)``, uint8, to train on and to validate on. Without any held out there is no
+        ``psnr``, and the best weights are the last.
     folder
         Gets ``checkpoint.pt`` (to resume from), ``last.safetensors`` and ``best.safetensors`` (the averaged weights)
         and ``log.csv``.
@@ -303,11 +304,12 @@ def train(
         report: dict[str, float] = {"step": state.step, "loss": loss, "lr": lr, "seconds": round(state.seconds, 1)}
         over = state.seconds - before > 60 * minutes
         if state.step % every == 0 or state.step == recipe.steps or over:
-            report["psnr"] = validate(state.average, cases)
+            if cases:
+                report["psnr"] = validate(state.average, cases)
             about["trained"] = report
             save_model(state.average, folder / "last.safetensors", half=True, **about)
-            if report["psnr"] > state.best:
-                state.best = report["psnr"]
+            if report.get("psnr", math.inf) > state.best:
+                state.best = report.get("psnr", state.best)
                 save_model(state.average, folder / "best.safetensors", half=True, **about)
             state.save(checkpoint)
         log(folder / "log.csv", report)

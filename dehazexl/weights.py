@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,13 +178,13 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     Raises
     ------
     ValueError
-        If the name is not one of auto, float32, float16, bfloat16.
+        If it is not one of auto, float32, float16, bfloat16, or torch's float64.
     """
-    if isinstance(dtype, torch.dtype):
-        return dtype
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype in names:
+    if isinstance(dtype, str) and dtype in names:
         return names[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in {*names.values(), torch.float64}:
+        return dtype
     if dtype != "auto":
         raise ValueError(f"unknown dtype {dtype!r}; choose auto, {', '.join(names)}")
     if device.type == "cuda":
@@ -229,22 +230,25 @@ def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
         if not file.read(2).startswith((b"PK", b"\x80")):
             raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write; they fail, too
+            return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if "GLOBAL" in str(error):
             raise ValueError(
                 f"{path}: wants to run code when loaded, which is refused; save its state_dict() alone"
             ) from None
         raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
+    except Exception as error:  # on a damaged file torch fails in any way: an IndexError, a UnicodeDecodeError...
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(f"{path}: not a weights file, or cut short ({reason}); copy it again") from None
 
 
 def _load_official(path: Path, normalised: bool) -> DehazeXL:
-    """Load a ``.pth`` of the official code: a state dict, alone or under a key."""
+    """Load a ``.pth`` of the official code: a state dict."""
     state = read_pickle(path)
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    entries = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries):
         raise ValueError(f"{path}: holds no state dict of tensors; save the network's state_dict() alone")
     spec = SPECS["official"]
     if normalised:

@@ -166,7 +166,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, legacy: bool) -> None:
 
 def test_code_in_a_plain_pickle_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(pickle.dumps({"weight": Code(tmp_path / "made")}))
-    refused(tmp_path / "w.pth", "")
+    refused(tmp_path / "w.pth", "not a weights file")
     assert not (tmp_path / "made").exists()
 
 
@@ -271,7 +271,7 @@ def test_wrong_shapes_are_named(saved: Path) -> None:
 
 def test_a_file_of_another_spec_is_refused(saved: Path) -> None:
     rewritten(saved, lambda tensors: None, spec=replace(SMALL, head="gain", inputs=()).to_json())
-    refused(saved, r"encoder\.patch_embed\.proj\.weight has shape")
+    refused(saved, r"\.weight has shape .*, the network needs")
 
 
 @pytest.mark.parametrize("spec", ["", "null", "[]", '{"colour": 1}', '{"head": "magic"}', '{"widths": [1, 2]}'])
