@@ -215,13 +215,14 @@ def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
     Returns
     -------
     numpy.ndarray
-        ``(y, x)``, False where a colour band is NaN or infinite, where all three colour bands equal
-        ``image.nodata``, or where the alpha band is 0.
+        ``(y, x)``, False where a colour band is NaN or infinite, where the colour bands equal ``image.nodata``
+        (all three for integers, for which it is often 0; any for floats), or where the alpha band is 0.
     """
     rgb = pixels[..., list(image.rgb)]
     valid = np.asarray(np.isfinite(rgb).all(axis=-1))
     if image.nodata is not None:
-        valid &= (rgb != _as_dtype(image.nodata, rgb.dtype)).any(axis=-1)
+        held = rgb != _as_dtype(image.nodata, rgb.dtype)
+        valid &= held.all(axis=-1) if rgb.dtype.kind == "f" else held.any(axis=-1)
     if image.alpha is not None:
         valid &= pixels[..., image.alpha] != 0
     return valid
@@ -247,9 +248,9 @@ def value_range(image: Image) -> tuple[float, float]:
     Returns
     -------
     tuple of float
-        ``(0, 255)`` for uint8; else the percentiles 0.1 and 99.9 of the three colour bands together,
-        without pixels that hold no data. A picture of one value, or of none, gives the dtype's range for
-        integers and ``(0, 1)`` for floats.
+        ``(0, 255)`` for uint8; else 0, or the percentile 0.1 where that is negative, and the percentile 99.9 of the
+        three colour bands together, without pixels that hold no data. A picture of zeros, or of no value, gives the
+        dtype's range for integers and ``(0, 1)`` for floats.
     """
     dtype = image.levels[0].dtype
     if dtype == np.uint8:
@@ -257,6 +258,8 @@ def value_range(image: Image) -> tuple[float, float]:
     values = _sample(image)
     if values.size:
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+        # Black is 0 where there is one: the haze is what lifts the darkest values, and must not be stretched away.
+        low = min(0.0, low)
         if low < high:
             return low, high
     return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" else (0.0, 1.0)

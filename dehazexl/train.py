@@ -185,14 +185,12 @@ def losses(clear: Tensor, hazy: Hazy, gain: Tensor, shift: Tensor, recipe: Recip
         What it answered, ``(n, 3, h, w)``.
     """
     out = (gain * hazy.pixels + shift).clamp(-0.1, 1.1)
-    # Where the haze is dense little can be recovered; without this such pixels rule the loss.
-    weight = (0.25 + hazy.transmission).clamp(max=1)
-    error = weight * (out - clear)
+    error = out - clear
     loss = error.abs().mean()
     spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho")).abs().mean()
     seen = hazy.transmission.clamp(min=0.05).log()
-    density = (weight * (gain.clamp(min=0.05).log() + seen)).abs().mean()
-    return loss + recipe.fft * spectrum + recipe.transmission * density + recipe.seam * seam(out - clear)
+    density = (gain.clamp(min=0.05).log() + seen).abs().mean()
+    return loss + recipe.fft * spectrum + recipe.transmission * density + recipe.seam * seam(error)
 
 
 def seam(error: Tensor) -> Tensor:

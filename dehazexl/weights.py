@@ -140,7 +140,7 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     FileNotFoundError
         If it is neither.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     bundled = BUNDLED / f"{source}.safetensors"
     if not path.exists() and path.name == str(source) and bundled.exists():
         return bundled

@@ -66,6 +66,10 @@ def randomised(spec: Spec | str, seed: int = 0) -> DehazeXL:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     if model.decoder.output.bias is not None:
         torch.nn.init.normal_(model.decoder.output.bias)
+    with torch.no_grad():
+        for layer in model.context.layers:  # so that tiles have much to say to each other
+            layer.attn.qkv.weight *= 2
+            layer.attn.proj.weight *= 8
     return model.eval().requires_grad_(False)
 
 

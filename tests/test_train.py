@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from reference import interleaved, picture
+from reference import interleaved, picture, randomised
+from safetensors.torch import load_file
 
 from dehazexl import load_model
 from dehazexl.data import center_crop, find_pictures, random_crop, read_rgb
@@ -33,6 +34,7 @@ from dehazexl.train import (
     spec_from_text,
     step,
     train,
+    update_average,
     validate,
     validation_set,
 )
@@ -103,6 +105,21 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert np.all(np.diff(rates[100:]) < 0)
 
 
+def test_the_average_follows_the_weights() -> None:
+    average, model = randomised(TINY, 0), randomised(TINY, 1)
+    x = torch.from_numpy(picture(100))[None]
+    before, target = weights(average), weights(model)
+    average(x)
+    update_average(average, model, step=10**6, decay=0.9)
+    for own, old, new in zip(weights(average), before, target, strict=True):
+        assert torch.allclose(own, 0.9 * old + 0.1 * new, atol=1e-6)
+    fresh = DehazeXL(TINY).eval()
+    fresh.load_state_dict(average.state_dict())
+    assert torch.equal(average(x), fresh(x))  # the cached biases were dropped
+    update_average(average, model, step=0, decay=0.9)  # in the first steps it follows fast
+    assert torch.allclose(weights(average)[0] - target[0], 0.09 * (before[0] - target[0]), atol=1e-5)
+
+
 def test_biases_and_norms_do_not_decay() -> None:
     state = State.start(TINY, replace(SHORT, decay=0.3), CPU)
     matrices, vectors = state.optimiser.param_groups
@@ -142,6 +159,8 @@ def test_going_on_equals_a_run_that_was_never_stopped(tmp_path: Path) -> None:
     run.close()
     again = list(train(PICTURES, [], tmp_path / "parts", TINY, SHORT, every=3, resume=True))
     assert [report["step"] for report in again] == [4, 5, 6]
+    one, other = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
     whole, parts = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 6
     for part in ("model", "average"):
