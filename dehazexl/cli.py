@@ -65,9 +65,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         # Looked up, not imported: torch may not have been needed.
         torch = sys.modules.get("torch")
-        if torch is None or not isinstance(error, torch.cuda.OutOfMemoryError):
+        if torch is None or not (isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)):
             raise
-        fail("the GPU's memory is not enough: give a smaller --batch, e.g. --batch 1, or --device cpu")
+        fail("the device's memory is not enough: give a smaller --batch, e.g. --batch 1, or --device cpu")
         return 2
     return code if isinstance(code, int) else 0
 

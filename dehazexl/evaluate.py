@@ -92,7 +92,7 @@ def seam_ratio(change: Picture, step: int = TILE) -> float:
     return float(borders.mean() / others.mean()) if borders.size and others.mean() > 0 else float("nan")
 
 
-def by_network(model: DehazeXL, overlap: int = 0) -> Dehazer:
+def by_network(model: DehazeXL, overlap: int = 32) -> Dehazer:
     """Return a dehazer that streams a picture through a network."""
     from dehazexl.pipeline import dehaze
 

@@ -75,7 +75,7 @@ class TileGrid:
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
             raise ValueError(f"a picture needs at least one pixel, not {self.height} x {self.width}")
-        if not 0 <= self.overlap <= MAX_OVERLAP:
+        if self.overlap != int(self.overlap) or not 0 <= self.overlap <= MAX_OVERLAP:
             raise ValueError(f"overlap must be between 0 and {MAX_OVERLAP} pixels, not {self.overlap}")
 
     @property
@@ -113,7 +113,7 @@ class TileGrid:
         x0, x1 = _touched(pixels.x0, pixels.x1, self.stride, self.cols)
         return Window(y0, y1, x0, x1)
 
-    def blocks(self, side: int = 8) -> Iterator[Window]:
+    def blocks(self, side: int) -> Iterator[Window]:
         """Cut all tiles, each once, into squares of at most `side` x `side` tiles: what is read at once."""
         for y in range(0, self.rows, side):
             for x in range(0, self.cols, side):

@@ -258,10 +258,9 @@ def value_range(image: Image) -> tuple[float, float]:
     values = _sample(image)
     if values.size:
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-        # Black is 0 where there is one: the haze is what lifts the darkest values, and must not be stretched away.
-        low = min(0.0, low)
         if low < high:
-            return low, high
+            # Black is 0 where it can be: haze is what lifts the darkest values, and must not be stretched away.
+            return min(0.0, low), high
     return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" else (0.0, 1.0)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -153,8 +154,7 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
     """
     blocks = list(job.grid.blocks(BLOCK))
     missing = [block for block in blocks if not store.done(block)]
-    found = sum(block.height * block.width for block in blocks if block not in set(missing))
-    if found:
+    if found := job.grid.rows * job.grid.cols - sum(block.height * block.width for block in missing):
         yield found
     for block, tiles in _read_ahead(job, missing):
         tokens, valid = [], []
@@ -216,7 +216,8 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
         seen = torch.ones_like(seen)
     with torch.inference_mode():
         for chunk in chunks:
-            x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
+            with _network:
+                x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
         for layer in context.layers:
             keys, values = _keys_values(job, layer, x, seen, chunks)
             for chunk in chunks:
@@ -252,7 +253,8 @@ def _keys_values(job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[sli
             # Tiles one above the other are a grid, too.
             column = _on_device(x[chunk], job).reshape(1, -1, SIDE, job.channels)
             full = bool(mask.all())
-            parts.append(layer.keys_values(column, None if full else mask.reshape(1, -1, SIDE)))
+            with _network:
+                parts.append(layer.keys_values(column, None if full else mask.reshape(1, -1, SIDE)))
     keys, values = zip(*parts, strict=True)
     return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
@@ -334,8 +336,9 @@ def _finish(
         # A band that is seen as several colours gets their mean.
         colour = values[..., [i for i, seen in enumerate(job.image.rgb) if seen == band]].mean(-1)[valid]
         own = raw[..., band][valid].astype(np.result_type(raw.dtype, np.float32))
-        out[valid, band] = _to_dtype(job.strength * colour + (1 - job.strength) * own, raw.dtype)
-    return _keep_from_nodata(job.image, out, valid)
+        answer = _to_dtype(job.strength * colour + (1 - job.strength) * own, raw.dtype)
+        out[valid, band] = _around_nodata(answer, raw[..., band][valid], job.image.nodata)
+    return out
 
 
 def _to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -346,14 +349,19 @@ def _to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]
     return np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(dtype)
 
 
-def _keep_from_nodata(image: Image, out: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """Move pixels that came to lie on the nodata value by the least step away from it."""
-    lost = valid & ~valid_mask(out, image)
-    if lost.any():
-        band = image.rgb[0]
-        nodata = out[lost, band][0]
-        if out.dtype.kind == "f":
-            out[lost, band] = np.nextafter(nodata, np.zeros_like(nodata) if nodata else np.ones_like(nodata))
-        else:
-            out[lost, band] = nodata - 1 if nodata else nodata + 1
-    return out
+def _around_nodata(values: NDArray[Any], before: NDArray[Any], nodata: float | None) -> NDArray[Any]:
+    """Keep a band's nodata where it was, and move other values that came to lie on it by the least step away.
+
+    Readers such as GDAL mask each band by itself.
+    """
+    if nodata is None or math.isnan(nodata):
+        return values
+    with np.errstate(over="ignore"):
+        mark = np.asarray(nodata).astype(values.dtype)
+    if float(mark) != nodata and values.dtype.kind != "f":
+        return values
+    if values.dtype.kind == "f":
+        aside = np.nextafter(mark, np.zeros_like(mark) if mark else np.ones_like(mark))
+    else:
+        aside = mark - 1 if mark else mark + 1
+    return np.where(before == mark, before, np.where(values == mark, aside, values))

@@ -32,7 +32,6 @@ CHUNK = 2048
 def dehaze(
     source: Any,
     model: DehazeXL | None = None,
-    *,
     overlap: int = 32,
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
@@ -116,8 +115,8 @@ def check_range(limits: Sequence[float]) -> tuple[float, float]:
 def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     """Return the tiles to compute at once: as many as half the free memory of a GPU holds, or a few on a CPU."""
     if batch != "auto":
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1 tile, not {batch}")
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch must be 'auto' or at least 1 tile, not {batch!r}")
         return batch
     if model.device.type != "cuda":
         return 4

@@ -1,8 +1,9 @@
-"""Windows of a lazy picture, each chunk read once while it is near."""
+"""Windows of a lazy picture, put together from chunks that are kept while they are near."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CACHE = 128 * 2**20
-"""Bytes of chunks that are kept: neighbouring windows share them."""
+"""Bytes of chunks that are kept: neighbouring windows share them. Two are, however large."""
 
 
 class Pixels:
-    """Reads windows of a lazy array ``(y, x, c)`` whose chunks hold all of c.
+    """Reads windows of a lazy array ``(y, x, c)`` whose chunks hold all of c, from any thread.
 
     dask computes whole chunks, and the windows of tiles straddle them; without the cache each chunk would be
     read and decompressed up to four times.
@@ -29,15 +30,10 @@ class Pixels:
         # Where each chunk begins, and the end of the last.
         self._edges = [np.cumsum([0, *sizes]) for sizes in array.chunks[:2]]
         largest = max(array.chunks[0]) * max(array.chunks[1]) * array.shape[2] * array.dtype.itemsize
-        self._chunk = lru_cache(maxsize=max(4, CACHE // largest))(self._compute)
+        self._chunk = lru_cache(maxsize=max(2, CACHE // largest))(_Chunk)
 
     def __reduce__(self) -> tuple[type[Pixels], tuple[da.Array]]:
         return Pixels, (self.array,)
-
-    def _compute(self, row: int, col: int) -> NDArray[Any]:
-        """Read a chunk."""
-        # The caller's threads are the parallelism: a pool in each of them would be too much.
-        return np.asarray(self.array.blocks[row, col].compute(scheduler="synchronous"))
 
     def read(self, window: Window) -> NDArray[Any]:
         """Return ``(y, x, c)``; beyond the picture it is continued by reflection."""
@@ -57,10 +53,27 @@ class Pixels:
                 (y0, y1), (x0, x1) = self._edges[0][row : row + 2], self._edges[1][col : col + 2]
                 chunk = Window(int(y0), int(y1), int(x0), int(x1))
                 part = chunk.meet(window)
-                out[part.within(window)] = self._chunk(row, col)[part.within(chunk)]
+                out[part.within(window)] = self._chunk(row, col).read(self.array)[part.within(chunk)]
         return out
 
     def _touched(self, axis: int, start: int, stop: int) -> range:
         """Return the chunks along an axis that share a pixel with ``start..stop - 1``."""
         edges = self._edges[axis]
         return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))
+
+
+class _Chunk:
+    """A chunk that is read once, however many threads ask for it at the same time."""
+
+    def __init__(self, row: int, col: int) -> None:
+        self._place = row, col
+        self._lock = Lock()
+        self._pixels: NDArray[Any] | None = None
+
+    def read(self, array: da.Array) -> NDArray[Any]:
+        """Return the chunk's pixels ``(y, x, c)``."""
+        with self._lock:
+            if self._pixels is None:
+                # The callers' threads are the parallelism: a pool in each of them would be too much.
+                self._pixels = np.asarray(array.blocks[self._place].compute(scheduler="synchronous"))
+            return self._pixels

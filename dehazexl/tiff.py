@@ -177,7 +177,7 @@ def _tags(target: Image) -> list[TagTuple]:
     # A description made for programs tells of the input file's pages, not of this file's.
     if texts[270].lstrip().startswith(_FOR_PROGRAMS):
         texts[270] = ""
-    texts |= {305: "dehazexl", _GDAL_METADATA: _band_names(target)}
+    texts |= {305: "dehazexl", _GDAL_METADATA: _gdal_metadata(target)}
     texts |= {code: value for code, value in carried.items() if isinstance(value, str)}
     numbers = [
         (code, _SHORT if code == geo.GEO_KEYS else _DOUBLE, len(value), value, True)
@@ -187,9 +187,10 @@ def _tags(target: Image) -> list[TagTuple]:
     return [*numbers, *(_text(code, text) for code, text in texts.items() if text), *_nodata_tags(target)]
 
 
-def _band_names(target: Image) -> str:
-    """Name the bands as GDAL does, which escapes the names once more than XML asks."""
-    items = "".join(
+def _gdal_metadata(target: Image) -> str:
+    """Name the bands as GDAL does, which escapes the names once more than XML asks, and carry its other items over."""
+    items = str(target.metadata.get("gdal_items", ""))
+    items += "".join(
         f'<Item name="DESCRIPTION" sample="{band}" role="description">{escape(escape(name))}</Item>'
         for band, name in enumerate(target.bands)
         if name != f"band {band + 1}"

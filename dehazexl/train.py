@@ -112,6 +112,8 @@ class State:
             If it was made with another spec, or is damaged.
         """
         saved = read_pickle(path, device)
+        if not isinstance(saved, dict) or "spec" not in saved or "optimiser" not in saved:
+            raise ValueError(f"{path}: not a checkpoint of dehazexl train; give the folder of one, or start without it")
         if Spec.from_json(saved["spec"]) != spec:
             raise ValueError(f"{path}: a checkpoint of another spec; train into another folder, or give its spec")
         state = cls.start(spec, recipe, device)

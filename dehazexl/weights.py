@@ -142,7 +142,7 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     """
     path = Path(source).expanduser()
     bundled = BUNDLED / f"{source}.safetensors"
-    if not path.exists() and path.name == str(source) and bundled.exists():
+    if not path.is_file() and path.name == str(source) and bundled.exists():
         return bundled
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors")))

@@ -441,10 +441,11 @@ def test_value_range_of_bytes_reads_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("size", [(300, 200), (1500, 1100)])
-def test_value_range_is_near_the_percentiles(dtype: str, size: tuple[int, int]) -> None:
+def test_value_range_is_from_zero_to_the_percentile(dtype: str, size: tuple[int, int]) -> None:
     array = smooth(3, dtype, *size)
     low, high = value_range(open_image(array))
-    assert (low, high) == pytest.approx(np.percentile(array.astype(float), (0.1, 99.9)), abs=300)
+    assert low == 0
+    assert high == pytest.approx(np.percentile(array.astype(float), 99.9), abs=300)
     assert (low, high) == value_range(open_image(da.from_array(array, chunks=(500, 333, 1))))
 
 
@@ -456,7 +457,7 @@ def test_value_range_takes_no_invalid_pixel() -> None:
     array[300:400] = 1e9
     array[..., 3] = np.arange(701)[:, None] >= 400
     image = Image((da.from_array(array),), "a", ("r", "g", "b", "a"), (0, 1, 2), alpha=3, nodata=-9999)
-    assert value_range(image) == pytest.approx(np.percentile(array[400:, :, :3], (0.1, 99.9)))
+    assert value_range(image) == pytest.approx((0, np.percentile(array[400:, :, :3], 99.9)))
 
 
 def test_value_range_reads_an_overview() -> None:
@@ -464,7 +465,14 @@ def test_value_range_reads_an_overview() -> None:
     coarse, tiny = (da.full((side, side, 1), side, dtype="uint16") for side in (600, 300))
     coarse = da.concatenate([coarse, coarse + 50])
     image = Image((fine, coarse, tiny), "a", ("gray",), (0, 0, 0))
-    assert value_range(image) == (600, 650)
+    assert value_range(image) == (0, 650)
+
+
+def test_value_range_below_zero() -> None:
+    array = smooth(3, "float32", 300, 200)
+    array -= array.mean()
+    expected = np.percentile(array.astype(float), (0.1, 99.9))
+    assert value_range(open_image(array)) == pytest.approx(tuple(expected))
 
 
 @pytest.mark.parametrize("value", [0, 7])

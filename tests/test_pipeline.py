@@ -543,7 +543,7 @@ def test_tokens_serve_other_ways_of_decoding(tiny: DehazeXL, tmp_path: Path, opt
         ({"strength": 2}, "strength must be between 0 and 1, not 2"),
         ({"strength": -0.1}, "strength"),
         ({"strength": float("nan")}, "strength"),
-        ({"batch": 0}, "batch must be at least 1 tile, not 0"),
+        ({"batch": 0}, "batch must be 'auto' or at least 1 tile, not 0"),
         ({"value_range": (1, 0)}, "value range must be two rising numbers"),
         ({"value_range": (1, 1)}, "value range"),
         ({"value_range": (0, float("nan"))}, "value range"),
@@ -569,3 +569,28 @@ def test_what_is_no_picture(tiny: DehazeXL, source: Any) -> None:
 def test_a_file_that_is_not_there(tiny: DehazeXL, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         dehazexl.dehaze(tmp_path / "no.tif", tiny)
+
+
+def test_sixteen_bits_are_dehazed_as_eight(tiny: DehazeXL) -> None:
+    # A veil lifts all values far from 0; the range of the deep picture must not hide that from the network.
+    hazy = np.clip(interleaved(picture(300, 280)) * 0.3 + 0.55, 0, 1)
+    shallow = (hazy * 255).round().astype(np.uint8)
+    shallow[:16, :16], shallow[-16:, -16:] = 0, 255
+    deep = shallow.astype(np.uint16) * 257
+    eight = np.asarray(dehazexl.dehaze(shallow, tiny)).astype(float) / 255
+    sixteen = np.asarray(dehazexl.dehaze(deep, tiny)).astype(float) / 65535
+    assert relative(sixteen, eight) < 0.01
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("uint16", 65535), ("float32", -9999.0)])
+def test_nodata_of_each_band_is_kept_and_none_is_made(tiny: DehazeXL, dtype: str, nodata: float) -> None:
+    pixels = interleaved(picture(300, 280))
+    top = 1 if dtype == "float32" else np.iinfo(dtype).max
+    pixels = (pixels * top).astype(dtype)
+    pixels[pixels == nodata] = 9
+    marked = np.zeros(pixels.shape, bool)
+    marked[20:30, 40:90, 0] = marked[50:60, 40:90, 2] = marked[100:150, 100:150] = True
+    pixels[marked] = nodata
+    image = replace(open_image(pixels), nodata=nodata)
+    out = np.asarray(dehazexl.dehaze(image, tiny, value_range=(0, top)))
+    np.testing.assert_array_equal(out == nodata, marked)

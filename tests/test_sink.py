@@ -23,7 +23,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dehazexl.geo import Geo
-from dehazexl.image import Image
+from dehazexl.image import Image, open_image
 from dehazexl.pyramid import Levels, Pyramid, halve
 from dehazexl.sink import to_picture, to_tiff, to_zarr, total, write
 
@@ -555,3 +555,22 @@ def test_another_dtype_and_a_crop(tmp_path: Path) -> None:
         assert file.nodata == -1
         assert tuple(file.transform)[:6] == (5.0, 0.0, 486900.0, 0.0, -5.0, 5208747.0)
         assert_same(np.moveaxis(file.read(), 0, 2), pixels[100:, 200:].astype("float32"))
+
+
+def test_what_gdal_knows_of_the_bands_is_carried_over(tmp_path: Path) -> None:
+    import rasterio
+    from rasterio.transform import Affine
+
+    profile = {"driver": "GTiff", "width": 300, "height": 200, "count": 4, "dtype": "uint16", "crs": "EPSG:32633"}
+    with rasterio.open(tmp_path / "in.tif", "w", transform=Affine(10, 0, 5e5, 0, -10, 4e6), **profile) as file:
+        file.write(np.arange(4 * 200 * 300, dtype=np.uint16).reshape(4, 200, 300))
+        file.scales, file.offsets, file.units = (1e-4,) * 4, (-0.1, 0, 0, 0.5), ("reflectance",) * 4
+        file.update_tags(1, wavelength="660", STATISTICS_MEAN="5")
+        file.update_tags(SENSOR="camera <1>")
+    image = open_image(tmp_path / "in.tif")
+    to_tiff(image.levels[0], tmp_path / "out.tif", like=image)
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert (file.scales, file.offsets) == ((1e-4,) * 4, (-0.1, 0, 0, 0.5))
+        assert file.units == ("reflectance",) * 4
+        assert file.tags(1) == {"wavelength": "660"}
+        assert file.tags()["SENSOR"] == "camera <1>"

@@ -161,12 +161,13 @@ def find_pictures(source: Path) -> list[Path]:
 
 def find_weights(weights: Sequence[str]) -> dict[str, Path]:
     """Find the files of weights, by the names that tell them apart: ``""`` if there is but one."""
+    from dehazexl.weights import BUNDLED
     from dehazexl.weights import find_weights as find_file
 
     files: list[Path] = []
     for source in weights:
         folder = Path(source)
-        if not folder.is_dir():
+        if not folder.is_dir() or (BUNDLED / f"{source}.safetensors").exists():
             files.append(find_file(source))
             continue
         found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and not path.name.startswith("."))
@@ -228,6 +229,7 @@ def run(
     """
     files = list(dict.fromkeys(task.weights for task in tasks))
     with made(folder):
+        tasks = [task for task in tasks if can_be_opened(task, settings, say if len(tasks) > 1 else None)]
         for task in tasks:
             check_task(task, settings)
         for file in files[1:]:
@@ -249,7 +251,7 @@ def made(folder: Path | None) -> Iterator[None]:
     """Make a folder, and take it away again if it is still empty when the work fails."""
     new = folder is not None and not folder.exists()
     if folder is not None and new:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     try:
         yield
     except BaseException:
@@ -257,6 +259,18 @@ def made(folder: Path | None) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def can_be_opened(task: Task, settings: Settings, say: Callable[[str], object] | None) -> bool:
+    """Tell whether a task's picture can be opened; if not, and there is somebody to tell, say why."""
+    try:
+        settings.opened(task.source)
+    except ValueError as error:
+        if say is None:
+            raise
+        say(str(error))
+        return False
+    return True
 
 
 def check_task(task: Task, settings: Settings) -> None:

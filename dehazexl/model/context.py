@@ -164,7 +164,7 @@ class Context(nn.Module):
         )
 
     def embed(self, tokens: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Project tokens ``(n, tokens, c)`` and add the code of their positions ``(tokens,)``."""
+        """Project tokens ``(..., c)`` and add the code of their rows and columns ``(...)``."""
         x: Tensor = self.input_proj(tokens)
         return x + positions(rows, cols, x.shape[-1]).to(x.dtype)
 

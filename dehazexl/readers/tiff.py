@@ -264,4 +264,10 @@ def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
     if page.is_ome or page.is_shaped or page.is_imagej:
         kept.pop("description", None)
-    return kept
+    # Scale, offset, unit, wavelengths...: what GDAL knows beside names and colours, but no statistics of old pixels.
+    items = [
+        ElementTree.tostring(item, encoding="unicode").strip()
+        for item in parsed(page.tags.valueof(42112)).iter("Item")
+        if item.get("role") not in ("description", "colorinterp") and not item.get("name", "").startswith("STATISTICS_")
+    ]
+    return kept | ({"gdal_items": "".join(items)} if items else {})

@@ -27,7 +27,10 @@ def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], lis
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
-    """Open pictures as napari layers; no pixel of the finest level is read.
+    """Open pictures as lazy napari layers.
+
+    Nothing is read here. When the layer is added napari computes its coarsest level: from the file's coarsest overview,
+    or from the whole picture where it has none.
 
     Parameters
     ----------
@@ -82,7 +85,8 @@ def pyramid(image: Image) -> list[da.Array]:
         last = levels[-1]
         axes = {axis: 2 for axis in (0, 1) if last.shape[axis] > 1}
         half = da.coarsen(np.mean, last, axes, trim_excess=True)
-        levels.append(half.astype(last.dtype).rechunk({0: "auto", 1: "auto", 2: -1}))
+        rounded = half if last.dtype.kind == "f" else half.round()
+        levels.append(rounded.astype(last.dtype).rechunk({0: "auto", 1: "auto", 2: -1}))
     return levels
 
 
