@@ -130,6 +130,7 @@ VARIANTS = {
     "residual at stride 4": replace(TINY, head="residual", inputs=("dark",)),
     "gain at stride 4": replace(TINY, head="gain", context_pool=2),
     "pooled by 4": TINY,
+    "prior": replace(TINY, prior=True),
     "pooled by 8": replace(TINY, context_pool=8),
     "no context": replace(TINY, context_layers=0),
     "normalised": replace(TINY, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1)),
@@ -159,6 +160,23 @@ def test_a_fresh_network_changes_little(head: str) -> None:
     x = batch(256, 256)
     model = DehazeXL(replace(TINY, head=head)).eval().requires_grad_(False)
     assert relative(model(x), x) < 0.2
+
+
+def test_a_fresh_network_with_the_prior_is_the_dark_channel_prior() -> None:
+    torch.manual_seed(0)
+    model = DehazeXL(replace(TINY, prior=True)).eval().requires_grad_(False)
+    torch.nn.init.zeros_(model.decoder.output.weight)
+    pixels = interleaved(picture(256, 256)) * 0.4 + 0.3
+    dark = minimum_filter(pixels.min(2), 15, mode="mirror").reshape(64, 4, 64, 4).mean((1, 3))
+    airlight = 1 / (1 + np.exp(-1.4))
+    transmission = 0.05 + 0.95 * np.clip(1 - 0.95 * dark / airlight, 0.05, 0.98)
+    gain, _ = model.change(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    # Where four cells of the head meet, interpolation leaves the logits' mean: compare where they are equal.
+    logits = np.log((transmission - 0.05) / (1 - transmission))
+    mean = (logits[:-1, :-1] + logits[1:, :-1] + logits[:-1, 1:] + logits[1:, 1:]) / 4
+    expected = 1 / (0.05 + 0.95 / (1 + np.exp(-mean)))
+    corners = gain[0, :, 3:-1, 3:-1].unfold(1, 2, 4).unfold(2, 2, 4).mean((3, 4))
+    assert relative(corners, np.broadcast_to(expected, corners.shape)) < 0.02
 
 
 def test_a_head_at_stride_4_is_smooth_within_a_tile() -> None:

@@ -114,6 +114,7 @@ class Decoder(nn.Module):
         # At stride 4 the head also sees the input channels themselves: layer norms hide from the features how
         # bright a place is, and haze is brightness.
         self.mix = None if spec.head_stride == 1 else nn.Linear(features + 3 + len(spec.inputs), features)
+        self.prior = spec.prior
         self.output = nn.Conv2d(features, parameters, kernel_size=1, bias=spec.head != "residual")
 
     def forward(self, fused: Tensor, maps: list[Tensor]) -> Tensor:
@@ -137,11 +138,30 @@ class Decoder(nn.Module):
             x = self.expands[i](x) if i < len(self.expands) else x
         if self.mix is not None:
             x = F.gelu(self.mix(torch.cat([x, maps[0]], dim=-1)))
-        return self._output_layer(self.upscale(x))
+        return self._output_layer(self.upscale(x), maps[0][..., 3] if self.prior else None)
 
-    def _output_layer(self, features: Tensor) -> Tensor:
-        """Apply the last layer, in float32 whatever the precision of the rest, at full resolution."""
+    def _output_layer(self, features: Tensor, dark: Tensor | None) -> Tensor:
+        """Apply the last layer, in float32 whatever the precision of the rest, and go to full resolution."""
         with torch.autocast(features.device.type, enabled=False):
             bias = None if self.output.bias is None else self.output.bias.float()
             x = F.conv2d(features.permute(0, 3, 1, 2).float(), self.output.weight.float(), bias)
+            if dark is not None:
+                x = add_prior(x, dark.float()[:, None])
         return x if x.shape[-1] == TILE else F.interpolate(x, size=(TILE, TILE), mode="bilinear")
+
+
+def add_prior(parameters: Tensor, dark: Tensor) -> Tensor:
+    """Add the logits of the dark channel prior's transmission to those of the scattering head.
+
+    He, Sun and Tang, Single image haze removal using dark channel prior, 2011: t = 1 - 0.95 dark / A.
+
+    Parameters
+    ----------
+    parameters
+        Logits of transmission and airlight ``(n, 6, h, w)``.
+    dark
+        Dark channel ``(n, 1, h, w)`` in [0, 1].
+    """
+    logits, airlight = parameters.chunk(2, dim=1)
+    prior = 1 - 0.95 * dark / torch.sigmoid(airlight)
+    return torch.cat([logits + torch.logit(prior.clamp(0.05, 0.98)), airlight], dim=1)

@@ -79,8 +79,10 @@ class DehazeXL(nn.Module):
         stem.bias.data -= 0.5 * stem.weight.data.sum((1, 2, 3))
         nn.init.normal_(self.decoder.output.weight, std=0.02)
         if self.decoder.output.bias is not None:
-            # Transmission and airlight start near 0.8.
+            # Airlight starts near 0.8, and so does transmission, or else at the prior's.
             nn.init.constant_(self.decoder.output.bias, 1.4 if self.spec.head == "scattering" else 0.0)
+            if self.spec.prior:
+                nn.init.zeros_(self.decoder.output.bias[:3])
 
     @property
     def dtype(self) -> torch.dtype:

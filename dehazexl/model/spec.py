@@ -38,6 +38,9 @@ class Spec:
     head_stride
         1: the head's parameters are computed for every pixel, through two learned upsamplings. 4: they are
         computed for every 4 x 4 pixels and interpolated, which suits heads whose parameters are smooth.
+    prior
+        Take the dark channel prior (t = 1 - 0.95 dark / A) for the transmission, and let the network correct it. For
+        the scattering head at stride 4, with the dark channel among its inputs.
     inputs
         Channels computed from the picture and given to the encoder beside R, G, B: ``dark`` (the dark
         channel: minimum over colours and a 15 x 15 neighbourhood) and ``bright`` (the maximum likewise).
@@ -57,6 +60,7 @@ class Spec:
     decoder_window: int = 8
     head: str = "residual"
     head_stride: int = 1
+    prior: bool = False
     inputs: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -68,6 +72,8 @@ class Spec:
             raise ValueError(f"unknown inputs {sorted(unknown)}; choose among {', '.join(INPUTS)}")
         if self.head_stride not in (1, 4):
             raise ValueError(f"head_stride is 1 or 4, not {self.head_stride}")
+        if self.prior and not (self.head == "scattering" and self.head_stride == 4 and "dark" in self.inputs):
+            raise ValueError("prior needs the head 'scattering', head_stride 4 and 'dark' among the inputs")
         if self.context_pool not in (1, 2, 4, 8):
             raise ValueError(f"context_pool is 1, 2, 4 or 8, not {self.context_pool}")
         for name in ("widths", "depths", "heads", "decoder_depths", "decoder_heads"):
@@ -144,6 +150,7 @@ SPECS = {
         decoder_heads=(16, 8, 4, 2),
         head="scattering",
         head_stride=4,
+        prior=True,
         inputs=("dark", "bright"),
     ),
     "tiny": Spec(
