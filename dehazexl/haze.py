@@ -147,8 +147,8 @@ def synthesise(
     clear: Tensor,
     generator: Generator,
     kinds: Sequence[str] = tuple(KINDS),
-    thickness: tuple[float, float] = (0.3, 2.6),
-    brightness: tuple[float, float] = (0.65, 1.0),
+    thickness: tuple[float, float] = (0.4, 2.8),
+    brightness: tuple[float, float] = (0.75, 1.0),
     clear_share: float = 0.08,
     camera: bool = True,
 ) -> Hazy:
