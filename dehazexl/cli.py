@@ -273,6 +273,12 @@ def train(
         typer.Option(min=0, metavar="MINUTES", show_default="no limit", help="Stop after this time; --resume goes on."),
     ] = float("inf"),
     device: Device = "auto",
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS", help="Start from these weights and their spec, e.g. compact, not from scratch."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in RUN.")] = False,
 ) -> None:
     """Train a network on clear pictures; it makes the haze.
@@ -286,7 +292,16 @@ def train(
     try:
         print(
             train_with_bar(
-                folders, hold_out, out, spec, recipe, device=device, resume=resume, minutes=minutes, every=every
+                folders,
+                hold_out,
+                out,
+                spec,
+                recipe,
+                device=device,
+                init=init,
+                resume=resume,
+                minutes=minutes,
+                every=every,
             )
         )
     except KeyboardInterrupt:

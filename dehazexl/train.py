@@ -81,10 +81,13 @@ class State:
     best: float = -math.inf
 
     @classmethod
-    def start(cls, spec: Spec, recipe: Recipe, device: torch.device) -> State:
-        """Make a fresh network and its optimiser."""
+    def start(cls, spec: Spec, recipe: Recipe, device: torch.device, init: DehazeXL | None = None) -> State:
+        """Make a fresh network, or one with the weights of `init`, and its optimiser."""
         torch.manual_seed(recipe.seed)
-        model = DehazeXL(spec).to(device)
+        model = DehazeXL(spec)
+        if init is not None:
+            model.load_state_dict(init.state_dict())
+        model.to(device)
         return cls(model, deepcopy(model).requires_grad_(False).eval(), make_optimiser(model, recipe))
 
     def save(self, path: Path) -> None:
@@ -247,6 +250,7 @@ def train(
     recipe: Recipe | None = None,
     *,
     device: str = "cpu",
+    init: DehazeXL | None = None,
     resume: bool = False,
     minutes: float = math.inf,
     every: int = 250,
@@ -266,6 +270,8 @@ def train(
         What to train, and how.
     device
         Torch device.
+    init
+        A network of the same spec whose weights to start from, instead of random ones.
     resume
         Go on from the folder's checkpoint.
     minutes
@@ -288,7 +294,7 @@ def train(
     recipe = recipe or Recipe()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, target = folder / "checkpoint.pt", torch.device(device)
-    state = State.load(checkpoint, spec, recipe, target) if resume else State.start(spec, recipe, target)
+    state = State.load(checkpoint, spec, recipe, target) if resume else State.start(spec, recipe, target, init)
     cases = validation_set(held_out)
     started, before, failed = time.perf_counter(), state.seconds, 0
     about = {"licence": "BSD-3-Clause", **(about or {}), "recipe": asdict(recipe)}

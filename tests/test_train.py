@@ -169,6 +169,14 @@ def test_going_on_equals_a_run_that_was_never_stopped(tmp_path: Path) -> None:
         assert all(torch.equal(value, parts["optimiser"]["state"][index][name]) for name, value in state.items())
 
 
+def test_training_starts_from_given_weights(tmp_path: Path) -> None:
+    model = randomised(TINY)
+    list(train(PICTURES, [], tmp_path, TINY, replace(SHORT, steps=1, lr=0.0), init=model))
+    last = load_model(tmp_path / "last.safetensors", device="cpu", dtype="float32")
+    for ours, given in zip(weights(last), weights(model), strict=True):
+        torch.testing.assert_close(ours, given.half().float())
+
+
 def test_going_on_with_a_finished_run_does_nothing(tmp_path: Path) -> None:
     recipe = replace(SHORT, steps=1)
     assert len(list(train(PICTURES, [], tmp_path, TINY, recipe))) == 1

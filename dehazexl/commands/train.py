@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dehazexl.data import find_pictures, read_rgb
 from dehazexl.train import Recipe, spec_from_text, train
-from dehazexl.weights import choose_device
+from dehazexl.weights import choose_device, load_model
 
 
 def train_with_bar(
@@ -20,11 +20,14 @@ def train_with_bar(
     recipe: Recipe,
     *,
     device: str = "auto",
+    init: str | None = None,
     resume: bool = False,
     minutes: float = math.inf,
     every: int = 250,
 ) -> str:
     """Train on folders of pictures, with a bar on stderr, and return what came of it.
+
+    With `init`, the training starts from those weights, whose spec is taken instead of `spec`.
 
     Raises
     ------
@@ -37,7 +40,9 @@ def train_with_bar(
     """
     from tqdm import tqdm
 
-    network, target = spec_from_text(spec), str(choose_device(device))
+    target = str(choose_device(device))
+    first = None if init is None else load_model(init, device="cpu", dtype="float32")
+    network = spec_from_text(spec) if first is None else first.spec
     check_folder(out, resume)
     training, held = split(folders, hold_out)
     print(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}", file=sys.stderr)
@@ -45,7 +50,7 @@ def train_with_bar(
     about = {"data": sorted({str(path.parent) for path in training})}
     steps = train(
         pictures, validation, out, network, recipe,
-        device=target, resume=resume, minutes=minutes, every=every, about=about,
+        device=target, init=first, resume=resume, minutes=minutes, every=every, about=about,
     )  # fmt: skip
     psnr, step = math.nan, 0
     with tqdm(total=recipe.steps, desc="train", unit="step", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
