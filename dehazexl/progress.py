@@ -33,9 +33,10 @@ def bar(stage: str, total: int, keep: bool = True) -> Iterator[Callable[[int], N
     # Where no one watches, as in the log of a cluster job, a line every half minute is enough.
     interval = 0.1 if sys.stderr.isatty() else 30
     lock = threading.Lock()
+    # Ctrl-C is taken care of before the bar shows.
     with (
-        tqdm(total=total, desc=f"{stage:6}", unit="tile", leave=keep, mininterval=interval) as shown,
         interruptible() as interrupted,
+        tqdm(total=total, desc=f"{stage:6}", unit="tile", leave=keep, mininterval=interval) as shown,
     ):
 
         def tell(done: int) -> None:
