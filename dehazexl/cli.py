@@ -126,7 +126,7 @@ def run(
         typer.Option(
             "--range",
             metavar="LOW,HIGH",
-            help="Values that are black and white. [default: 8 bits: 0,255; else percentiles 0.1 and 99.9]",
+            help="Values that are black and white. [default: 8 bits: 0,255; else 0 and percentile 99.9]",
         ),
     ] = "",
     bands: Annotated[

@@ -489,7 +489,7 @@ def test_info_of_a_picture(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert facts["tiles"] == {"rows": 2, "columns": 2, "overlap": 32} and facts["tokens_bytes"] == 4 * 65536
     assert main(["info", "geo.tif"]) == 0
     text = capsys.readouterr().out
-    assert "300 x 280 pixels" in text and "EPSG:32614" in text and "4 nir" in text and "percentiles" in text
+    assert "300 x 280 pixels" in text and "EPSG:32614" in text and "4 nir" in text and "percentile 99.9" in text
 
 
 def test_info_of_weights(weights: str, capsys: pytest.CaptureFixture[str], error: Errors) -> None:

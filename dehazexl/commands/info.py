@@ -117,7 +117,7 @@ def _picture_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rule = (
         "all of uint8"
         if facts["dtype"] == "uint8"
-        else f"percentiles {' and '.join(map(str, PERCENTILES))} of the colours"
+        else f"0 (or the percentile {PERCENTILES[0]}, if negative) and the percentile {PERCENTILES[1]} of the colours"
     )
     tiles = facts["tiles"]
     count = tiles["rows"] * tiles["columns"]
