@@ -83,7 +83,8 @@ def main() -> None:
                 "seconds": round(seconds, 1),
             }
         )
-    keep("memory", runs=rows)
+        # After each: the runs are long.
+        keep("memory", runs=rows)
 
 
 if __name__ == "__main__":

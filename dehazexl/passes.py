@@ -330,11 +330,13 @@ def _finish(
 ) -> NDArray[Any]:
     """Blend with the input, go back to the picture's values, and keep what is not to be dehazed."""
     low, high = job.value_range
-    values = clear * np.float32(high - low) + np.float32(low)
+    # In place: these are the largest arrays of a block.
+    clear *= np.float32(high - low)
+    clear += np.float32(low)
     out = raw.copy()
     for band in dict.fromkeys(job.image.rgb):
         # A band that is seen as several colours gets their mean.
-        colour = values[..., [i for i, seen in enumerate(job.image.rgb) if seen == band]].mean(-1)[valid]
+        colour = clear[..., [i for i, seen in enumerate(job.image.rgb) if seen == band]].mean(-1)[valid]
         own = raw[..., band][valid].astype(np.result_type(raw.dtype, np.float32))
         answer = _to_dtype(job.strength * colour + (1 - job.strength) * own, raw.dtype)
         out[valid, band] = _around_nodata(answer, raw[..., band][valid], job.image.nodata)

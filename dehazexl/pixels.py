@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
-CACHE = 128 * 2**20
+CACHE = 64 * 2**20
 """Bytes of chunks that are kept: neighbouring windows share them. Two are, however large."""
 
 
