@@ -107,7 +107,6 @@ def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
         load_model(name)
 
 
-@pytest.mark.skipif(not (BUNDLED / "compact.safetensors").exists(), reason="no weights are bundled yet")
 def test_bundled_weights_are_small_and_say_where_they_come_from() -> None:
     path = find_weights("compact")
     assert path.stat().st_size <= 32e6
