@@ -147,9 +147,9 @@ def synthesise(
     clear: Tensor,
     generator: Generator,
     kinds: Sequence[str] = tuple(KINDS),
-    thickness: tuple[float, float] = (0.4, 2.8),
+    thickness: tuple[float, float] = (0.1, 2.8),
     brightness: tuple[float, float] = (0.75, 1.0),
-    clear_share: float = 0.08,
+    clear_share: float = 0.12,
     camera: bool = True,
 ) -> Hazy:
     """Put haze on clear pictures, of another kind on each.

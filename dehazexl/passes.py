@@ -300,7 +300,7 @@ def _decode_batch(
         kept = [job.kept[cell] for cell in cells if cell in job.kept]
         whole = len(kept) == len(cells)
         maps = [torch.stack(level) for level in zip(*kept, strict=True)] if whole else job.model.encode(x)
-        gain, offset = job.model.decode(tokens, maps)
+        gain, offset = job.model.decode(tokens, maps, x)
         return gain.permute(0, 2, 3, 1).cpu().numpy(), offset.permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -25,8 +25,8 @@ from dehazexl.haze import Hazy, synthesise
 from dehazexl.model import DehazeXL, Spec
 from dehazexl.weights import read_pickle, save_model
 
-GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3))
-"""Sizes of the training crops, in tiles: one to nine."""
+GRIDS = ((1, 1), (1, 1), (1, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3))
+"""Sizes of the training crops, in tiles: one to nine. More of one tile, as a step then sees more pictures."""
 
 FARTHEST = 512
 """Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""

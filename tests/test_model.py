@@ -64,12 +64,12 @@ def test_official_weights_arrive_unchanged(official: DehazeXL) -> None:
 @pytest.mark.parametrize("side", [256, 512, 768])
 def test_official_outputs_are_reproduced(official: DehazeXL, side: int) -> None:
     x = batch(side, side)
-    tiles = side // TILE
+    rows, tiles = side // TILE, to_tiles(x)
     with torch.inference_mode():
-        maps = official.encode(to_tiles(x))
-        fused = official.fuse(tiles_to_grid(maps[-1], tiles, tiles))
-        gain, offset = official.decode(grid_to_tiles(fused), maps)
-    out = from_tiles(gain * to_tiles(x) + offset, tiles, tiles)
+        maps = official.encode(tiles)
+        fused = official.fuse(tiles_to_grid(maps[-1], rows, rows))
+        gain, offset = official.decode(grid_to_tiles(fused), maps, tiles)
+    out = from_tiles(gain * tiles + offset, rows, rows)
     step = 5 if side == 256 else 7
     assert relative(x[0, :, ::17, ::17], GOLDEN[f"in{side}"]) <= 1e-6
     assert relative(out[0, :, ::step, ::step], GOLDEN[f"out{side}"]) <= 1e-5
@@ -131,6 +131,8 @@ VARIANTS = {
     "gain at stride 4": replace(TINY, head="gain", context_pool=2),
     "pooled by 4": TINY,
     "prior": replace(TINY, prior=True),
+    "guided": replace(TINY, prior=True, guided=True),
+    "local": replace(TINY, local=3),
     "pooled by 8": replace(TINY, context_pool=8),
     "no context": replace(TINY, context_layers=0),
     "normalised": replace(TINY, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1)),
@@ -419,6 +421,8 @@ def test_a_spec_comes_back_from_its_text(spec: Spec) -> None:
         ({"head": "magic"}, "unknown head 'magic'"),
         ({"inputs": ("depth",)}, r"unknown inputs \['depth'\]"),
         ({"head_stride": 2}, "head_stride is 1 or 4, not 2"),
+        ({"guided": True, "head": "gain"}, "guided needs the head 'scattering'"),
+        ({"local": 4}, "local is 0, 3, 5 or 7, not 4"),
         ({"context_pool": 3}, "context_pool is 1, 2, 4 or 8, not 3"),
         ({"depths": (1, 2, 3)}, "depths needs four numbers"),
         ({"widths": (8, 16, 32, 48)}, "widths must double"),

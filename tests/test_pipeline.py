@@ -76,7 +76,10 @@ def test_streaming_equals_the_whole_picture_with_the_official_network(official: 
     assert relative(dehazed(pixels, official, batch=3), whole(official, pixels)) < 1e-5
 
 
-@pytest.mark.parametrize("change", [{"context_pool": 1}, {"head": "gain", "head_stride": 1}, {"inputs": ()}])
+DETAIL = {"prior": True, "guided": True, "local": 3}
+
+
+@pytest.mark.parametrize("change", [{"context_pool": 1}, {"head": "gain", "head_stride": 1}, {"inputs": ()}, DETAIL])
 def test_streaming_equals_the_whole_picture_in_other_specs(change: dict[str, Any]) -> None:
     model, pixels = randomised(replace(SPECS["tiny"], **change)), hazy(300, 600)
     assert relative(dehazed(pixels, model), whole(model, pixels)) < 1e-5

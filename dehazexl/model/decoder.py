@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dehazexl.grid import TILE, TOKEN
 from dehazexl.model.encoder import relative_index
 from dehazexl.model.spec import Spec
-from dehazexl.model.windows import CachedBias, Mlp, attend, in_windows, shift_mask, window_and_shift
+from dehazexl.model.windows import CachedBias, Local, Mlp, attend, in_windows, shift_mask, window_and_shift
 
 
 class TableBias(CachedBias):
@@ -55,8 +55,9 @@ class WindowAttention(nn.Module):
 class DecoderBlock(nn.Module):
     """Window attention, then an MLP; the norm comes before each."""
 
-    def __init__(self, width: int, heads: int, size: int, window: int, index: int) -> None:
+    def __init__(self, width: int, heads: int, size: int, window: int, index: int, local: int) -> None:
         super().__init__()
+        self.local = Local(width, local) if local else nn.Identity()
         self.window, self.shift = window_and_shift(size, window, index)
         mask = shift_mask(size, self.window, self.shift) if self.shift else None
         self.norm1 = nn.LayerNorm(width)
@@ -66,6 +67,7 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features ``(n, h, w, c)`` to the same shape."""
+        x = self.local(x)
         x = x + in_windows(self.norm1(x), self.window, self.shift, self.attn)
         return x + self.mlp(self.norm2(x))
 
@@ -85,9 +87,9 @@ class Expand(nn.Module):
 class Level(nn.Module):
     """Join the features from below with the encoder's map of the same size, and run a few blocks."""
 
-    def __init__(self, width: int, depth: int, heads: int, size: int, window: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, size: int, window: int, local: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(DecoderBlock(width, heads, size, window, i) for i in range(depth))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads, size, window, i, local) for i in range(depth))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map two ``(n, h, w, c)`` to ``(n, h, w, 2 c)``."""
@@ -104,7 +106,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [2 * w for w in reversed(spec.widths)]
         self.levels = nn.ModuleList(
-            Level(width, depth, heads, TILE // TOKEN * 2**i, spec.decoder_window)
+            Level(width, depth, heads, TILE // TOKEN * 2**i, spec.decoder_window, spec.local)
             for i, (width, depth, heads) in enumerate(zip(widths, spec.decoder_depths, spec.decoder_heads, strict=True))
         )
         learned = widths if spec.head_stride == 1 else widths[:-1]
@@ -116,8 +118,9 @@ class Decoder(nn.Module):
         self.mix = None if spec.head_stride == 1 else nn.Linear(features + 3 + len(spec.inputs), features)
         self.prior = spec.prior
         self.output = nn.Conv2d(features, parameters, kernel_size=1, bias=spec.head != "residual")
+        self.slopes = nn.Conv2d(features, 3, kernel_size=1) if spec.guided else None
 
-    def forward(self, fused: Tensor, maps: list[Tensor]) -> Tensor:
+    def forward(self, fused: Tensor, maps: list[Tensor], colours: Tensor) -> Tensor:
         """Decode tiles.
 
         Parameters
@@ -126,6 +129,8 @@ class Decoder(nn.Module):
             Fused tokens ``(n, 8, 8, c)``.
         maps
             The maps ``(n, h, w, c)`` of the same tiles, see `DehazeXL.encode`.
+        colours
+            The tiles' own pixels ``(n, 3, 256, 256)``, normalised, float32.
 
         Returns
         -------
@@ -138,16 +143,42 @@ class Decoder(nn.Module):
             x = self.expands[i](x) if i < len(self.expands) else x
         if self.mix is not None:
             x = F.gelu(self.mix(torch.cat([x, maps[0]], dim=-1)))
-        return self._output_layer(self.upscale(x), maps[0][..., 3] if self.prior else None)
+        # The last layers are in float32 whatever the precision of the rest.
+        with torch.autocast(x.device.type, enabled=False):
+            features = self.upscale(x).permute(0, 3, 1, 2).float()
+            parameters = last_layer(self.output, features)
+            if self.prior:
+                parameters = add_prior(parameters, maps[0][..., 3].float()[:, None])
+            if self.slopes is None:
+                return enlarge(parameters)
+            return add_detail(enlarge(parameters), enlarge(last_layer(self.slopes, features)), colours)
 
-    def _output_layer(self, features: Tensor, dark: Tensor | None) -> Tensor:
-        """Apply the last layer, in float32 whatever the precision of the rest, and go to full resolution."""
-        with torch.autocast(features.device.type, enabled=False):
-            bias = None if self.output.bias is None else self.output.bias.float()
-            x = F.conv2d(features.permute(0, 3, 1, 2).float(), self.output.weight.float(), bias)
-            if dark is not None:
-                x = add_prior(x, dark.float()[:, None])
-        return x if x.shape[-1] == TILE else F.interpolate(x, size=(TILE, TILE), mode="bilinear")
+
+def last_layer(layer: nn.Conv2d, features: Tensor) -> Tensor:
+    """Apply a layer in float32 to features ``(n, c, h, w)``."""
+    return F.conv2d(features, layer.weight.float(), None if layer.bias is None else layer.bias.float())
+
+
+def enlarge(x: Tensor) -> Tensor:
+    """Interpolate ``(n, c, h, w)`` to a tile's full size."""
+    return x if x.shape[-1] == TILE else F.interpolate(x, size=(TILE, TILE), mode="bilinear")
+
+
+def add_detail(parameters: Tensor, slopes: Tensor, colours: Tensor) -> Tensor:
+    """Let the scattering head's transmission follow the edges of the picture between its cells of 4 x 4 pixels.
+
+    A local linear model of the colours, as the guided filter's (He, Sun and Tang, 2013), with learned slopes.
+
+    Parameters
+    ----------
+    parameters
+        Logits of transmission and airlight ``(n, 6, h, w)``.
+    slopes, colours
+        ``(n, 3, h, w)``.
+    """
+    detail = colours - enlarge(F.avg_pool2d(colours, 4))
+    logits, airlight = parameters.chunk(2, dim=1)
+    return torch.cat([logits + (slopes * detail).sum(1, keepdim=True), airlight], dim=1)
 
 
 def add_prior(parameters: Tensor, dark: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dehazexl.grid import TILE
 from dehazexl.model.spec import Spec
-from dehazexl.model.windows import CachedBias, Mlp, attend, in_windows, shift_mask, window_and_shift
+from dehazexl.model.windows import CachedBias, Local, Mlp, attend, in_windows, shift_mask, window_and_shift
 
 
 class ContinuousBias(CachedBias):
@@ -76,8 +76,9 @@ class CosineAttention(nn.Module):
 class EncoderBlock(nn.Module):
     """Window attention, then an MLP; the norm comes after each (residual post-norm)."""
 
-    def __init__(self, width: int, heads: int, size: int, window: int, index: int) -> None:
+    def __init__(self, width: int, heads: int, size: int, window: int, index: int, local: int) -> None:
         super().__init__()
+        self.local = Local(width, local) if local else nn.Identity()
         self.window, self.shift = window_and_shift(size, window, index)
         mask = shift_mask(size, self.window, self.shift) if self.shift else None
         self.attn = CosineAttention(width, heads, self.window, mask)
@@ -87,6 +88,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features ``(n, h, w, c)`` to the same shape."""
+        x = self.local(x)
         x = x + self.norm1(in_windows(x, self.window, self.shift, self.attn))
         return x + self.norm2(self.mlp(x))
 
@@ -121,10 +123,10 @@ class PatchMerging(nn.Module):
 class Stage(nn.Module):
     """Blocks at one stride; all stages but the first merge 2 x 2 cells before."""
 
-    def __init__(self, width: int, depth: int, heads: int, size: int, window: int, merge: bool) -> None:
+    def __init__(self, width: int, depth: int, heads: int, size: int, window: int, merge: bool, local: int) -> None:
         super().__init__()
         self.downsample = PatchMerging(width // 2) if merge else nn.Identity()
-        self.blocks = nn.ModuleList(EncoderBlock(width, heads, size, window, i) for i in range(depth))
+        self.blocks = nn.ModuleList(EncoderBlock(width, heads, size, window, i, local) for i in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the features of the stage before to this stage's ``(n, h, w, width)``."""
@@ -142,7 +144,7 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(3 + len(spec.inputs), spec.widths[0])
         sizes = [TILE // 4 // 2**i for i in range(4)]
         self.stages = nn.ModuleList(
-            Stage(width, depth, heads, size, spec.window, merge=i > 0)
+            Stage(width, depth, heads, size, spec.window, merge=i > 0, local=spec.local)
             for i, (width, depth, heads, size) in enumerate(
                 zip(spec.widths, spec.depths, spec.heads, sizes, strict=True)
             )

@@ -78,6 +78,10 @@ class DehazeXL(nn.Module):
         nn.init.normal_(stem.bias, std=0.5)
         stem.bias.data -= 0.5 * stem.weight.data.sum((1, 2, 3))
         nn.init.normal_(self.decoder.output.weight, std=0.02)
+        if self.decoder.slopes is not None:
+            nn.init.zeros_(self.decoder.slopes.weight)
+            assert self.decoder.slopes.bias is not None
+            nn.init.zeros_(self.decoder.slopes.bias)
         if self.decoder.output.bias is not None:
             # Airlight starts near 0.8, and so does transmission, or else at the prior's.
             nn.init.constant_(self.decoder.output.bias, 1.4 if self.spec.head == "scattering" else 0.0)
@@ -131,15 +135,16 @@ class DehazeXL(nn.Module):
         """Fuse the grid of tokens ``(n, h, w, c)`` of whole pictures; the same shape comes back."""
         return self.context(tokens, offset)
 
-    def decode(self, fused: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Decode tiles from their fused tokens ``(n, 8, 8, c)`` and feature maps.
+    def decode(self, fused: Tensor, maps: list[Tensor], tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode tiles from their fused tokens ``(n, 8, 8, c)``, feature maps and pixels, as `encode` takes them.
 
         Returns
         -------
         gain, offset : Tensor
             ``(n, 3, 256, 256)``, float32, such that the dehazed tile is ``gain * tile + offset`` in [0, 1].
         """
-        gain, offset = self.head(self.decoder(fused, maps))
+        colours = (crop(tiles, self.spec.halo).float() - self.mean.float()) / self.std.float()
+        gain, offset = self.head(self.decoder(fused, maps, colours))
         # The head speaks of normalised pixels: y = gain (x - mean) / std + offset, out = y std + mean.
         return gain, offset * self.std.float() + (1 - gain) * self.mean.float()
 
@@ -165,9 +170,10 @@ class DehazeXL(nn.Module):
         """Return gain and offset ``(n, 3, h, w)`` of the change made to pictures ``(n, 3, h, w)`` in [0, 1]."""
         h, w = x.shape[2:]
         rows, cols = math.ceil(h / TILE), math.ceil(w / TILE)
-        maps = self.encode(to_tiles(pad(x, self.spec.halo), self.spec.halo))
+        tiles = to_tiles(pad(x, self.spec.halo), self.spec.halo)
+        maps = self.encode(tiles)
         fused = self.fuse(tiles_to_grid(maps[-1], rows, cols), offset)
-        gain, shift = self.decode(grid_to_tiles(fused), maps)
+        gain, shift = self.decode(grid_to_tiles(fused), maps, tiles)
         return from_tiles(gain, rows, cols)[:, :, :h, :w], from_tiles(shift, rows, cols)[:, :, :h, :w]
 
 

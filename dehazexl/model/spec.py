@@ -41,6 +41,11 @@ class Spec:
     prior
         Take the dark channel prior (t = 1 - 0.95 dark / A) for the transmission, and let the network correct it. For
         the scattering head at stride 4, with the dark channel among its inputs.
+    guided
+        Let the transmission follow the picture's edges between those 4 x 4 pixels, by a local linear model of the
+        colours whose slopes the network tells. For the scattering head at stride 4.
+    local
+        Side in pixels of the map (odd) of a depthwise convolution before each block of encoder and decoder; 0: none.
     inputs
         Channels computed from the picture and given to the encoder beside R, G, B: ``dark`` (the dark
         channel: minimum over colours and a 15 x 15 neighbourhood) and ``bright`` (the maximum likewise).
@@ -61,6 +66,8 @@ class Spec:
     head: str = "residual"
     head_stride: int = 1
     prior: bool = False
+    guided: bool = False
+    local: int = 0
     inputs: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -74,6 +81,10 @@ class Spec:
             raise ValueError(f"head_stride is 1 or 4, not {self.head_stride}")
         if self.prior and not (self.head == "scattering" and self.head_stride == 4 and "dark" in self.inputs):
             raise ValueError("prior needs the head 'scattering', head_stride 4 and 'dark' among the inputs")
+        if self.guided and not (self.head == "scattering" and self.head_stride == 4):
+            raise ValueError("guided needs the head 'scattering' and head_stride 4")
+        if self.local not in (0, 3, 5, 7):
+            raise ValueError(f"local is 0, 3, 5 or 7, not {self.local}")
         if self.context_pool not in (1, 2, 4, 8):
             raise ValueError(f"context_pool is 1, 2, 4 or 8, not {self.context_pool}")
         for name in ("widths", "depths", "heads", "decoder_depths", "decoder_heads"):
@@ -151,6 +162,8 @@ SPECS = {
         head="scattering",
         head_stride=4,
         prior=True,
+        guided=True,
+        local=5,
         inputs=("dark", "bright"),
     ),
     "tiny": Spec(

@@ -126,3 +126,21 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., width)`` to the same shape."""
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Local(nn.Module):
+    """A depthwise convolution added to its input: what lies near, which windows of attention learn slowly.
+
+    It starts as no change. Borders repeat, so that a tile's border does not look like one.
+    """
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, side, padding=side // 2, padding_mode="replicate", groups=width)
+        nn.init.zeros_(self.conv.weight)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features ``(n, h, w, c)`` to the same shape."""
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
