@@ -112,7 +112,7 @@ def test_bundled_weights_are_small_and_say_where_they_come_from() -> None:
     assert path.stat().st_size <= 32e6
     assert {"licence", "recipe", "trained"} <= set(describe(path))
     model = load_model(device="cpu", dtype="float32")
-    assert model.spec.widths == SPECS["compact"].widths
+    assert model.spec == SPECS["compact"]
 
 
 # ---- Official files ---------------------------------------------------------------------------------
