@@ -252,7 +252,12 @@ def demo(
 
 @app.command()
 def train(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders of clear 8-bit pictures.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER", help="Folders of clear 8-bit pictures, of pairs (hazy/, clear/), or 8KDehaze's."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for weights, checkpoint and log.")],
     hold_out: Annotated[
         list[str],
@@ -265,7 +270,29 @@ def train(
     ] = "compact",
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the whole run.")] = 3000,
     tiles: Annotated[int, typer.Option(min=1, metavar="N", help="Tiles of 256 x 256 pixels a step.")] = 8,
+    crop: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Side of the largest crops, in tiles.")] = 3,
+    accumulate: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Batches of --tiles whose gradients make a step.")
+    ] = 1,
+    part: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Tiles computed at once, again in the backward pass: less memory. [default: all]"
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="float32; bfloat16 or float16 where it is safe (autocast).")
+    ] = "float32",
+    procedural: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of procedural pictures among the crops.")
+    ] = 0.0,
     lr: Annotated[float, typer.Option(min=0, metavar="RATE", help="Peak learning rate.")] = 6e-4,
+    ema: Annotated[
+        float, typer.Option(min=0, max=1, metavar="DECAY", help="Of the moving average of the weights.")
+    ] = 0.995,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Normalise colours as the official --nor does.")
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and haze.")] = 0,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Steps between validations and checkpoints.")] = 250,
     minutes: Annotated[
@@ -281,14 +308,18 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in RUN.")] = False,
 ) -> None:
-    """Train a network on clear pictures; it makes the haze.
+    """Train a network on clear pictures, on which it makes the haze, or on pairs.
 
-    RUN gets best.safetensors, last.safetensors, a checkpoint and log.csv.
+    RUN gets best.safetensors, last.safetensors, a checkpoint, log.csv and plot.png. Several GPUs:
+    torchrun --nproc-per-node 4 -m dehazexl train ...
     """
     from dehazexl.commands.train import train_with_bar
     from dehazexl.train import Recipe
 
-    recipe = Recipe(steps=steps, tiles=tiles, lr=lr, seed=seed)
+    recipe = Recipe(
+        steps=steps, tiles=tiles, crop=crop, accumulate=accumulate, part=part, precision=precision,
+        procedural=procedural, lr=lr, ema=ema, seed=seed,
+    )  # fmt: skip
     try:
         print(
             train_with_bar(
@@ -299,6 +330,7 @@ def train(
                 recipe,
                 device=device,
                 init=init,
+                normalise=normalise,
                 resume=resume,
                 minutes=minutes,
                 every=every,

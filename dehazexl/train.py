@@ -1,4 +1,4 @@
-"""Training: clear pictures in, haze put on them as they come, weights out."""
+"""Training: clear pictures in, haze put on them as they come (or pairs), weights out."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from dehazexl.data import center_crop, random_crop
+from dehazexl.batches import Batch, steps, validation_set
+from dehazexl.data import Dataset
 from dehazexl.grid import TILE
-from dehazexl.haze import Hazy, synthesise
 from dehazexl.model import DehazeXL, Spec
 from dehazexl.weights import read_pickle, save_model
 
-GRIDS = ((1, 1), (1, 1), (1, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3))
-"""Sizes of the training crops, in tiles: one to nine. More of one tile, as a step then sees more pictures."""
-
-FARTHEST = 512
-"""Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""
-
 PATIENCE = 20
 """Consecutive steps that may fail (a loss that is not finite) before training gives up."""
+
+COLUMNS = ["step", "seconds", "waited", "loss", "lr", "skipped", "psnr", "ssim"]
+"""Of the log."""
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What the network computes in while training; its weights stay in float32, and so does its last layer."""
+
+Answer = Callable[[Tensor, tuple[int, int], int | None], tuple[Tensor, Tensor]]
+"""From hazy pictures, offset and tiles at once to gain and offset, see `DehazeXL.change`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,18 @@ class Recipe:
     steps
         Steps of the whole run; the learning rate falls to zero along a cosine by the last.
     tiles
-        Tiles of 256 x 256 pixels a step.
+        Tiles of 256 x 256 pixels in a batch.
+    crop
+        Side of the largest crops, in tiles: 1 to 8 (2048 pixels).
+    accumulate
+        Batches of a step, whose gradients are summed.
+    part
+        Tiles computed at once; their activations are then computed again in the backward pass, so that large crops
+        fit (gradient checkpointing). None computes the batch at once and keeps all.
+    precision
+        ``float32``, or what to compute in where it is safe (autocast): ``bfloat16`` or ``float16``.
+    procedural
+        Share of the crops that are procedural pictures instead of real ones, 0 to 1.
     lr, warmup, decay, clip
         Peak learning rate of AdamW, steps until it is reached, weight decay, largest norm of the gradient.
     ema
@@ -58,6 +70,11 @@ class Recipe:
 
     steps: int = 3000
     tiles: int = 8
+    crop: int = 3
+    accumulate: int = 1
+    part: int | None = None
+    precision: str = "float32"
+    procedural: float = 0.0
     lr: float = 6e-4
     warmup: int = 100
     decay: float = 0.02
@@ -67,6 +84,16 @@ class Recipe:
     transmission: float = 0.1
     seam: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if not 1 <= self.crop <= 8:
+            raise ValueError(f"crop is 1 to 8 tiles, not {self.crop}")
+        if not 0 <= self.procedural <= 1:
+            raise ValueError(f"procedural is a share from 0 to 1, not {self.procedural}")
+        if (self.part is not None and self.part < 1) or self.accumulate < 1:
+            raise ValueError(f"part and accumulate are at least 1, not {self.part} and {self.accumulate}")
 
 
 @dataclass
@@ -79,6 +106,8 @@ class State:
     step: int = 0
     seconds: float = 0.0
     best: float = -math.inf
+    skipped: int = 0
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
     @classmethod
     def start(cls, spec: Spec, recipe: Recipe, device: torch.device, init: DehazeXL | None = None) -> State:
@@ -88,7 +117,10 @@ class State:
         if init is not None:
             model.load_state_dict(init.state_dict())
         model.to(device)
-        return cls(model, deepcopy(model).requires_grad_(False).eval(), make_optimiser(model, recipe))
+        # Half precision has few exponents: gradients are scaled up, and a step in which they overflow is left out.
+        scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        average = deepcopy(model).requires_grad_(False).eval()
+        return cls(model, average, make_optimiser(model, recipe), scaler=scaler)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint beside `path`, then rename it, so that a kill leaves the one before."""
@@ -100,10 +132,16 @@ class State:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "skipped": self.skipped,
+            "scaler": self.scaler.state_dict(),
         }
         part = path.with_name(f".{path.name}.part")
-        torch.save(state, part)
-        os.replace(part, path)
+        try:
+            torch.save(state, part)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+            part.unlink(missing_ok=True)
+            raise OSError(f"{path} could not be written, the one before stands: {error}") from error
 
     @classmethod
     def load(cls, path: Path, spec: Spec, recipe: Recipe, device: torch.device) -> State:
@@ -123,7 +161,10 @@ class State:
         state.model.load_state_dict(saved["model"])
         state.average.load_state_dict(saved["average"])
         state.optimiser.load_state_dict(saved["optimiser"])
+        if state.scaler.is_enabled() and saved.get("scaler"):
+            state.scaler.load_state_dict(saved["scaler"])
         state.step, state.seconds, state.best = saved["step"], saved["seconds"], saved["best"]
+        state.skipped = saved.get("skipped", 0)
         return state
 
 
@@ -141,61 +182,21 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))
 
 
-def make_batch(
-    pictures: Sequence[NDArray[np.uint8]], step: int, recipe: Recipe
-) -> tuple[Tensor, Hazy, tuple[int, int]]:
-    """Make the batch of a step, the same whenever it is made.
+def losses(batch: Batch, gain: Tensor, shift: Tensor, recipe: Recipe) -> Tensor:
+    """Compute the loss of what the network answered to a batch: gain and shift ``(n, 3, h, w)``.
 
-    Returns
-    -------
-    clear : Tensor
-        ``(n, 3, h, w)`` in [0, 1], of one to nine tiles each.
-    hazy : Hazy
-        The same with haze.
-    offset : tuple of int
-        Where the crops pretend to lie in a larger picture, in tokens.
+    The answer is clamped near [0, 1], or what dense haze hides would rule the rest. The loss on the transmission
+    (the inverse of the gain, Koschmieder's law) is left out where it is not known.
     """
-    random = np.random.default_rng((recipe.seed, step))
-    rows, cols = GRIDS[random.integers(len(GRIDS))]
-    count = max(1, recipe.tiles // (rows * cols))
-    clear = torch.cat([random_crop(pictures, rows * TILE, cols * TILE, random) for _ in range(count)])
-    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    far = random.random() < 0.5
-    offset = (int(random.integers(FARTHEST)), int(random.integers(FARTHEST))) if far else (0, 0)
-    return clear, synthesise(clear, generator), offset
-
-
-def batches(
-    pictures: Sequence[NDArray[np.uint8]], first: int, recipe: Recipe
-) -> Iterator[tuple[Tensor, Hazy, tuple[int, int]]]:
-    """Yield the batches from step `first` on; the next is made while one is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(make_batch, pictures, first, recipe)
-        for step in range(first + 1, recipe.steps + 1):
-            batch = coming.result()
-            coming = pool.submit(make_batch, pictures, step, recipe)
-            yield batch
-
-
-def losses(clear: Tensor, hazy: Hazy, gain: Tensor, shift: Tensor, recipe: Recipe) -> Tensor:
-    """Compute the loss of a batch.
-
-    Parameters
-    ----------
-    clear
-        Truth, ``(n, 3, h, w)`` in [0, 1].
-    hazy
-        What the network saw.
-    gain, shift
-        What it answered, ``(n, 3, h, w)``.
-    """
-    out = (gain * hazy.pixels + shift).clamp(-0.1, 1.1)
-    error = out - clear
+    out = (gain * batch.hazy + shift).clamp(-0.1, 1.1)
+    error = out - batch.clear
     loss = error.abs().mean()
     spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho")).abs().mean()
-    seen = hazy.transmission.clamp(min=0.05).log()
-    density = (gain.clamp(min=0.05).log() + seen).abs().mean()
-    return loss + recipe.fft * spectrum + recipe.transmission * density + recipe.seam * seam(error)
+    loss = loss + recipe.fft * spectrum + recipe.seam * seam(error)
+    if batch.transmission is None:
+        return loss
+    density = (gain.clamp(min=0.05).log() + batch.transmission.clamp(min=0.05).log()).abs().mean()
+    return loss + recipe.transmission * density
 
 
 def seam(error: Tensor) -> Tensor:
@@ -217,34 +218,67 @@ def update_average(average: DehazeXL, model: DehazeXL, step: int, decay: float) 
     average.train().eval()  # drops the cached biases
 
 
-def validation_set(pictures: Sequence[NDArray[np.uint8]], size: int = 512) -> list[tuple[Tensor, Hazy]]:
-    """Put haze of every kind, seeded, on the middle of held-out pictures."""
-    from dehazexl.haze import KINDS
-
-    cases = []
-    for i, picture in enumerate(pictures):
-        clear = center_crop(picture, size, size)
-        kind = list(KINDS)[i % len(KINDS)]
-        generator = torch.Generator().manual_seed(1000 + i)
-        cases.append((clear, synthesise(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)))
-    return cases
-
-
 @torch.no_grad()
-def validate(model: DehazeXL, cases: Sequence[tuple[Tensor, Hazy]]) -> float:
-    """Return the mean PSNR in decibels of the model in eval mode."""
-    scores = []
-    for clear, hazy in cases:
-        out = model(hazy.pixels.to(model.device)).clamp(0, 1).cpu()
-        error = (out - clear).square().mean().item()
+def validate(model: DehazeXL, cases: Sequence[Batch]) -> dict[str, float]:
+    """Return the mean ``psnr`` in decibels of a network in eval mode, and ``ssim`` if scikit-image is there."""
+    psnr: list[float] = []
+    ssim: list[float] = []
+    for case in cases:
+        out = model(case.hazy.to(model.device)).clamp(0, 1).cpu()
+        error = (out - case.clear).square().mean().item()
         # In this order, so that NaN stays NaN: the other way round it would be the best score.
-        scores.append(-10 * math.log10(max(error, 1e-10)))
-    return sum(scores) / len(scores)
+        psnr.append(-10 * math.log10(max(error, 1e-10)))
+        ssim.extend(similarity(one, other) for one, other in zip(out, case.clear, strict=True))
+    scores = {"psnr": sum(psnr) / len(psnr), "ssim": sum(ssim) / len(ssim)}
+    return {name: score for name, score in scores.items() if name == "psnr" or math.isfinite(score)}
+
+
+def similarity(one: Tensor, other: Tensor) -> float:
+    """SSIM of two pictures ``(3, h, w)`` in [0, 1]; NaN without scikit-image, or under its 7 pixels."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        return math.nan
+    if min(one.shape[1:]) < 7:
+        return math.nan
+    return float(structural_similarity(one.numpy(), other.numpy(), data_range=1, channel_axis=0))
+
+
+class Change(nn.Module):
+    """A network whose forward is its `change`, as `DistributedDataParallel` wants it."""
+
+    def __init__(self, model: DehazeXL) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, offset: tuple[int, int], part: int | None) -> tuple[Tensor, Tensor]:
+        """Return gain and offset ``(n, 3, h, w)``."""
+        return self.model.change(x, offset, part)
+
+
+def shared(model: DehazeXL) -> Answer:
+    """Return the network's `change`; of several processes (torchrun) each has a copy, and gradients are averaged."""
+    if not dist.is_initialized():
+        return model.change
+    from torch.nn.parallel import DistributedDataParallel
+
+    devices = [model.device] if model.device.type == "cuda" else None
+    answer: Answer = DistributedDataParallel(Change(model), device_ids=devices)
+    return answer
+
+
+def mean_of_all(value: float, device: torch.device) -> float:
+    """Return the mean of a number over all processes, so that all decide alike."""
+    if not dist.is_initialized():
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor)
+    return float(tensor) / dist.get_world_size()
 
 
 def train(
-    pictures: Sequence[NDArray[np.uint8]],
-    held_out: Sequence[NDArray[np.uint8]],
+    data: Dataset,
+    held_out: Dataset,
     folder: Path,
     spec: Spec,
     recipe: Recipe | None = None,
@@ -258,11 +292,14 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train a network.
 
+    In several processes (torch.distributed initialised, see `commands.train`) each takes its share of every step,
+    and the first one writes.
+
     Parameters
     ----------
-    pictures, held_out
-        Clear pictures ``(h, w, 3)``, uint8, to train on and to validate on. Without any held out there is no
-        ``psnr``, and the best weights are the last.
+    data, held_out
+        Pictures to train on and to validate on. Without any held out there is no ``psnr``, and the best weights
+        are the last.
     folder
         Gets ``checkpoint.pt`` (to resume from), ``last.safetensors`` and ``best.safetensors`` (the averaged weights)
         and ``log.csv``.
@@ -284,77 +321,140 @@ def train(
     Yields
     ------
     dict
-        After each step: ``step``, ``loss``, ``lr``, ``seconds``, and ``psnr`` after a validation.
+        After each step, by the names of `COLUMNS`: ``step``, ``loss``, ``lr``, ``seconds`` since the start,
+        ``waited`` of them for batches, ``skipped`` steps; after a validation ``psnr`` and ``ssim``.
 
     Raises
     ------
     FloatingPointError
         If the loss stays not finite; the last checkpoint stands.
+    OSError
+        If a checkpoint cannot be written; the one before stands.
     """
     recipe = recipe or Recipe()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, target = folder / "checkpoint.pt", torch.device(device)
     state = State.load(checkpoint, spec, recipe, target) if resume else State.start(spec, recipe, target, init)
-    cases = validation_set(held_out)
-    started, before, failed = time.perf_counter(), state.seconds, 0
+    answer = shared(state.model)
+    cases = validation_set(held_out) if rank == 0 else []
     about = {"licence": "BSD-3-Clause", **(about or {}), "recipe": asdict(recipe)}
+    if rank == 0:
+        forget_after(folder / "log.csv", state.step)
+    started, before, failed, waited = time.perf_counter(), state.seconds, 0, 0.0
 
-    for clear, hazy, offset in batches(pictures, state.step, recipe):
+    coming = steps(data, state.step, recipe, rank, ranks)
+    while True:
+        asked = time.perf_counter()
+        batches = next(coming, None)
+        waited += time.perf_counter() - asked
+        if batches is None:
+            return
         lr = learning_rate(state.step, recipe)
-        loss = step(state, clear, hazy, offset, lr, recipe)
+        loss = step(state, batches, lr, recipe, answer)
+        state.skipped += not math.isfinite(loss)
         failed = 0 if math.isfinite(loss) else failed + 1
         if failed > PATIENCE:
             raise FloatingPointError(f"the loss was not finite {failed} times in a row; lower --lr, then --resume")
         state.step += 1
         state.seconds = before + time.perf_counter() - started
-        report: dict[str, float] = {"step": state.step, "loss": loss, "lr": lr, "seconds": round(state.seconds, 1)}
-        over = state.seconds - before > 60 * minutes
-        if state.step % every == 0 or state.step == recipe.steps or over:
-            if cases:
-                report["psnr"] = validate(state.average, cases)
+        report = {"step": state.step, "loss": loss, "lr": lr, "seconds": round(state.seconds, 1)}
+        report |= {"waited": round(waited, 1), "skipped": state.skipped}
+        over = mean_of_all(state.seconds - before, target) > 60 * minutes
+        if rank == 0 and (state.step % every == 0 or state.step == recipe.steps or over):
+            report |= validate(state.average, cases) if cases else {}
             about["trained"] = report
             save_model(state.average, folder / "last.safetensors", half=True, **about)
             if report.get("psnr", math.inf) > state.best:
                 state.best = report.get("psnr", state.best)
                 save_model(state.average, folder / "best.safetensors", half=True, **about)
             state.save(checkpoint)
-        log(folder / "log.csv", report)
+        if rank == 0:
+            log(folder / "log.csv", report)
         yield report
         if over:
             return
 
 
-def step(state: State, clear: Tensor, hazy: Hazy, offset: tuple[int, int], lr: float, recipe: Recipe) -> float:
+def step(state: State, batches: Sequence[Batch], lr: float, recipe: Recipe, answer: Answer | None = None) -> float:
     """Make one step of the optimiser and of the average and return the loss.
 
-    A step whose loss or gradient is not finite is left out, and its loss is NaN.
+    A step whose loss or gradient is not finite is left out, in all processes, and its loss is NaN.
     """
-    device = state.model.device
-    hazy = Hazy(hazy.pixels.to(device), hazy.transmission.to(device), hazy.airlight.to(device))
-    gain, shift = state.model.train().change(hazy.pixels, offset)
-    loss = losses(clear.to(device), hazy, gain, shift, recipe)
-    if not torch.isfinite(loss):
-        return math.nan
+    answer, device = answer or state.model.change, state.model.device
+    state.model.train()
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    total = 0.0
+    for batch in (batch.to(device) for batch in batches):
+        with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
+            gain, shift = answer(batch.hazy, batch.offset, recipe.part)
+        loss = losses(batch, gain, shift, recipe) / len(batches)
+        state.scaler.scale(loss).backward()
+        total += float(loss.detach())
+    total = mean_of_all(total, device)
+    state.scaler.unscale_(state.optimiser)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
-    if not torch.isfinite(norm):
+    if not (math.isfinite(total) and torch.isfinite(norm)):
+        state.scaler.update()
         return math.nan
     for group in state.optimiser.param_groups:
         group["lr"] = lr
-    state.optimiser.step()
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
     update_average(state.average, state.model, state.step, recipe.ema)
-    return float(loss.detach())
+    return total
 
 
 def log(path: Path, report: dict[str, float]) -> None:
     """Append a line to the CSV log."""
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "seconds", "loss", "lr", "psnr"])
+        writer = csv.DictWriter(file, COLUMNS)
         if new:
             writer.writeheader()
         writer.writerow(report)
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV log, none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop what a log says of steps that the checkpoint does not know of: they are made again."""
+    kept = [row for row in read_log(path) if int(row["step"]) <= step]
+    path.unlink(missing_ok=True)
+    for row in kept:
+        log(path, {name: float(row[name]) for name in COLUMNS if row.get(name)} | {"step": int(row["step"])})
+
+
+def plot(folder: Path) -> Path:
+    """Draw a run's log: loss, smoothed over steps, and the scores of its validations, as ``plot.png``.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib, which ``pip install napari-dehazexl[train]`` brings.
+    """
+    from matplotlib.figure import Figure
+
+    rows = read_log(folder / "log.csv")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    losses_ = [(int(row["step"]), float(row["loss"])) for row in rows]
+    size = max(1, len(losses_) // 50)
+    groups = [losses_[i : i + size] for i in range(0, len(losses_), size)]
+    means = [[value for _, value in group if math.isfinite(value)] for group in groups]
+    left.plot([group[-1][0] for group in groups], [sum(m) / len(m) if m else math.nan for m in means])
+    left.set(xlabel="step", ylabel=f"loss, mean of {size} steps")
+    scored = [row for row in rows if row.get("psnr")]
+    right.plot([int(row["step"]) for row in scored], [float(row["psnr"]) for row in scored], "o-")
+    right.set(xlabel="step", ylabel="PSNR of the validation, dB")
+    figure.savefig(folder / "plot.png", dpi=100)
+    return folder / "plot.png"
 
 
 def spec_from_text(text: str) -> Spec:

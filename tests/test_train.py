@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -19,24 +21,24 @@ from reference import interleaved, picture, randomised
 from safetensors.torch import load_file
 
 from dehazexl import load_model
-from dehazexl.data import center_crop, find_pictures, random_crop, read_rgb
-from dehazexl.haze import Hazy, clear_sight, synthesise
+from dehazexl.batches import Batch, make_step, steps, validation_set
+from dehazexl.data import Dataset, center_crop, find_pictures, random_crop, read_rgb
+from dehazexl.haze import clear_sight, synthesise
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.train import (
     PATIENCE,
     Recipe,
     State,
-    batches,
     learning_rate,
     losses,
-    make_batch,
+    plot,
+    read_log,
     seam,
     spec_from_text,
     step,
     train,
     update_average,
     validate,
-    validation_set,
 )
 from dehazexl.weights import describe
 
@@ -49,17 +51,32 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.rint(interleaved(picture(height, width, seed)) * 255).astype(np.uint8)
 
 
-PICTURES = [photo(300, 400), photo(500, 280, 1)]
+def dataset(*pictures: np.ndarray) -> Dataset:
+    return Dataset(pictures, None, [str(i) for i in range(len(pictures))])
 
 
-def one_crop() -> tuple[torch.Tensor, Hazy]:
+PICTURES = dataset(photo(300, 400), photo(500, 280, 1))
+NONE = dataset()
+
+
+def one_crop() -> Batch:
     clear = torch.from_numpy(picture(256))[None]
     generator = torch.Generator().manual_seed(0)
-    return clear, synthesise(clear, generator, ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False)
+    hazy = synthesise(clear, generator, ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False)
+    return Batch(clear, hazy.pixels, hazy.transmission)
 
 
 def weights(model: DehazeXL) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
+
+
+class Untouched(torch.nn.Module):
+    """A network that returns its input."""
+
+    device = CPU
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
 
 # ---- Learning ---------------------------------------------------------------------------------------
@@ -67,21 +84,27 @@ def weights(model: DehazeXL) -> list[torch.Tensor]:
 
 def test_a_small_network_learns_a_crop_by_heart() -> None:
     recipe = Recipe(steps=60, lr=5e-3, warmup=5, ema=0.9)
-    state, (clear, hazy) = State.start(SPECS["tiny"], recipe, CPU), one_crop()
-    before = -10 * math.log10((hazy.pixels - clear).square().mean())
-    assert before < 15
+    state, crop = State.start(SPECS["tiny"], recipe, CPU), one_crop()
+    assert validate(Untouched(), [crop])["psnr"] < 15
     for i in range(recipe.steps):
-        step(state, clear, hazy, (0, 0), learning_rate(i, recipe), recipe)
+        step(state, [crop], learning_rate(i, recipe), recipe)
         state.step += 1
-    assert validate(state.average, [(clear, hazy)]) > 35
+    scores = validate(state.average, [crop])
+    assert scores["psnr"] > 35
+    assert scores["ssim"] > 0.9
 
 
 def test_the_loss_of_the_truth_is_nothing() -> None:
-    clear, hazy = one_crop()
-    gain = 1 / hazy.transmission
+    clear = torch.from_numpy(picture(256))[None]
+    hazy = synthesise(
+        clear, torch.Generator().manual_seed(0), ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False
+    )
+    crop, gain = Batch(clear, hazy.pixels, hazy.transmission), 1 / hazy.transmission
     shift = clear_sight(torch.zeros_like(clear), hazy.transmission, hazy.airlight)
-    assert losses(clear, hazy, gain, shift, Recipe()) < 1e-4
-    assert losses(clear, hazy, torch.ones_like(gain), torch.zeros_like(gain), Recipe()) > 0.05
+    assert losses(crop, gain, shift, Recipe()) < 1e-4
+    assert losses(crop, torch.ones_like(gain), torch.zeros_like(gain), Recipe()) > 0.05
+    unknown = replace(crop, transmission=None)
+    assert losses(unknown, gain, shift, Recipe()) < 1e-4
 
 
 def test_a_seam_is_what_jumps_across_tile_borders() -> None:
@@ -133,7 +156,9 @@ def test_biases_and_norms_do_not_decay() -> None:
 
 def test_a_run_leaves_weights_a_log_and_a_checkpoint(tmp_path: Path) -> None:
     recipe = replace(SHORT, steps=3)
-    reports = list(train(PICTURES, PICTURES[:1], tmp_path / "run", TINY, recipe, every=2, about={"data": "mine"}))
+    reports = list(
+        train(PICTURES, dataset(photo(300, 400)), tmp_path / "run", TINY, recipe, every=2, about={"data": "mine"})
+    )
     assert [r["step"] for r in reports] == [1, 2, 3]
     assert [("psnr" in r) for r in reports] == [False, True, True]
     names = sorted(p.name for p in (tmp_path / "run").iterdir())
@@ -152,12 +177,12 @@ def test_a_run_leaves_weights_a_log_and_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_going_on_equals_a_run_that_was_never_stopped(tmp_path: Path) -> None:
-    for _ in train(PICTURES, [], tmp_path / "whole", TINY, SHORT, every=3):
+    for _ in train(PICTURES, NONE, tmp_path / "whole", TINY, SHORT, every=3):
         pass
-    run = train(PICTURES, [], tmp_path / "parts", TINY, SHORT, every=3)
+    run = train(PICTURES, NONE, tmp_path / "parts", TINY, SHORT, every=3)
     list(islice(run, 4))  # one step more than the checkpoint knows of
     run.close()
-    again = list(train(PICTURES, [], tmp_path / "parts", TINY, SHORT, every=3, resume=True))
+    again = list(train(PICTURES, NONE, tmp_path / "parts", TINY, SHORT, every=3, resume=True))
     assert [report["step"] for report in again] == [4, 5, 6]
     one, other = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
@@ -171,7 +196,7 @@ def test_going_on_equals_a_run_that_was_never_stopped(tmp_path: Path) -> None:
 
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:
     model = randomised(TINY)
-    list(train(PICTURES, [], tmp_path, TINY, replace(SHORT, steps=1, lr=0.0), init=model))
+    list(train(PICTURES, NONE, tmp_path, TINY, replace(SHORT, steps=1, lr=0.0), init=model))
     last = load_model(tmp_path / "last.safetensors", device="cpu", dtype="float32")
     for ours, given in zip(weights(last), weights(model), strict=True):
         torch.testing.assert_close(ours, given.half().float())
@@ -179,20 +204,20 @@ def test_training_starts_from_given_weights(tmp_path: Path) -> None:
 
 def test_going_on_with_a_finished_run_does_nothing(tmp_path: Path) -> None:
     recipe = replace(SHORT, steps=1)
-    assert len(list(train(PICTURES, [], tmp_path, TINY, recipe))) == 1
-    assert list(train(PICTURES, [], tmp_path, TINY, recipe, resume=True)) == []
+    assert len(list(train(PICTURES, NONE, tmp_path, TINY, recipe))) == 1
+    assert list(train(PICTURES, NONE, tmp_path, TINY, recipe, resume=True)) == []
 
 
 def test_time_ends_a_run_that_can_go_on(tmp_path: Path) -> None:
-    assert [r["step"] for r in train(PICTURES, [], tmp_path, TINY, SHORT, minutes=0)] == [1]
-    assert next(train(PICTURES, [], tmp_path, TINY, SHORT, resume=True))["step"] == 2
+    assert [r["step"] for r in train(PICTURES, NONE, tmp_path, TINY, SHORT, minutes=0)] == [1]
+    assert next(train(PICTURES, NONE, tmp_path, TINY, SHORT, resume=True))["step"] == 2
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path) -> None:
     State.start(TINY, SHORT, CPU).save(tmp_path / "checkpoint.pt")
     other = replace(TINY, head="gain")
     with pytest.raises(ValueError, match=r"checkpoint\.pt: a checkpoint of another spec"):
-        next(train(PICTURES, [], tmp_path, other, SHORT, resume=True))
+        next(train(PICTURES, NONE, tmp_path, other, SHORT, resume=True))
 
 
 KILLED = """
@@ -231,23 +256,23 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Pa
 
 
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
-    state, (clear, hazy) = State.start(TINY, SHORT, CPU), one_crop()
+    state, crop = State.start(TINY, SHORT, CPU), one_crop()
     before, average = weights(state.model), weights(state.average)
-    hazy.pixels[0, 0, 5, 5] = math.nan
-    assert math.isnan(step(state, clear, hazy, (0, 0), 1e-3, SHORT))
+    crop.hazy[0, 0, 5, 5] = math.nan
+    assert math.isnan(step(state, [crop], 1e-3, SHORT))
     assert all(torch.equal(a, b) for a, b in zip(before, weights(state.model), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(average, weights(state.average), strict=True))
     assert state.optimiser.state_dict()["state"] == {}
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
-    state, (clear, hazy) = State.start(TINY, SHORT, CPU), one_crop()
+    state, crop = State.start(TINY, SHORT, CPU), one_crop()
     before = weights(state.model)
     handle = state.model.context.input_proj.bias.register_hook(lambda gradient: gradient * math.inf)
-    assert math.isnan(step(state, clear, hazy, (0, 0), 1e-3, SHORT))
+    assert math.isnan(step(state, [crop], 1e-3, SHORT))
     assert all(torch.equal(a, b) for a, b in zip(before, weights(state.model), strict=True))
     handle.remove()
-    assert math.isfinite(step(state, clear, hazy, (0, 0), 1e-3, SHORT))
+    assert math.isfinite(step(state, [crop], 1e-3, SHORT))
     assert not torch.equal(before[0], weights(state.model)[0])
 
 
@@ -255,7 +280,7 @@ def test_training_gives_up_when_nothing_is_finite_any_more(tmp_path: Path) -> No
     recipe = replace(SHORT, steps=100, lr=1e20, warmup=0)
     reports = []
     with pytest.raises(FloatingPointError, match=rf"not finite {PATIENCE + 1} times in a row; lower --lr"):
-        for report in train(PICTURES[:1], [], tmp_path, TINY, recipe, every=1000):
+        for report in train(PICTURES, NONE, tmp_path, TINY, recipe, every=1000):
             reports.append(report["loss"])
     assert math.isfinite(reports[0])
     assert sum(not math.isfinite(loss) for loss in reports) == PATIENCE
@@ -266,34 +291,149 @@ def test_a_network_without_numbers_is_never_the_best() -> None:
     model = DehazeXL(TINY).eval()
     with torch.no_grad():
         model.context.input_proj.bias.fill_(math.nan)
-    assert math.isnan(validate(model, [one_crop()]))
+    assert math.isnan(validate(model, [one_crop()])["psnr"])
+
+
+# ---- Memory, precision, processes -------------------------------------------------------------------
+
+
+def gradients(recipe: Recipe, batches: list[Batch]) -> list[torch.Tensor]:
+    state = State.start(SPECS["tiny"], recipe, CPU)
+    assert math.isfinite(step(state, batches, 0.0, replace(recipe, clip=1e9)))
+    return [p.grad.clone() for p in state.model.parameters()]
+
+
+def close(ours: list[torch.Tensor], theirs: list[torch.Tensor], limit: float) -> bool:
+    size = torch.cat([g.flatten() for g in theirs]).norm()
+    return bool(torch.cat([(a - b).flatten() for a, b in zip(ours, theirs, strict=True)]).norm() <= limit * size)
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    batches = make_step(PICTURES, 3, replace(SHORT, tiles=4))
+    assert close(gradients(replace(SHORT, part=1), batches), gradients(SHORT, batches), 1e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_whole() -> None:
+    recipe = replace(SHORT, tiles=2, crop=1)
+    parts, (whole,) = (make_step(PICTURES, 0, r) for r in (replace(recipe, accumulate=2), replace(recipe, tiles=4)))
+    assert close(gradients(recipe, parts), gradients(recipe, [whole]), 1e-4)
+
+
+def test_half_precision_learns_the_same() -> None:
+    batches = make_step(PICTURES, 0, replace(SHORT, crop=1))
+    assert close(gradients(replace(SHORT, precision="bfloat16"), batches), gradients(SHORT, batches), 0.3)
+
+
+PROCESS = """
+import sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from test_train import NONE, PICTURES, PAIR, TINY
+from dehazexl.train import train
+
+dist.init_process_group("gloo")
+reports = list(train(PICTURES, NONE, Path(sys.argv[1]), TINY, PAIR))
+dist.destroy_process_group()
+"""
+
+PAIR = replace(SHORT, steps=3, tiles=2, crop=1)
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    (tmp_path / "process.py").write_text(PROCESS)
+    launched = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+         "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "process.py", "two"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    ours = [float(row["loss"]) for row in read_log(tmp_path / "two" / "log.csv")]
+    alone = [report["loss"] for report in train(PICTURES, NONE, tmp_path / "one", TINY, replace(PAIR, tiles=4))]
+    assert ours == pytest.approx(alone, rel=1e-4)
+    assert len(ours) == 3
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    list(train(PICTURES, PICTURES, tmp_path, TINY, replace(SHORT, steps=3), every=1))
+    assert imagecodecs.imread(plot(tmp_path)).shape[:2] == (400, 1000)
+
+
+def test_a_log_forgets_what_is_made_again(tmp_path: Path) -> None:
+    run = train(PICTURES, NONE, tmp_path, TINY, SHORT, every=3)
+    list(islice(run, 5))
+    run.close()
+    list(train(PICTURES, NONE, tmp_path, TINY, SHORT, every=3, resume=True))
+    assert [int(row["step"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "int8"}, "precision is one of float32, bfloat16, float16, not 'int8'"),
+        ({"crop": 9}, "crop is 1 to 8 tiles, not 9"),
+        ({"procedural": 2.0}, "procedural is a share from 0 to 1, not 2.0"),
+        ({"part": 0}, "part and accumulate are at least 1, not 0 and 1"),
+    ],
+)
+def test_recipes_that_cannot_be(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**change)
 
 
 # ---- Batches ----------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_the_same_whenever_it_is_made() -> None:
-    recipe = replace(SHORT, steps=4)
-    made = list(batches(PICTURES, 1, recipe))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_step_is_the_same_whenever_it_is_made(workers: int) -> None:
+    recipe = replace(SHORT, steps=4, accumulate=2)
+    made = list(steps(PICTURES, 1, recipe, workers=workers))
     assert len(made) == 3
-    for index, (clear, hazy, offset) in enumerate(made, start=1):
-        same_clear, same_hazy, same_offset = make_batch(PICTURES, index, recipe)
-        assert torch.equal(clear, same_clear)
-        assert torch.equal(hazy.pixels, same_hazy.pixels)
-        assert offset == same_offset
-    assert not torch.equal(*(torch.zeros(5) + b[0].mean() for b in made[:2]))
+    for index, batches in enumerate(made, start=1):
+        for batch, same in zip(batches, make_step(PICTURES, index, recipe), strict=True):
+            assert torch.equal(batch.clear, same.clear)
+            assert torch.equal(batch.hazy, same.hazy)
+            assert batch.offset == same.offset
+    assert made[0][0].clear.mean() != made[1][0].clear.mean()
+    assert not torch.equal(made[0][0].clear, made[0][1].clear)
 
 
-def test_batches_vary_in_grid_and_place() -> None:
-    recipe = replace(SHORT, tiles=6)
-    made = [make_batch(PICTURES, i, recipe) for i in range(12)]
-    sizes = {tuple(clear.shape[2:]) for clear, _, _ in made}
-    assert len(sizes) > 3
-    assert all(h % 256 == w % 256 == 0 and h * w <= 9 * 256**2 for h, w in sizes)
-    assert all(clear.shape == hazy.pixels.shape for clear, hazy, _ in made)
-    offsets = {offset for _, _, offset in made}
+@pytest.mark.parametrize("largest", [1, 3, 4])
+def test_batches_vary_in_grid_and_place(largest: int) -> None:
+    recipe = replace(SHORT, tiles=6, crop=largest)
+    made = [make_step(PICTURES, i, recipe)[0] for i in range(14)]
+    sizes = {tuple(batch.clear.shape[2:]) for batch in made}
+    assert len(sizes) > 3 or largest == 1
+    assert all(h % 256 == w % 256 == 0 and max(h, w) <= largest * 256 for h, w in sizes)
+    assert all(batch.clear.shape == batch.hazy.shape for batch in made)
+    offsets = {batch.offset for batch in made}
     assert (0, 0) in offsets
     assert len(offsets) > 3
+
+
+def test_two_processes_make_the_crops_of_one_step_together() -> None:
+    recipe = replace(SHORT, tiles=2, crop=1)
+    (whole,) = make_step(PICTURES, 5, replace(recipe, tiles=4))
+    parts = [make_step(PICTURES, 5, recipe, rank, 2)[0] for rank in (0, 1)]
+    assert torch.equal(whole.hazy, torch.cat([part.hazy for part in parts]))
+
+
+def test_a_share_of_the_crops_is_procedural() -> None:
+    flat = dataset(np.full((300, 300, 3), 77, np.uint8))
+    crops = [make_step(flat, i, replace(SHORT, crop=1, procedural=0.5))[0] for i in range(12)]
+    drawn = sum(bool(crop.clear.std() > 0.05) for crop in crops)
+    assert 1 <= drawn <= 11
+
+
+def test_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
+    clear, hazy = photo(300, 300), photo(300, 300, 1)
+    pairs = Dataset([clear], [hazy], ["one"])
+    (batch,) = make_step(pairs, 0, replace(SHORT, crop=1))
+    assert batch.transmission is None
+    assert not torch.equal(batch.clear, batch.hazy)
+    (case,) = validation_set(pairs, 100)
+    assert torch.equal(case.hazy, center_crop(hazy, 100, 100))
+    assert len(list(train(pairs, pairs, tmp_path, TINY, replace(SHORT, steps=1)))) == 1
 
 
 @pytest.mark.parametrize("size", [(40, 50), (256, 256), (2000, 300), (300, 1400)])
@@ -313,10 +453,11 @@ def test_the_middle_of_a_picture() -> None:
 
 
 def test_validation_shows_each_kind_of_haze_and_never_changes() -> None:
-    cases, again = validation_set(PICTURES * 3, 64), validation_set(PICTURES * 3, 64)
+    pictures = dataset(*[photo(80, 80, i) for i in range(6)])
+    cases, again = validation_set(pictures, 64), validation_set(pictures, 64)
     assert len(cases) == 6
-    assert all(torch.equal(a[1].pixels, b[1].pixels) for a, b in zip(cases, again, strict=True))
-    assert all((hazy.transmission < 1).any() for _, hazy in cases)
+    assert all(torch.equal(a.hazy, b.hazy) for a, b in zip(cases, again, strict=True))
+    assert all((case.transmission < 1).any() for case in cases)
 
 
 # ---- Pictures in folders ----------------------------------------------------------------------------

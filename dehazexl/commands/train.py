@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from dehazexl.data import find_pictures, read_rgb
-from dehazexl.train import Recipe, spec_from_text, train
-from dehazexl.weights import choose_device, load_model
+from dehazexl.data import open_datasets
+from dehazexl.train import Recipe, plot, spec_from_text, train
+from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, describe, load_model
 
 
 def train_with_bar(
@@ -21,13 +25,16 @@ def train_with_bar(
     *,
     device: str = "auto",
     init: str | None = None,
+    normalise: bool = False,
     resume: bool = False,
     minutes: float = math.inf,
     every: int = 250,
 ) -> str:
     """Train on folders of pictures, with a bar on stderr, and return what came of it.
 
-    With `init`, the training starts from those weights, whose spec is taken instead of `spec`.
+    With `init`, the training starts from those weights, whose spec is taken instead of `spec`. With `normalise`, the
+    network sees colours less the mean and over the deviation of the official training set, as with its ``--nor``.
+    Started by torchrun, each process takes its share of every step.
 
     Raises
     ------
@@ -36,31 +43,74 @@ def train_with_bar(
     FileNotFoundError
         If `out` holds none and `resume` is True.
     FloatingPointError, OSError, ValueError
-        See `train.train`, `data.find_pictures`.
+        See `train.train`, `data.open_datasets`.
     """
     from tqdm import tqdm
 
-    target = str(choose_device(device))
-    first = None if init is None else load_model(init, device="cpu", dtype="float32")
-    network = spec_from_text(spec) if first is None else first.spec
-    check_folder(out, resume)
-    training, held = split(folders, hold_out)
-    print(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}", file=sys.stderr)
-    pictures, validation = [read_rgb(path) for path in training], [read_rgb(path) for path in held]
-    about = {"data": sorted({str(path.parent) for path in training})}
-    steps = train(
-        pictures, validation, out, network, recipe,
-        device=target, init=first, resume=resume, minutes=minutes, every=every, about=about,
-    )  # fmt: skip
-    psnr, step = math.nan, 0
-    with tqdm(total=recipe.steps, desc="train", unit="step", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-        for report in steps:
-            step = int(report["step"])
-            psnr = report.get("psnr", psnr)
-            bar.n = step
-            bar.set_postfix_str(f"loss {report['loss']:.4f}, {psnr:.2f} dB", refresh=False)
-            bar.update(0)
-    return f"{out / 'best.safetensors'}: step {step} of {recipe.steps}, last {psnr:.2f} dB"
+    with processes(device) as (target, rank):
+        first = None if init is None else load_model(init, device="cpu", dtype="float32")
+        network = spec_from_text(spec) if first is None else first.spec
+        if normalise:
+            network = replace(network, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)
+        check_folder(out, resume)
+        training, held = open_datasets(folders, hold_out)
+        if rank == 0:
+            print(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}", file=sys.stderr)
+            if resume and (changed := differences(out / "last.safetensors", recipe)):
+                print(f"going on with another recipe than before: {changed}", file=sys.stderr)
+        about = {"data": [str(folder) for folder in folders]}
+        reports = train(
+            training, held, out, network, recipe,
+            device=target, init=first, resume=resume, minutes=minutes, every=every, about=about,
+        )  # fmt: skip
+        psnr, step, skipped = math.nan, 0, 0
+        interval = 0.1 if sys.stderr.isatty() else 30
+        with tqdm(total=recipe.steps, desc="train", unit="step", mininterval=interval, disable=rank > 0) as bar:
+            for report in reports:
+                step, skipped = int(report["step"]), int(report["skipped"])
+                psnr = report.get("psnr", psnr)
+                bar.n = step
+                bar.set_postfix_str(f"loss {report['loss']:.4f}, {psnr:.2f} dB", refresh=False)
+                bar.update(0)
+        if rank == 0:
+            draw(out)
+    left_out = f", {skipped} steps left out" if skipped else ""
+    return (
+        f"{out / 'best.safetensors'}: step {step} of {recipe.steps}, last {psnr:.2f} dB{left_out}" if rank == 0 else ""
+    )
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[str, int]]:
+    """Join the other processes of torchrun, if it started this one; yield the device to use and the rank."""
+    import torch.distributed as dist
+
+    target = choose_device(device)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield str(target), 0
+        return
+    dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
+    try:
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if target.type == "cuda" else str(target)
+        yield own, dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def differences(weights: Path, recipe: Recipe) -> str:
+    """Say in what a recipe differs from the one a run's weights were trained with."""
+    if not weights.exists():
+        return ""
+    then: dict[str, Any] = describe(weights).get("recipe", {})
+    return ", ".join(f"{k} {then[k]} -> {v}" for k, v in asdict(recipe).items() if k in then and then[k] != v)
+
+
+def draw(out: Path) -> None:
+    """Draw the run's curves, or say what is missing for it."""
+    try:
+        plot(out)
+    except ImportError:
+        print("no plot.png: it needs pip install 'napari-dehazexl[train]'", file=sys.stderr)
 
 
 def check_folder(out: Path, resume: bool) -> None:
@@ -70,19 +120,3 @@ def check_folder(out: Path, resume: bool) -> None:
         raise FileNotFoundError(f"{out} holds no checkpoint to resume from: leave --resume out, or give its folder")
     if not resume and checkpoint.exists():
         raise FileExistsError(f"{out} holds a training: go on with --resume, or choose another folder")
-
-
-def split(folders: Sequence[Path], hold_out: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """List the pictures to train on and to validate on: those that match a pattern, else every tenth."""
-    training, held = find_pictures(folders, hold_out)
-    if hold_out and not held:
-        raise ValueError(
-            f"--hold-out {' '.join(hold_out)}: no picture matches; patterns are like 'naip/*' or 'DJI_003*'"
-        )
-    if not held:
-        if len(training) < 2:
-            raise ValueError(
-                f"one picture, {training[0]}, is too few: one to train on and one to validate on are needed"
-            )
-        held, training = training[::10], [path for i, path in enumerate(training) if i % 10]
-    return training, held

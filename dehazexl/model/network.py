@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dehazexl.grid import TILE, TOKEN, reflect
 from dehazexl.model.context import Context
@@ -166,15 +169,32 @@ class DehazeXL(nn.Module):
         gain, shift = self.change(x, offset)
         return gain * x.float() + shift
 
-    def change(self, x: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
-        """Return gain and offset ``(n, 3, h, w)`` of the change made to pictures ``(n, 3, h, w)`` in [0, 1]."""
+    def change(self, x: Tensor, offset: tuple[int, int] = (0, 0), part: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return gain and offset ``(n, 3, h, w)`` of the change made to pictures ``(n, 3, h, w)`` in [0, 1].
+
+        With `part`, that many tiles are computed at once, and in training their activations are computed again in
+        the backward pass rather than kept (gradient checkpointing), so that large crops fit.
+        """
         h, w = x.shape[2:]
         rows, cols = math.ceil(h / TILE), math.ceil(w / TILE)
-        tiles = to_tiles(pad(x, self.spec.halo), self.spec.halo)
-        maps = self.encode(tiles)
-        fused = self.fuse(tiles_to_grid(maps[-1], rows, cols), offset)
-        gain, shift = self.decode(grid_to_tiles(fused), maps, tiles)
+        tiles = to_tiles(pad(x, self.spec.halo), self.spec.halo).split(part or x.shape[0] * rows * cols)
+        run = self._recomputed if part and torch.is_grad_enabled() else self._kept
+        maps = [run(self.encode, some) for some in tiles]
+        fused = self.fuse(tiles_to_grid(torch.cat([m[-1] for m in maps]), rows, cols), offset)
+        own = grid_to_tiles(fused).split([len(some) for some in tiles])
+        changes = [run(self.decode, *stage) for stage in zip(own, maps, tiles, strict=True)]
+        gain, shift = (torch.cat(side) for side in zip(*changes, strict=True))
         return from_tiles(gain, rows, cols)[:, :, :h, :w], from_tiles(shift, rows, cols)[:, :, :h, :w]
+
+    @staticmethod
+    def _kept(stage: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a stage."""
+        return stage(*inputs)
+
+    @staticmethod
+    def _recomputed(stage: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a stage, and again in the backward pass."""
+        return checkpoint(stage, *inputs, use_reentrant=False)
 
 
 def tiles_to_grid(tokens: Tensor, rows: int, cols: int) -> Tensor:

@@ -1,0 +1,62 @@
+"""Measure what loading costs a training: steps/s with batches made as they come, and with batches made before.
+
+    python benchmarks/loading.py DATA/train --steps 30
+
+Prints a table and keeps it as ``benchmarks/results/loading.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import keep
+
+from dehazexl.batches import make_step, steps
+from dehazexl.data import open_datasets
+from dehazexl.model import SPECS
+from dehazexl.train import Recipe, State, step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--spec", default="compact")
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    data, _ = open_datasets([args.folder])
+    recipe = Recipe(steps=args.steps)
+    state = State.start(SPECS[args.spec], recipe, torch.device("cpu"))
+    made = [make_step(data, i, recipe) for i in range(args.steps)]
+    step(state, made[0], 1e-4, recipe)  # warm
+
+    started = time.perf_counter()
+    for batches in made:
+        step(state, batches, 1e-4, recipe)
+    without = time.perf_counter() - started
+
+    started, waited, coming = time.perf_counter(), 0.0, steps(data, 0, recipe)
+    for _ in range(args.steps):
+        asked = time.perf_counter()
+        batches = next(coming)
+        waited += time.perf_counter() - asked
+        step(state, batches, 1e-4, recipe)
+    loading = time.perf_counter() - started
+    keep(
+        "loading",
+        spec=args.spec,
+        steps=args.steps,
+        steps_per_second_without_loading=round(args.steps / without, 3),
+        steps_per_second_with_loading=round(args.steps / loading, 3),
+        loaders_share=round(1 - without / loading, 3),
+        waited_share=round(waited / loading, 3),
+    )
+
+
+if __name__ == "__main__":
+    main()

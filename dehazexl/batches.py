@@ -1,0 +1,130 @@
+"""Batches: crops of clear pictures with haze put on them as they come, or crops of pairs, each the same at any time."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dehazexl.data import Dataset, center_crop, to_tensor
+from dehazexl.grid import TILE
+from dehazexl.haze import KINDS, synthesise
+from dehazexl.procedural import procedural
+
+if TYPE_CHECKING:
+    from dehazexl.train import Recipe
+
+SMALL = 4
+"""Of ten batches this many hold crops of one tile: the step then sees the most pictures."""
+
+FARTHEST = 512
+"""Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops of one size.
+
+    Attributes
+    ----------
+    clear, hazy
+        Truth and what the network sees, ``(n, 3, h, w)`` in [0, 1].
+    transmission
+        ``(n, 3, h, w)`` in (0, 1]; None where the haze was not made here.
+    offset
+        Where the crops pretend to lie in a larger picture, in tokens.
+    """
+
+    clear: Tensor
+    hazy: Tensor
+    transmission: Tensor | None = None
+    offset: tuple[int, int] = (0, 0)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        seen = None if self.transmission is None else self.transmission.to(device)
+        return Batch(self.clear.to(device), self.hazy.to(device), seen, self.offset)
+
+
+def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: int = 1) -> list[Batch]:
+    """Make the batches of a step, as many as gradients are accumulated over: the same whenever they are made.
+
+    Of several processes each makes its own crops of the step; all draw the same size and offset, so that together
+    they make one large step.
+    """
+    random = np.random.default_rng((recipe.seed, step))
+    rows, cols = draw_grid(random, recipe.crop)
+    far = random.random() < 0.5
+    offset = (int(random.integers(FARTHEST)), int(random.integers(FARTHEST))) if far else (0, 0)
+    count = max(1, recipe.tiles // (rows * cols))
+    batches = []
+    for part in range(recipe.accumulate):
+        first = (part * ranks + rank) * count
+        crops = [make_crop(data, rows * TILE, cols * TILE, step, first + i, recipe) for i in range(count)]
+        clear, hazy = (torch.cat(tensors) for tensors in zip(*((c.clear, c.hazy) for c in crops), strict=True))
+        seen = [c.transmission for c in crops if c.transmission is not None]
+        batches.append(Batch(clear, hazy, torch.cat(seen) if len(seen) == count else None, offset))
+    return batches
+
+
+def draw_grid(random: np.random.Generator, largest: int) -> tuple[int, int]:
+    """Draw the rows and columns of a crop, in tiles, each at most `largest`."""
+    if random.integers(10) < SMALL:
+        return 1, 1
+    return int(random.integers(1, largest + 1)), int(random.integers(1, largest + 1))
+
+
+def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Recipe) -> Batch:
+    """Make crop number `index` of a step: a batch of one, ``h x w`` pixels."""
+    random = np.random.default_rng((recipe.seed, step, index))
+    if random.random() < recipe.procedural:
+        clear, hazy = to_tensor(procedural(h, w, int(random.integers(2**31)))), None
+    else:
+        clear, hazy = data.crop(h, w, random)
+    if hazy is not None:
+        return Batch(clear, hazy)
+    made = synthesise(clear, torch.Generator().manual_seed(int(random.integers(2**62))))
+    return Batch(clear, made.pixels, made.transmission)
+
+
+def steps(
+    data: Dataset, first: int, recipe: Recipe, rank: int = 0, ranks: int = 1, workers: int | None = None
+) -> Iterator[list[Batch]]:
+    """Yield what `make_step` makes, from step `first` on; threads make the next while one is in use.
+
+    Parameters
+    ----------
+    data, first, recipe, rank, ranks
+        See `make_step`.
+    workers
+        Threads, and steps made ahead; None takes half the processors, at most eight.
+    """
+    workers = workers or max(1, min(8, (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(workers) as pool:
+        coming = deque(pool.submit(make_step, data, s, recipe, rank, ranks) for s in range(first, first + workers))
+        for step in range(first, recipe.steps):
+            batches = coming.popleft().result()
+            coming.append(pool.submit(make_step, data, step + workers, recipe, rank, ranks))
+            yield batches
+
+
+def validation_set(data: Dataset, size: int = 512) -> list[Batch]:
+    """Return the middle of each picture: as the pair has it, or with haze of every kind in turn, seeded."""
+    cases = []
+    for i, picture in enumerate(data.clear):
+        clear = center_crop(picture, size, size)
+        if data.hazy is not None:
+            cases.append(Batch(clear, center_crop(data.hazy[i], size, size)))
+            continue
+        kind = list(KINDS)[i % len(KINDS)]
+        generator = torch.Generator().manual_seed(1000 + i)
+        made = synthesise(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
+        cases.append(Batch(clear, made.pixels, made.transmission))
+    return cases
