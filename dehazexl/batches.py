@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,8 +36,8 @@ class Batch:
     ----------
     clear, hazy
         Truth and what the network sees, ``(n, 3, h, w)`` in [0, 1].
-    transmission
-        ``(n, 3, h, w)`` in (0, 1]; None where the haze was not made here.
+    transmission, airlight
+        ``(n, 3, h, w)`` in (0, 1] and ``(n, 3, 1, 1)``; None where the haze was not made here.
     offset
         Where the crops pretend to lie in a larger picture, in tokens.
     """
@@ -45,12 +45,30 @@ class Batch:
     clear: Tensor
     hazy: Tensor
     transmission: Tensor | None = None
+    airlight: Tensor | None = None
     offset: tuple[int, int] = (0, 0)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         seen = None if self.transmission is None else self.transmission.to(device)
-        return Batch(self.clear.to(device), self.hazy.to(device), seen, self.offset)
+        airlight = None if self.airlight is None else self.airlight.to(device)
+        return Batch(self.clear.to(device), self.hazy.to(device), seen, airlight, self.offset)
+
+    @classmethod
+    def joined(cls, crops: Sequence[Batch], offset: tuple[int, int]) -> Batch:
+        """Join batches of crops of one size; what made the haze is known only where it is of all."""
+
+        def known(parts: list[Tensor | None]) -> Tensor | None:
+            there = [part for part in parts if part is not None]
+            return torch.cat(there) if len(there) == len(parts) else None
+
+        return cls(
+            torch.cat([c.clear for c in crops]),
+            torch.cat([c.hazy for c in crops]),
+            known([c.transmission for c in crops]),
+            known([c.airlight for c in crops]),
+            offset,
+        )
 
 
 def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: int = 1) -> list[Batch]:
@@ -68,9 +86,7 @@ def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: in
     for part in range(recipe.accumulate):
         first = (part * ranks + rank) * count
         crops = [make_crop(data, rows * TILE, cols * TILE, step, first + i, recipe) for i in range(count)]
-        clear, hazy = (torch.cat(tensors) for tensors in zip(*((c.clear, c.hazy) for c in crops), strict=True))
-        seen = [c.transmission for c in crops if c.transmission is not None]
-        batches.append(Batch(clear, hazy, torch.cat(seen) if len(seen) == count else None, offset))
+        batches.append(Batch.joined(crops, offset))
     return batches
 
 
@@ -91,7 +107,7 @@ def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Reci
     if hazy is not None:
         return Batch(clear, hazy)
     made = synthesise(clear, torch.Generator().manual_seed(int(random.integers(2**62))))
-    return Batch(clear, made.pixels, made.transmission)
+    return Batch(clear, made.pixels, made.transmission, made.airlight)
 
 
 def steps(
@@ -126,5 +142,5 @@ def validation_set(data: Dataset, size: int = 512) -> list[Batch]:
         kind = list(KINDS)[i % len(KINDS)]
         generator = torch.Generator().manual_seed(1000 + i)
         made = synthesise(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
-        cases.append(Batch(clear, made.pixels, made.transmission))
+        cases.append(Batch(clear, made.pixels, made.transmission, made.airlight))
     return cases

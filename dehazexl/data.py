@@ -1,13 +1,17 @@
-"""Data sets for training and validation: folders of clear pictures, of pairs, or 8KDehaze; random crops out."""
+"""Data sets for training and evaluation: folders of clear pictures, of pairs, or 8KDehaze; random crops out."""
 
 from __future__ import annotations
 
+import os
 import random as standard_random
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,21 +22,29 @@ from torch.nn import functional as F
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".zarr", ".npy")
 
 WHOLE = 64 * 2**20
-"""Bytes: pictures up to this size are read whole, once; of larger ones each crop is read by itself."""
+"""Bytes: smaller pictures are read whole; of larger ones, where the file allows it, each crop is read by itself."""
+
+KEPT = 4 * 2**30
+"""Bytes of pictures read whole that are kept in memory, the last used ones."""
 
 LEVELS = ("cloud_L1", "cloud_L2", "cloud_L3", "cloud_L4")
 """8KDehaze's folders of hazy pictures, beside ``clear``."""
 
+Layout = Literal["8KDehaze", "pairs", "clear pictures"]
+
 
 class Picture(Protocol):
-    """An 8-bit RGB picture ``(h, w, 3)``, in memory or to be read by crop; an array is one."""
+    """An 8-bit RGB picture ``(h, w, 3)``, in memory or in a file; an array is one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows, columns and colours."""
 
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+    def __getitem__(self, index: Any, /) -> NDArray[np.uint8]:
         """Return the pixels of slices of rows and columns."""
+
+
+# ---- Data sets --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Dataset:
         The same pictures with haze, in the same order; None where haze is to be synthesised. A clear picture with
         several hazy ones is listed with each.
     names
-        What to call them.
+        What to call them: paths within the data set's folder, without suffix; of pairs the hazy picture's.
     """
 
     clear: Sequence[Picture]
@@ -59,11 +71,11 @@ class Dataset:
 
     def crop(self, h: int, w: int, random: np.random.Generator) -> tuple[Tensor, Tensor | None]:
         """Cut a random crop: clear and, of pairs, hazy, ``(1, 3, h, w)`` in [0, 1]; pairs keep their colours."""
-        index = int(random.integers(len(self.clear)))
         if self.hazy is None:
-            return random_crop(self.clear[index : index + 1], h, w, random), None
-        clear, hazy = turned_crops((self.clear[index], self.hazy[index]), h, w, random)
-        return clear, hazy
+            return random_crop(self.clear, h, w, random), None
+        index = int(random.integers(len(self)))
+        view = draw_view(self.clear[index].shape, h, w, random)
+        return view.cut(self.clear[index]), view.cut(self.hazy[index])
 
 
 def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tuple[Dataset, Dataset]:
@@ -75,9 +87,14 @@ def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
         Each holds ``clear`` and some of `LEVELS` (8KDehaze), or ``hazy`` and ``clear`` (pairs by name, whatever the
         suffix), or is any tree of clear pictures.
     hold_out
-        Patterns of what to validate on, see `find_pictures`. Without, it is every tenth picture; of 8KDehaze the
-        last 15 % of the sorted names shuffled with seed 22, the official split's share and seed (its order is not
-        published, so that the pictures may be others).
+        Patterns of what to validate on, see `find_pictures`; a clear picture goes with all its hazy ones. Without
+        any, it is every tenth clear picture; of 8KDehaze the last 15 % of the sorted names shuffled by
+        ``random.Random(22)``. Share and seed are those of the official split; how it shuffles is not known, so that
+        its pictures may be others.
+
+    Returns
+    -------
+    training, validation : Dataset
 
     Raises
     ------
@@ -85,30 +102,62 @@ def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
         If there is nothing to train on, layouts are mixed, a picture cannot be read or is not 8-bit RGB, or a pair
         lacks its partner or is of unequal size.
     """
-    kinds = {layout(folder) for folder in folders}
-    if len(kinds) > 1:
-        raise ValueError(f"folders of different layouts, {' and '.join(sorted(kinds))}: give those of one at a time")
-    (kind,) = kinds
-    if kind == "clear pictures":
-        training, held = split(*find_pictures(folders, hold_out), hold_out)
-        return tuple(Dataset([open_rgb(p) for p in part], None, [p.stem for p in part]) for part in (training, held))  # type: ignore[return-value]
-    hazy_folders = LEVELS if kind == "8KDehaze" else ("hazy",)
-    clear = [p for folder in folders for p in list_pictures(folder / "clear")]
-    for folder in folders:
-        check_partners(folder, hazy_folders)
-    if hold_out or kind == "pairs":
-        held = [p for p in clear if any(fnmatch(p.as_posix(), f"*/{pattern}") for pattern in hold_out)]
-        training, held = split([p for p in clear if p not in held], held, hold_out)
+    layout, sources = find_sources(folders)
+    held = hold_back(layout, sources, hold_out)
+    memory = Memory()
+    training = [source for source in sources if source.clear not in held]
+    return open_sources(training, memory), open_sources([s for s in sources if s.clear in held], memory)
+
+
+def open_for_evaluation(folders: Sequence[Path]) -> Dataset:
+    """Open folders, see `open_datasets`: of 8KDehaze the pictures for validation, else all."""
+    layout, sources = find_sources(folders)
+    if layout == "8KDehaze":
+        held = hold_back(layout, sources)
+        sources = [source for source in sources if source.clear in held]
+    return open_sources(sources, Memory())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of a data set: a clear picture, and the hazy one that belongs to it."""
+
+    folder: Path
+    clear: Path
+    hazy: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Path within the folder, without suffix; of pairs the hazy picture's."""
+        return (self.hazy or self.clear).relative_to(self.folder).with_suffix("").as_posix()
+
+    def matches(self, patterns: Sequence[str]) -> bool:
+        """Tell whether one of its paths, from the folder on, ends as a pattern says."""
+        # Not the whole path: what lies above the folder must not hold out everything.
+        paths = [f"/{p.relative_to(self.folder.parent).as_posix()}" for p in (self.clear, self.hazy) if p is not None]
+        return any(fnmatch(path, f"*/{pattern}") for pattern in patterns for path in paths)
+
+
+def find_sources(folders: Sequence[Path]) -> tuple[Layout, list[Source]]:
+    """List the files of folders of one layout, each once, sorted by folder and name."""
+    layouts = {layout_of(folder) for folder in folders}
+    if len(layouts) != 1:
+        raise ValueError(f"folders of different layouts, {' and '.join(sorted(layouts))}: give those of one at a time")
+    (layout,) = layouts
+    if layout == "clear pictures":
+        sources = find_clear(folders)
+        for source in sources:
+            if hazy := {"hazy", *LEVELS} & set(source.clear.relative_to(source.folder).parts[:-1]):
+                raise ValueError(
+                    f"{source.clear} seems to be hazy: give the folder that holds {hazy.pop()} and clear itself"
+                )
     else:
-        shuffled = sorted(clear)
-        standard_random.Random(22).shuffle(shuffled)
-        cut = round(0.85 * len(shuffled))
-        training, held = shuffled[:cut], shuffled[cut:]
-    return pair_up(training, hazy_folders), pair_up(held, hazy_folders)
+        sources = [pair for folder in folders for pair in find_pairs(folder, layout)]
+    return layout, list({(source.clear, source.hazy): source for source in sources}.values())
 
 
-def layout(folder: Path) -> str:
-    """Tell how a folder is laid out: ``8KDehaze``, ``pairs`` or ``clear pictures``."""
+def layout_of(folder: Path) -> Layout:
+    """Tell how a folder is laid out, see `open_datasets`."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of pictures")
     if not (folder / "clear").is_dir():
@@ -118,65 +167,88 @@ def layout(folder: Path) -> str:
     return "pairs" if (folder / "hazy").is_dir() else "clear pictures"
 
 
-def pair_up(clear: Sequence[Path], hazy_folders: Sequence[str]) -> Dataset:
-    """Open clear pictures with the hazy ones of the same name beside them.
+def find_pairs(folder: Path, layout: Layout) -> Iterator[Source]:
+    """Pair the pictures of ``clear`` with those of the same name in the folders of hazy ones beside it.
 
     Raises
     ------
     ValueError
-        If a picture has no partner, or one of another size.
+        If a picture has no partner.
     """
-    places = dict.fromkeys(path.parent.parent / name for path in clear for name in hazy_folders)
-    found = {place: {p.stem: p for p in list_pictures(place)} for place in places if place.is_dir()}
-    pairs = []
-    for path in clear:
-        own = [found.get(path.parent.parent / name, {}).get(path.stem) for name in hazy_folders]
-        if not any(own):
-            raise ValueError(f"{path}: no hazy picture of this name in {', '.join(hazy_folders)}; add or remove one")
-        pairs += [(path, p) for p in own if p is not None]
-    opened = {path: open_rgb(path) for path in dict.fromkeys(path for path, _ in pairs)}
-    hazy = [open_rgb(path) for _, path in pairs]
-    for (path, other), picture in zip(pairs, hazy, strict=True):
-        if picture.shape != opened[path].shape:
+    clear = by_name(folder / "clear")
+    places = [folder / name for name in (LEVELS if layout == "8KDehaze" else ("hazy",)) if (folder / name).is_dir()]
+    hazy = [by_name(place) for place in places]
+    for pictures in hazy:
+        if alone := sorted(pictures.keys() - clear.keys()):
             raise ValueError(
-                f"{other} is {picture.shape[1]} x {picture.shape[0]}, its clear picture {path.name} "
-                f"{opened[path].shape[1]} x {opened[path].shape[0]}: pairs must be of one size"
+                f"{pictures[alone[0]]}: no clear picture of this name in {folder / 'clear'}: add it, or remove this one"
             )
-    names = [f"{other.parent.name}/{other.stem}" for _, other in pairs]
-    return Dataset([opened[path] for path, _ in pairs], hazy, names)
+    for name, path in clear.items():
+        partners = [pictures[name] for pictures in hazy if name in pictures]
+        if not partners:
+            where = " or ".join(str(place) for place in places)
+            raise ValueError(f"{path}: no hazy picture of this name in {where}: add it, or remove this one")
+        yield from (Source(folder, path, partner) for partner in partners)
 
 
-def check_partners(folder: Path, hazy_folders: Sequence[str]) -> None:
-    """Raise ValueError if a hazy picture has no clear one of the same name."""
-    clear = {p.stem for p in list_pictures(folder / "clear")}
-    for place in (folder / name for name in hazy_folders if (folder / name).is_dir()):
-        if lonely := [p for p in list_pictures(place) if p.stem not in clear]:
-            raise ValueError(f"{lonely[0]}: no clear picture of this name in {folder / 'clear'}; add or remove one")
+def by_name(folder: Path) -> dict[str, Path]:
+    """Return the pictures of a folder by their names without suffix, sorted."""
+    found: dict[str, Path] = {}
+    for path in list_pictures(folder):
+        if path.stem in found:
+            raise ValueError(f"{path} and {found[path.stem].name} have one name: keep one of them")
+        found[path.stem] = path
+    if not found:
+        raise no_pictures([folder])
+    return found
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """List the pictures of a folder, sorted."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-
-
-def split(training: list[Path], held: list[Path], hold_out: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Hold out every tenth picture where no pattern says what to validate on.
+def hold_back(layout: Layout, sources: Sequence[Source], hold_out: Sequence[str] = ()) -> set[Path]:
+    """Choose the clear pictures to validate on, see `open_datasets`.
 
     Raises
     ------
     ValueError
-        If there are too few pictures, or no picture matches the patterns.
+        If there are too few pictures, or no picture matches the patterns, or each does.
     """
-    if hold_out and not held:
-        raise ValueError(
-            f"--hold-out {' '.join(hold_out)}: no picture matches; patterns are like 'naip/*' or 'DJI_003*'"
-        )
-    if not held:
-        if len(training) < 2:
-            some = f"one picture, {training[0]}, is too few" if training else "no pictures to train on"
-            raise ValueError(f"{some}: one to train on and one to validate on are needed")
-        held, training = training[::10], [path for i, path in enumerate(training) if i % 10]
-    return training, held
+    clear = sorted({source.clear for source in sources})
+    if hold_out:
+        held = {source.clear for source in sources if source.matches(hold_out)}
+        said = f"--hold-out {' '.join(hold_out)}"
+        if not held:
+            raise ValueError(f"{said}: no picture matches; patterns are like 'naip/*' or 'DJI_003*'")
+        if len(held) == len(clear):
+            raise ValueError(f"{said}: all {len(clear)} pictures match, there are no pictures to train on")
+        return held
+    if len(clear) < 2:
+        raise ValueError(f"one picture, {clear[0]}, is too few: one to train on and one to validate on are needed")
+    if layout != "8KDehaze":
+        return set(clear[::10])
+    standard_random.Random(22).shuffle(clear)
+    return set(clear[min(round(0.85 * len(clear)), len(clear) - 1) :])
+
+
+def open_sources(sources: Sequence[Source], memory: Memory) -> Dataset:
+    """Open the pictures of a data set.
+
+    Raises
+    ------
+    ValueError
+        If one cannot be read or is not 8-bit RGB, or a pair is of unequal size.
+    """
+    clear = {path: open_rgb(path, memory) for path in dict.fromkeys(source.clear for source in sources)}
+    hazy = {source.hazy: open_rgb(source.hazy, memory) for source in sources if source.hazy is not None}
+    for source in sources:
+        if source.hazy is not None and (one := hazy[source.hazy].shape) != (other := clear[source.clear].shape):
+            raise ValueError(
+                f"{source.hazy} is {one[1]} x {one[0]}, its clear picture {source.clear.name} "
+                f"{other[1]} x {other[0]}: pairs must be of one size"
+            )
+    pairs = [hazy[source.hazy] for source in sources if source.hazy is not None]
+    return Dataset([clear[source.clear] for source in sources], pairs or None, [source.name for source in sources])
+
+
+# ---- Files ------------------------------------------------------------------------------------------
 
 
 def find_pictures(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
@@ -198,23 +270,153 @@ def find_pictures(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
     ValueError
         If there is no picture to train on.
     """
+    sources = find_clear(folders)
+    held = sorted({source.clear for source in sources if source.matches(hold_out)})
+    kept = sorted({source.clear for source in sources} - set(held))
+    if not kept:
+        raise no_pictures(folders)
+    return kept, held
+
+
+def find_clear(folders: Sequence[Path]) -> list[Source]:
+    """List the pictures in folders and their subfolders, sorted.
+
+    Raises
+    ------
+    ValueError
+        If a folder does not exist, or there is no picture.
+    """
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder of pictures")
-    # Patterns speak of the path from the folder on: what lies above it must not hold out everything.
-    names = {
-        p: f"/{p.relative_to(folder.parent).as_posix()}"
-        for folder in folders
-        for p in folder.rglob("*")
-        if p.suffix.lower() in SUFFIXES
-    }
-    found = sorted(names)
-    held = [p for p in found if any(fnmatch(names[p], f"*/{pattern}") for pattern in hold_out)]
-    kept = sorted(set(found) - set(held))
-    if not kept:
-        where = ", ".join(str(f) for f in folders)
-        raise ValueError(f"no pictures to train on in {where}: they need one of the suffixes {' '.join(SUFFIXES)}")
-    return kept, held
+    found = [Source(folder, path) for folder in folders for path in walk(folder)]
+    if not found:
+        raise no_pictures(folders)
+    return sorted(found, key=lambda source: source.clear)
+
+
+def no_pictures(folders: Sequence[Path]) -> ValueError:
+    """Say that there are none."""
+    where = ", ".join(str(f) for f in folders)
+    return ValueError(f"no pictures to train on in {where}: they need one of the suffixes {' '.join(SUFFIXES)}")
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the pictures in a folder and its subfolders."""
+    for place, folders, _ in os.walk(folder):
+        yield from list_pictures(Path(place))
+        # A Zarr is a picture, not a folder of some.
+        folders[:] = [name for name in folders if not name.lower().endswith(".zarr")]
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """List the pictures of a folder itself, sorted; hidden files are none."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+class Memory:
+    """Keeps pictures that were read whole, the last used ones, for all threads."""
+
+    def __init__(self, limit: int = KEPT) -> None:
+        self._limit, self._size = limit, 0
+        self._pictures: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+        self._lock = Lock()
+
+    def read(self, path: Path, index: Any) -> NDArray[np.uint8]:
+        """Return a part of a picture."""
+        with self._lock:
+            pixels = self._pictures.get(path)
+            if pixels is not None:
+                self._pictures.move_to_end(path)
+                return pixels[index]
+        # Without the lock, so that threads can decode different pictures at the same time.
+        pixels = decode(path)
+        with self._lock:
+            if path not in self._pictures and pixels.nbytes <= self._limit:
+                self._pictures[path] = pixels
+                self._size += pixels.nbytes
+            while self._size > self._limit:
+                self._size -= self._pictures.popitem(last=False)[1].nbytes
+        return pixels[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An 8-bit RGB picture in a file: ``read`` takes slices of rows and columns and returns ``(y, x, 3)``."""
+
+    shape: tuple[int, ...]
+    read: Callable[[Any], NDArray[np.uint8]]
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        return self.read(index)
+
+
+def open_rgb(path: Path, memory: Memory | None = None) -> Stored:
+    """Open a picture without reading it.
+
+    Parameters
+    ----------
+    path
+        A TIFF, Zarr, PNG, JPEG, or a ``.npy`` file ``(h, w, 3)``.
+    memory
+        Keeps it, once it was read whole: small pictures and those that cannot be read in parts (PNG, JPEG) are.
+        Crops of large TIFF and Zarr are read by themselves, ``.npy`` files are mapped.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or is not an 8-bit picture with three bands or more.
+    """
+    if path.suffix.lower() == ".npy":
+        return Stored(check_rgb(path, map_npy(path)).shape, partial(read_npy, path))
+    # Not needed for .npy, so that training runs where only torch and numpy are installed.
+    from dehazexl.image import open_image
+
+    image = open_image(path)
+    level = image.levels[0]
+    # A grey picture repeats its only band: it would teach that nothing has colours.
+    check_rgb(path, level[..., list(dict.fromkeys(image.rgb))])
+    shape = (*level.shape[:2], 3)
+    if level.nbytes < WHOLE or level.npartitions == 1:
+        return Stored(shape, partial((memory or Memory()).read, path))
+    return Stored(shape, partial(read_lazy, level, list(image.rgb)))
+
+
+def check_rgb(path: Path, pixels: Any) -> Any:
+    """Return a picture if it is ``(h, w, 3)`` of 8 bits, else raise ValueError with its name."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(
+            f"{path}: training needs 8-bit RGB pictures, this is {pixels.dtype} {pixels.shape}: "
+            "convert it, or take it out of the folder"
+        )
+    return pixels
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """Map an array in a file."""
+    try:
+        mapped: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path} is no array, or cut short ({error}): copy or make it again") from error
+    return mapped
+
+
+def read_npy(path: Path, index: Any) -> NDArray[np.uint8]:
+    """Read a part of an array in a file, mapped each time: thousands of files must not stay open."""
+    return np.array(map_npy(path)[index])
+
+
+def read_lazy(level: Any, rgb: list[int], index: Any) -> NDArray[np.uint8]:
+    """Read the part of a dask array ``(y, x, c)`` that is asked for; the caller's threads are the parallelism."""
+    return np.asarray(level[index].compute(scheduler="synchronous"))[..., rgb]
+
+
+def decode(path: Path) -> NDArray[np.uint8]:
+    """Read a picture whole, ``(h, w, 3)``."""
+    from dehazexl.image import open_image
+
+    image = open_image(path)
+    return read_lazy(image.levels[0], list(image.rgb), ())
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
@@ -223,67 +425,49 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     ValueError
-        If it is not an 8-bit picture with three bands or more.
+        See `open_rgb`.
     """
-    if path.suffix == ".npy":
-        pixels = np.load(path)
-    else:
-        # Not needed for .npy, so that training runs where only torch and numpy are installed.
-        from dehazexl.image import open_image
-
-        image = open_image(path)
-        pixels = np.asarray(image.levels[0][..., list(image.rgb)])
-        if len(image.bands) < 3:
-            pixels = pixels[..., :1]  # a grey picture counts as three equal colours elsewhere, and teaches none here
-    return np.ascontiguousarray(check_rgb(path, pixels))
+    return np.ascontiguousarray(open_rgb(path)[:, :])
 
 
-class Lazy:
-    """A large 8-bit picture ``(h, w, 3)``, of which each crop is read by itself."""
-
-    def __init__(self, levels: Any, rgb: tuple[int, int, int]) -> None:
-        self._array, self._rgb = levels, list(rgb)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, columns and colours."""
-        return self._array.shape[0], self._array.shape[1], 3
-
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
-        return np.asarray(self._array[index][..., self._rgb].compute(scheduler="synchronous"))
-
-
-def open_rgb(path: Path) -> Picture:
-    """Open a picture: read whole where it is small, else by crop.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or is not an 8-bit picture with three bands or more.
-    """
-    if path.suffix == ".npy":
-        return check_rgb(path, np.load(path, mmap_mode="r"))
-    from dehazexl.image import open_image
-
-    image = open_image(path)
-    level = image.levels[0]
-    if level.nbytes <= WHOLE:
-        return read_rgb(path)
-    if len(image.bands) < 3 or level.dtype != np.uint8:
-        check_rgb(path, np.empty((1, 1, len(image.bands)), level.dtype))
-    return Lazy(level, image.rgb)
-
-
-def check_rgb(path: Path, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return pixels ``(h, w, 3)`` of 8 bits, or raise ValueError with the picture's name."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"{path}: training needs 8-bit RGB pictures, this is {pixels.dtype} {pixels.shape}")
-    return pixels
+# ---- Crops ------------------------------------------------------------------------------------------
 
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Turn ``(h, w, 3)`` uint8 into ``(1, 3, h, w)`` float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to look at a picture: rows and columns of it, turned or not, brought to a size, flipped."""
+
+    rows: slice
+    cols: slice
+    turned: bool
+    size: tuple[int, int]
+    flips: tuple[int, ...]
+
+    def cut(self, picture: Picture) -> Tensor:
+        """Return ``(1, 3, h, w)`` in [0, 1]; nothing but the rows and columns is read."""
+        pixels = picture[self.rows, self.cols]
+        crop = to_tensor(pixels.transpose(1, 0, 2) if self.turned else pixels)
+        shrunk = crop.shape[2] > self.size[0]
+        return F.interpolate(crop, size=self.size, mode="bilinear", antialias=shrunk).flip(self.flips)
+
+
+def draw_view(shape: Sequence[int], h: int, w: int, random: np.random.Generator) -> View:
+    """Draw a view of ``h x w`` pixels of a picture of some shape ``(y, x, ...)``."""
+    turned = random.random() < 0.5
+    height, width = (shape[1], shape[0]) if turned else (shape[0], shape[1])
+    # Shrinking up to four times makes coarser ground resolutions; small pictures may be enlarged.
+    largest = min(height / h, width / w)
+    zoom = min(largest, float(np.exp(random.uniform(np.log(min(0.8, largest)), np.log(min(4.0, max(0.8, largest)))))))
+    ch, cw = min(height, max(1, round(h * zoom))), min(width, max(1, round(w * zoom)))
+    y, x = int(random.integers(height - ch + 1)), int(random.integers(width - cw + 1))
+    flips = tuple(axis for axis in (3, 2) if random.random() < 0.5)
+    across, along = slice(y, y + ch), slice(x, x + cw)
+    return View(along if turned else across, across if turned else along, turned, (h, w), flips)
 
 
 def random_crop(pictures: Sequence[Picture], h: int, w: int, random: np.random.Generator) -> Tensor:
@@ -292,30 +476,7 @@ def random_crop(pictures: Sequence[Picture], h: int, w: int, random: np.random.G
     Returns ``(1, 3, h, w)`` in [0, 1].
     """
     picture = pictures[int(random.integers(len(pictures)))]
-    (crop,) = turned_crops((picture,), h, w, random)
-    return recolour(crop, random)
-
-
-def turned_crops(pictures: Sequence[Picture], h: int, w: int, random: np.random.Generator) -> list[Tensor]:
-    """Cut the same random crop from pictures of one size, at a random scale, turned and flipped.
-
-    Only the crop is read. Pictures smaller than it are enlarged. Returns ``(1, 3, h, w)`` in [0, 1] of each.
-    """
-    turn = random.random() < 0.5
-    height, width = pictures[0].shape[:2]
-    rows, cols = (w, h) if turn else (h, w)
-    # Shrinking up to four times makes coarser ground resolutions; small pictures may be enlarged.
-    largest = min(height / rows, width / cols)
-    zoom = min(largest, float(np.exp(random.uniform(np.log(min(0.8, largest)), np.log(min(4.0, max(0.8, largest)))))))
-    ch, cw = min(height, max(1, round(rows * zoom))), min(width, max(1, round(cols * zoom)))
-    y, x = random.integers(height - ch + 1), random.integers(width - cw + 1)
-    flips = [axis for axis in (3, 2) if random.random() < 0.5]
-    crops = []
-    for picture in pictures:
-        pixels = picture[y : y + ch, x : x + cw]
-        crop = to_tensor(pixels.transpose(1, 0, 2) if turn else pixels)
-        crops.append(F.interpolate(crop, size=(h, w), mode="bilinear", antialias=zoom > 1).flip(flips))
-    return crops
+    return recolour(draw_view(picture.shape, h, w, random).cut(picture), random)
 
 
 def recolour(crop: Tensor, random: np.random.Generator) -> Tensor:

@@ -1,12 +1,16 @@
 """Evaluation: how good are weights, beside the hazy input and a classical dehazer.
 
 Protocol: full resolution, RGB, data range 1, float64; PSNR over all pixels and colours; SSIM of scikit-image with
-its defaults (7 x 7 windows), over colours; the mean of the pictures' scores.
+its defaults (7 x 7 windows), over colours; CIEDE2000 of scikit-image, mean over pixels; the mean of the pictures'
+scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,16 +24,23 @@ from dehazexl.haze import synthesise
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dehazexl.data import Dataset
+    from dehazexl.data import Picture as Pixels
     from dehazexl.model import DehazeXL
 
     Picture = NDArray[np.floating]
     Dehazer = Callable[[Picture], Picture]
+    Scores = dict[str, float]
 
 KINDS = ("veil", "patches", "depth", "ridges")
 THICKNESS = (1.5, 2.7)
 """Optical thickness of the evaluation's haze where it is thickest."""
 BRIGHTNESS = (0.85, 1.0)
 """Of its airlight."""
+STRIP = 512
+"""Rows that are scored at once, so that large pictures need little more memory than their pixels."""
+MARGIN = 3
+"""Pixels from the middle of a window of SSIM to its border."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Case:
 
 
 def synthesised(
-    pictures: Sequence[tuple[str, NDArray[np.uint8]]], size: int = 512, kinds: Sequence[str] = KINDS, seed: int = 7
+    pictures: Iterable[tuple[str, Pixels]], size: int = 512, kinds: Sequence[str] = KINDS, seed: int = 7
 ) -> Iterator[Case]:
     """Put each kind of haze, seeded, on the middle ``size x size`` pixels of each picture ``(h, w, 3)``."""
     for i, (name, picture) in enumerate(pictures):
@@ -64,32 +75,67 @@ def synthesised(
             yield Case(name, kind, clear[0].permute(1, 2, 0).numpy(), stored[0].permute(1, 2, 0).numpy())
 
 
-def scores(case: Case, out: Picture) -> dict[str, float]:
-    """Compare a dehazed picture ``(h, w, 3)`` with the truth: ``psnr`` in decibels, ``ssim``, ``seam``."""
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+def scores(case: Case, out: Picture, overlap: int = 0) -> dict[str, float]:
+    """Compare a dehazed picture ``(h, w, 3)`` with the truth.
 
-    clear, out = case.clear.astype(np.float64), np.clip(out, 0, 1).astype(np.float64)
+    Returns ``psnr`` in decibels, ``ssim`` (NaN under 7 pixels), ``ciede2000`` (mean colour difference; 1 is just
+    noticeable) and ``seam``, see `seam_ratio`.
+    """
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    def error(clear: Picture, out: Picture) -> float:
+        return float(np.mean((clear - out) ** 2))
+
+    def colour(clear: Picture, out: Picture) -> float:
+        return float(deltaE_ciede2000(rgb2lab(clear), rgb2lab(out)).mean())
+
+    squared = by_strips(error, case.clear, out)
     return {
-        "psnr": float(peak_signal_noise_ratio(clear, out, data_range=1)),
-        "ssim": float(structural_similarity(clear, out, data_range=1, channel_axis=2)),
-        "seam": seam_ratio(out - case.hazy),
+        "psnr": -10 * math.log10(squared) if squared else math.inf,
+        "ssim": by_strips(similarity, case.clear, out, MARGIN) if min(out.shape[:2]) > 2 * MARGIN else math.nan,
+        "ciede2000": by_strips(colour, case.clear, out),
+        "seam": seam_ratio(np.clip(out, 0, 1) - case.hazy, overlap),
     }
 
 
-def seam_ratio(change: Picture, step: int = TILE) -> float:
-    """Tell how much a change ``(h, w, 3)`` jumps at tile borders.
+def by_strips(score: Callable[[Picture, Picture], float], clear: Picture, out: Picture, margin: int = 0) -> float:
+    """Return the mean over rows of a score of two pictures ``(h, w, 3)``, `out` clipped to [0, 1], in float64.
 
-    Mean absolute difference of the change across tile borders, over the same between neighbours inside tiles: 1 is
+    `score` is given `margin` rows more on each side of a strip, and does not count them; neither are those at the
+    ends of the pictures.
+    """
+    last, total = len(clear) - margin, 0.0
+    for y in range(margin, last, STRIP):
+        stop = min(y + STRIP, last)
+        one, other = (picture[y - margin : stop + margin].astype(np.float64) for picture in (clear, out))
+        total += score(one, np.clip(other, 0, 1)) * (stop - y)
+    return total / (last - margin)
+
+
+def similarity(clear: Picture, out: Picture) -> float:
+    """SSIM of two pictures ``(h, w, 3)`` in [0, 1]."""
+    from skimage.metrics import structural_similarity
+
+    return float(structural_similarity(clear, out, data_range=1, channel_axis=2))
+
+
+def seam_ratio(change: Picture, overlap: int = 0) -> float:
+    """Tell how much a change ``(h, w, 3)`` jumps at the borders of tiles that overlap by some pixels.
+
+    Mean absolute difference of the change across tile borders, over the same between neighbours elsewhere: 1 is
     seamless. NaN where there is no border or no change.
     """
     across, inside = [], []
     for axis in (0, 1):
-        jumps = np.abs(np.diff(change, axis=axis)).mean(axis=(1 - axis, 2))
-        border = np.arange(1, len(jumps) + 1) % step == 0
+        jumps = np.abs(np.diff(change, axis=axis)).mean(axis=(1 - axis, 2), dtype=np.float64)
+        place = np.arange(1, len(jumps) + 1)
+        # A tile begins at each multiple of the stride, and the one before ends `overlap` pixels further on.
+        starts, ends = place % (TILE - overlap) == 0, (place - TILE) % (TILE - overlap) == 0
+        border = starts | (ends & (place >= TILE))
         across.append(jumps[border])
         inside.append(jumps[~border])
     borders, others = np.concatenate(across), np.concatenate(inside)
-    return float(borders.mean() / others.mean()) if borders.size and others.mean() > 0 else float("nan")
+    return float(borders.mean() / others.mean()) if borders.size and others.size and others.mean() > 0 else math.nan
 
 
 def by_network(model: DehazeXL, overlap: int = 32) -> Dehazer:
@@ -140,8 +186,37 @@ def guided_filter(guide: Picture, values: Picture, radius: int, epsilon: float =
     return mean(slope) * guide + mean(mean(values) - slope * mean(guide))
 
 
-def evaluate(cases: Sequence[Case], dehazers: dict[str, Dehazer]) -> Iterator[dict[str, str | float]]:
-    """Yield one row of scores for each case and dehazer, and for the hazy input."""
+def evaluate(
+    cases: Iterable[Case], dehazers: dict[str, Dehazer], overlap: int = 0
+) -> Iterator[tuple[Case, str, Picture, Scores]]:
+    """Score each case and dehazer, and the hazy input; `overlap` tells where tile borders are.
+
+    Yields
+    ------
+    Case, str, Picture, dict
+        The case, the method, what it made of the case ``(h, w, 3)`` and its scores: those of `scores`, ``seconds``,
+        and ``memory_mb``, the most that the process has held so far (NaN where the system does not tell).
+    """
     for case in cases:
         for name, run in {"hazy input": lambda hazy: hazy, **dehazers}.items():
-            yield {"picture": case.name, "kind": case.kind, "method": name, **scores(case, run(case.hazy))}
+            started = time.perf_counter()
+            out = run(case.hazy)
+            seconds = time.perf_counter() - started
+            yield case, name, out, {**scores(case, out, overlap), "seconds": seconds, "memory_mb": peak_memory()}
+
+
+def peak_memory() -> float:
+    """Return the most memory this process has held so far, in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def paired(data: Dataset) -> Iterator[Case]:
+    """Yield each pair, whole; its kind is the folder of the hazy picture, such as ``cloud_L1``."""
+    assert data.hazy is not None
+    for name, clear, hazy in zip(data.names, data.clear, data.hazy, strict=True):
+        yield Case(name, name.rpartition("/")[0], *(picture[:, :] / np.float32(255) for picture in (clear, hazy)))

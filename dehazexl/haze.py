@@ -10,13 +10,41 @@ the same haze on the same device.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Level:
+    """How dense a preset's haze is.
+
+    Attributes
+    ----------
+    thickness
+        Range of the optical thickness where the haze is thickest.
+    brightness
+        Range of the airlight.
+    kinds
+        Names out of `KINDS`.
+    """
+
+    thickness: tuple[float, float]
+    brightness: tuple[float, float] = (0.8, 1.0)
+    kinds: tuple[str, ...] = ("patches", "veil")
+
+
+LEVELS = {1: Level((0.2, 0.5)), 2: Level((0.5, 0.9)), 3: Level((0.9, 1.5)), 4: Level((1.5, 2.4))}
+"""Presets after the four levels of rising density of 8KDehaze (``cloud_L1`` to ``cloud_L4``).
+
+The figures are ours: the data set's authors do not publish theirs.
+"""
 
 WAVELENGTHS = (0.66, 0.56, 0.48)
 """Centres of the red, green and blue bands of common satellites, in micrometres."""
@@ -169,7 +197,7 @@ def synthesise(
     clear_share
         Share of pictures left without haze, so that a network learns to leave clear pictures alone.
     camera
-        Add what air and camera add besides haze: blur where it is thick, noise.
+        Add what air and camera add besides haze: blur where it is thick, gains, gamma, noise, JPEG.
 
     Returns
     -------
@@ -222,8 +250,28 @@ def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:
 
 
 def degrade(hazy: Tensor, generator: Generator) -> Tensor:
-    """Add what a camera adds: sometimes a little noise. Clips to [0, 1]."""
+    """Add what a camera adds, each sometimes: gains of its colours, another gamma, noise, JPEG. Clips to [0, 1]."""
+    hazy = hazy.clamp(0, 1)
+    if uniform(0, 1, generator) < 0.2:
+        gains = 1 + 0.06 * (torch.rand(3, 1, 1, generator=generator, device=generator.device) - 0.5)
+        hazy = (hazy * gains) ** uniform(0.92, 1.08, generator)
     if uniform(0, 1, generator) < 0.3:
         sigma = uniform(0, 0.01, generator)
         hazy = hazy + sigma * torch.randn(hazy.shape, generator=generator, device=generator.device)
-    return hazy.clamp(0, 1)
+    hazy = hazy.clamp(0, 1)
+    if uniform(0, 1, generator) < 0.2:
+        hazy = through_jpeg(hazy, int(uniform(40, 96, generator)))
+    return hazy
+
+
+def through_jpeg(pictures: Tensor, quality: int) -> Tensor:
+    """Encode pictures ``(n, 3, h, w)`` in [0, 1] as JPEG of a quality from 1 to 100, and decode them again."""
+    from PIL import Image
+
+    decoded = []
+    for picture in pictures:
+        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        decoded.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(decoded).permute(0, 3, 1, 2).to(pictures) / 255

@@ -61,9 +61,9 @@ class Recipe:
         Peak learning rate of AdamW, steps until it is reached, weight decay, largest norm of the gradient.
     ema
         Decay of the moving average of the weights that is validated and saved.
-    fft, transmission, seam
-        Weights of the losses beside L1: on the Fourier transform, on the logarithm of the transmission, on what
-        differs across tile borders.
+    fft, transmission, airlight, seam
+        Weights of the losses beside L1: on the Fourier transform, on the logarithm of the transmission, on the
+        airlight, on what differs across tile borders.
     seed
         Of weights, crops and haze.
     """
@@ -82,6 +82,7 @@ class Recipe:
     ema: float = 0.995
     fft: float = 0.05
     transmission: float = 0.1
+    airlight: float = 0.2
     seam: float = 0.5
     seed: int = 0
 
@@ -185,18 +186,20 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 def losses(batch: Batch, gain: Tensor, shift: Tensor, recipe: Recipe) -> Tensor:
     """Compute the loss of what the network answered to a batch: gain and shift ``(n, 3, h, w)``.
 
-    The answer is clamped near [0, 1], or what dense haze hides would rule the rest. The loss on the transmission
-    (the inverse of the gain, Koschmieder's law) is left out where it is not known.
+    The answer is clamped near [0, 1], or what dense haze hides would rule the rest. By Koschmieder's law the gain
+    is one over the transmission t, and the shift is (1 - gain) times the airlight, whose error counts by 1 - t: as
+    much as there is haze to show it. Both are left out where they are not known.
     """
     out = (gain * batch.hazy + shift).clamp(-0.1, 1.1)
     error = out - batch.clear
     loss = error.abs().mean()
     spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho")).abs().mean()
     loss = loss + recipe.fft * spectrum + recipe.seam * seam(error)
-    if batch.transmission is None:
+    if batch.transmission is None or batch.airlight is None:
         return loss
     density = (gain.clamp(min=0.05).log() + batch.transmission.clamp(min=0.05).log()).abs().mean()
-    return loss + recipe.transmission * density
+    colour = ((shift + (gain - 1) * batch.airlight) / gain.clamp(min=1)).abs().mean()
+    return loss + recipe.transmission * density + recipe.airlight * colour
 
 
 def seam(error: Tensor) -> Tensor:

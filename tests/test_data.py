@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import imagecodecs
@@ -12,7 +14,7 @@ import torch
 import zarr
 
 from dehazexl import data
-from dehazexl.data import Dataset, open_datasets, open_rgb
+from dehazexl.data import Dataset, Memory, open_datasets, open_for_evaluation, open_rgb, random_crop
 from dehazexl.procedural import KINDS, procedural
 
 
@@ -136,6 +138,124 @@ def test_grey_and_damaged_pictures_are_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         open_datasets([tmp_path / "b"])
+
+
+def test_suffixes_and_trees_of_every_kind(tmp_path: Path) -> None:
+    write(tmp_path / "b" / "deep" / "one.tif", photo(1))
+    write(tmp_path / "two.png", photo(2))
+    zarr.create_array(tmp_path / "a" / "three.zarr", shape=(40, 60, 3), dtype="u1", chunks=(16, 16, 3))[:] = photo(3)
+    np.save(tmp_path / "four.npy", photo(4))
+    write(tmp_path / ".hidden.png", photo(5))
+    write(tmp_path / "a" / "three.zarr" / "thumbnail.png", photo(6))
+    training, held = open_datasets([tmp_path, tmp_path / "b"], ["two*"])
+    assert held.names == ["two"]
+    assert {Path(name).name for name in training.names} == {"one", "three", "four"}
+    for pictures in (training, held):
+        for picture, name in zip(pictures.clear, pictures.names, strict=True):
+            seed = ["one", "two", "three", "four"].index(Path(name).stem) + 1
+            assert np.array_equal(picture[:, :], photo(seed))
+            assert picture[3:20, 7:].flags.writeable
+    assert len(training) == 3
+
+
+def test_patterns_do_not_see_what_lies_above(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "02" / "set", 4)
+    training, held = open_datasets([folder], ["02*"])
+    assert (training.names, held.names) == (["hazy/00", "hazy/01", "hazy/03"], ["hazy/02"])
+    with pytest.raises(ValueError, match="all 4 pictures match"):
+        open_datasets([folder], ["*"])
+    with pytest.raises(ValueError, match="no picture matches"):
+        open_datasets([folder], ["02/set/clear/00*"])
+
+
+def test_a_clear_picture_is_held_out_with_all_its_hazy_ones(tmp_path: Path) -> None:
+    training, held = open_datasets([pairs(tmp_path, 4, data.LEVELS)], ["cloud_L2/01*"])
+    assert held.names == [f"{level}/01" for level in data.LEVELS]
+    assert len(training) == 3 * 4
+
+
+def test_the_smallest_8kdehaze_has_something_to_validate_on(tmp_path: Path) -> None:
+    training, held = open_datasets([pairs(tmp_path, 2, data.LEVELS[:1])])
+    assert (len(training), len(held)) == (1, 1)
+    assert open_for_evaluation([tmp_path]).names == held.names
+
+
+def test_pairs_are_all_evaluated(tmp_path: Path) -> None:
+    assert len(open_for_evaluation([pairs(tmp_path, 3)])) == 3
+
+
+def test_hazy_pictures_are_not_taken_for_clear_ones(tmp_path: Path) -> None:
+    pairs(tmp_path / "sets" / "mine", 2)
+    with pytest.raises(ValueError, match="seems to be hazy: give the folder that holds hazy and clear itself"):
+        open_datasets([tmp_path / "sets"])
+
+
+def test_two_pictures_of_one_name_make_no_pair(tmp_path: Path) -> None:
+    write(pairs(tmp_path, 3) / "clear" / "01.jpg", photo(1))
+    with pytest.raises(ValueError, match=r"01\.png and 01\.jpg have one name"):
+        open_datasets([tmp_path])
+
+
+def test_arrays_that_are_none(tmp_path: Path) -> None:
+    for content in (b"", b"no array", b"\x93NUMPY\x01\x00"):
+        (tmp_path / "one.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"one\.npy is no array, or cut short"):
+            open_rgb(tmp_path / "one.npy")
+
+
+def test_whole_pictures_are_read_once_while_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    plain = data.decode
+    monkeypatch.setattr(data, "decode", lambda path: (read.append(path.name), plain(path))[1])
+    monkeypatch.setattr(data, "WHOLE", 10)  # a PNG cannot be read by crop, however large it is
+    memory = Memory(limit=2 * photo(0).nbytes)
+    opened = []
+    for i in range(3):
+        write(tmp_path / f"{i}.png", photo(i))
+        opened.append(open_rgb(tmp_path / f"{i}.png", memory))
+    assert read == []
+    for i in (0, 1, 0, 1, 0, 2, 0, 1):
+        assert np.array_equal(opened[i][5:9, 30:], photo(i)[5:9, 30:])
+    assert read == ["0.png", "1.png", "2.png", "1.png"]
+    small = open_rgb(tmp_path / "0.png", Memory(limit=10))
+    assert np.array_equal(small[:, :], photo(0))
+
+
+def test_a_file_gives_the_crops_of_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "WHOLE", 10)
+    pixels = photo(7, 1200, 1300)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(256, 256), photometric="rgb")
+    np.save(tmp_path / "a.npy", pixels)
+    for seed in range(4):
+        crops = [
+            random_crop([picture], 96, 160, np.random.default_rng(seed))
+            for picture in (pixels, open_rgb(tmp_path / "a.tif"), open_rgb(tmp_path / "a.npy"))
+        ]
+        assert torch.equal(crops[0], crops[1])
+        assert torch.equal(crops[0], crops[2])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (31, 2), (255, 257)])
+def test_small_pictures_are_enlarged(size: tuple[int, int]) -> None:
+    picture = photo(1, 900, 900)[: size[0], : size[1]]
+    for seed in range(4):
+        clear, hazy = Dataset([picture], [picture], ["a"]).crop(256, 512, np.random.default_rng(seed))
+        assert hazy is not None
+        assert clear.shape == (1, 3, 256, 512)
+        assert torch.equal(clear, hazy)
+
+
+def test_arrays_need_torch_and_numpy_alone(tmp_path: Path) -> None:
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", photo(i))
+    program = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "for name in ('dask', 'tifffile', 'imagecodecs', 'zarr', 'PIL'): sys.modules[name] = None\n"
+        "from dehazexl.data import open_datasets\n"
+        "data, _ = open_datasets([Path(sys.argv[1])]); print(*data.crop(8, 8, np.random.default_rng(0))[0].shape)"
+    )
+    out = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["1", "3", "8", "8"]
 
 
 # ---- Procedural pictures ----------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def one_crop() -> Batch:
     clear = torch.from_numpy(picture(256))[None]
     generator = torch.Generator().manual_seed(0)
     hazy = synthesise(clear, generator, ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False)
-    return Batch(clear, hazy.pixels, hazy.transmission)
+    return Batch(clear, hazy.pixels, hazy.transmission, hazy.airlight)
 
 
 def weights(model: DehazeXL) -> list[torch.Tensor]:
@@ -99,11 +99,15 @@ def test_the_loss_of_the_truth_is_nothing() -> None:
     hazy = synthesise(
         clear, torch.Generator().manual_seed(0), ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False
     )
-    crop, gain = Batch(clear, hazy.pixels, hazy.transmission), 1 / hazy.transmission
+    crop, gain = Batch(clear, hazy.pixels, hazy.transmission, hazy.airlight), 1 / hazy.transmission
     shift = clear_sight(torch.zeros_like(clear), hazy.transmission, hazy.airlight)
     assert losses(crop, gain, shift, Recipe()) < 1e-4
     assert losses(crop, torch.ones_like(gain), torch.zeros_like(gain), Recipe()) > 0.05
-    unknown = replace(crop, transmission=None)
+    tinted = shift * torch.tensor([1.1, 1.0, 1.0]).view(3, 1, 1)
+    colour = losses(crop, gain, tinted, Recipe(airlight=1)) - losses(crop, gain, tinted, Recipe(airlight=0))
+    red = (1 - hazy.transmission[:, 0]) * 0.1 * hazy.airlight[:, 0]
+    assert colour == pytest.approx(float(red.mean()) / 3, rel=1e-3)
+    unknown = replace(crop, transmission=None, airlight=None)
     assert losses(unknown, gain, shift, Recipe()) < 1e-4
 
 
