@@ -177,7 +177,7 @@ def synthesise(
     kinds: Sequence[str] = tuple(KINDS),
     thickness: tuple[float, float] = (0.1, 2.8),
     brightness: tuple[float, float] = (0.75, 1.0),
-    clear_share: float = 0.12,
+    clear_share: float = 0.2,
     camera: bool = True,
 ) -> Hazy:
     """Put haze on clear pictures, of another kind on each.
