@@ -84,7 +84,7 @@ class Recipe:
     fft: float = 0.05
     transmission: float = 0.1
     airlight: float = 0.2
-    seam: float = 0.5
+    seam: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
