@@ -298,7 +298,7 @@ def find_clear(folders: Sequence[Path]) -> list[Source]:
 def no_pictures(folders: Sequence[Path]) -> ValueError:
     """Say that there are none."""
     where = ", ".join(str(f) for f in folders)
-    return ValueError(f"no pictures to train on in {where}: they need one of the suffixes {' '.join(SUFFIXES)}")
+    return ValueError(f"no pictures in {where}: they need one of the suffixes {' '.join(SUFFIXES)}")
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -1,0 +1,49 @@
+"""Peak memory of one training step on a crop of 2048 x 2048 pixels, parts of it computed at once and again.
+
+python benchmarks/large_crop.py [--part 4] [--spec compact]
+
+Prints a table and keeps it as ``benchmarks/results/large_crop.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import torch
+from machine import keep
+
+from dehazexl.batches import Batch
+from dehazexl.haze import synthesise
+from dehazexl.model import SPECS
+from dehazexl.train import Recipe, State, step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", type=int, default=4)
+    parser.add_argument("--spec", default="compact")
+    args = parser.parse_args()
+    recipe = Recipe(crop=8, tiles=64, part=args.part, precision="bfloat16")
+    clear = torch.rand(1, 3, 2048, 2048)
+    made = synthesise(clear, torch.Generator().manual_seed(0))
+    batch = Batch(clear, made.pixels, made.transmission, made.airlight)
+    state = State.start(SPECS[args.spec], recipe, torch.device("cpu"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    started = time.perf_counter()
+    loss = step(state, [batch], 1e-4, recipe)
+    keep(
+        "large_crop",
+        spec=args.spec,
+        part=args.part,
+        precision=recipe.precision,
+        loss=round(loss, 4),
+        seconds=round(time.perf_counter() - started, 1),
+        peak_gb_before_the_step=round(before, 2),
+        peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    )
+
+
+if __name__ == "__main__":
+    main()
