@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 FUSE_TILES = 256
 """Tiles whose tokens ask at once while fusing."""
 
-KEPT = 512 * 2**20
-"""Bytes: a picture whose feature maps fit in it is encoded once; a larger one again while decoding."""
-
 SIDE = TILE // TOKEN
 
 # One network computes at a time: two would only share the same cores, or the memory of the same device.
@@ -52,6 +49,8 @@ class Job:
         Tiles computed at once.
     strength
         0 returns the input, 1 the network's answer.
+    keep
+        Bytes: a picture whose feature maps fit in them is encoded once; a larger one again while decoding.
     """
 
     image: Image
@@ -60,6 +59,7 @@ class Job:
     value_range: tuple[float, float]
     batch: int
     strength: float = 1.0
+    keep: int = 512 * 2**20
 
     @cached_property
     def pixels(self) -> Pixels:
@@ -75,7 +75,7 @@ class Job:
     def keeps_maps(self) -> bool:
         """Whether the feature maps of all tiles fit in the memory allowed for them."""
         cells = sum(width * (TILE // 4 // 2**i) ** 2 for i, width in enumerate(self.model.spec.widths))
-        return bool(self.grid.rows * self.grid.cols * cells * self.model.dtype.itemsize <= KEPT)
+        return bool(self.grid.rows * self.grid.cols * cells * self.model.dtype.itemsize <= self.keep)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what is merely cached behind when sent to another process."""
@@ -278,17 +278,27 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
     """
     tiles = job.grid.tiles_at(window)
     read = Tiles.read(job, tiles)
-    fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
     clear = np.zeros((window.height, window.width, 3), np.float32)
-    for cells, x, _ in read.batches(job, tiles):
-        own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in cells])
-        gain, offset = _decode_batch(job, cells, x, own)
-        for cell, g, o in zip(cells, gain, offset, strict=True):
-            _add_tile(job, read, window, clear, cell, g, o)
-        if tell is not None:
-            tell(len(cells))
+    for cell, gain, offset in changes(job, store, read, tiles, tell):
+        _add_tile(job, read, window, clear, cell, gain, offset)
     inside = window.within(read.window)
     return _finish(job, read.raw[inside], clear, read.valid[inside])
+
+
+def changes(
+    job: Job, store: TokenStore, read: Tiles, tiles: Window, tell: Callable[[int], object] | None = None
+) -> Iterator[tuple[tuple[int, int], NDArray[np.float32], NDArray[np.float32]]]:
+    """Decode a rectangle of tiles that has been read; yield each one's row and column, gain and offset.
+
+    Gain and offset are ``(256, 256, 3)``: the dehazed tile is gain times its pixels in [0, 1] plus offset. `tell` as
+    in `decode`.
+    """
+    fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
+    for cells, x, _ in read.batches(job, tiles):
+        own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in cells])
+        yield from zip(cells, *_decode_batch(job, cells, x, own), strict=True)
+        if tell is not None:
+            tell(len(cells))
 
 
 def _decode_batch(
