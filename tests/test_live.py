@@ -1,0 +1,168 @@
+"""A picture that is dehazed while it is looked at: what it answers when, and what becomes of trouble."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import dehazexl
+from dehazexl.grid import Window
+from dehazexl.live import Live
+from dehazexl.model import SPECS, DehazeXL
+
+VIEW = (slice(100, 500), slice(300, 900))
+
+
+@pytest.fixture(scope="module")
+def model() -> DehazeXL:
+    torch.manual_seed(0)
+    return DehazeXL(SPECS["tiny"]).eval()
+
+
+@pytest.fixture(scope="module")
+def hazy() -> np.ndarray:
+    y, x = np.mgrid[:1100, :1500]
+    scene = np.stack([x % 97, y % 89, (x + y) % 83], axis=-1)
+    return (scene + 120).astype(np.uint8)
+
+
+def opened(pixels: np.ndarray) -> dehazexl.Image:
+    """A picture with overviews."""
+    image = dehazexl.open_image(pixels)
+    return replace(image, levels=tuple(image.levels[0][::step, ::step].rechunk(512) for step in (1, 2, 4, 8)))
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[..., Live]]:
+    made: list[Live] = []
+
+    def start(*args, **kwargs) -> Live:
+        made.append(Live(*args, **kwargs))
+        return made[-1]
+
+    yield start
+    for live in made:
+        live.close(60)
+        assert not live.running
+
+
+def test_hazy_at_once_then_as_the_engine_has_it(watch, model, hazy) -> None:
+    gate = threading.Event()
+    live = watch(opened(hazy), lambda: gate.wait() and model)
+    np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
+    before = live.version
+    gate.set()
+    assert live.wait(60) and live.version > before
+    wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
+    assert np.abs(wanted - hazy[VIEW]).mean() > 2, "the network does nothing"
+    assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
+
+
+def test_the_overview_s_change_comes_between(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    live.look_at(1, Window(0, 10, 0, 10))  # the overview itself, 550 x 750
+    assert live.wait(60)
+    live.close(60)  # nothing is computed from here on
+    wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
+    guess = live.levels[0][VIEW]
+    assert np.abs(guess - wanted).mean() < 0.5 * np.abs(hazy[VIEW] - wanted).mean()
+    assert not np.array_equal(live.levels[3][:], hazy[::8, ::8])
+
+
+def test_strength_needs_no_network(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    live.close(60)
+    full = live.levels[0][VIEW].astype(float)
+    live.strength = 0.5
+    np.testing.assert_allclose(live.levels[0][VIEW], (full + hazy[VIEW]) / 2, atol=1)
+    live.strength = 0
+    np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
+    with pytest.raises(ValueError, match="strength must be between 0 and 1, not 2"):
+        live.strength = 2
+
+
+def test_the_middle_of_the_view_comes_first(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    nearest = live._wanted(0, Window(300, 700, 500, 1100))
+    assert nearest[0] == (2, 3)  # its middle is at 560, 784, that of the view at 500, 800
+    assert sorted(nearest) == sorted(live._grids[0].tiles_at(Window(300, 700, 500, 1100)).cells())
+
+
+def test_tiles_are_forgotten_when_there_are_too_many(watch, model, hazy) -> None:
+    tile = 256 * 256 * 3 * 2
+    live = watch(opened(hazy), lambda: model, cache=5 * tile)
+    live.levels[0][:300, :300]
+    assert live.wait(60)
+    assert {key[1:] for key in live._tiles} >= {(0, 0), (0, 1), (1, 0), (1, 1)}
+    live.levels[0][:]  # more than fits: as many as fit, and then rest
+    assert live.wait(60)
+    assert 0 < len(live._tiles) <= 5
+
+
+def test_floats_are_shown_from_black_to_white(watch, model, hazy) -> None:
+    pixels = (hazy.astype(np.float32) * 10 + 100).astype(np.uint16)
+    pixels[0, 0] = 65535
+    live = watch(opened(pixels), lambda: model, limits=(100, 2650))
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    shown = live.levels[0][VIEW]
+    wanted = np.asarray(dehazexl.dehaze(pixels, model, value_range=(100, 2650))[VIEW]).astype(float)
+    assert shown.dtype == np.float32
+    np.testing.assert_allclose(shown, ((wanted - 100) / 2550).clip(0, 1), atol=2e-3)
+
+
+def test_levels_are_cut_as_arrays_are(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model, strength=0)
+    level = live.levels[2]
+    own = hazy[::4, ::4]
+    assert level.shape == own.shape and level.ndim == 3 and level.dtype == np.uint8 and len(level) == len(own)
+    for index in (np.s_[5], np.s_[5, 6], np.s_[..., 0], np.s_[3:9, 4:8, 1], np.s_[::3, ::-2], np.s_[-4:], np.s_[2:2]):
+        np.testing.assert_array_equal(level[index], own[index])
+    np.testing.assert_array_equal(np.asarray(level), own)
+
+
+def test_short_memory_halves_the_batch(watch, hazy) -> None:
+    class Short(DehazeXL):
+        def decode(self, fused, maps, tiles):
+            if len(tiles) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().decode(fused, maps, tiles)
+
+    torch.manual_seed(0)
+    live = watch(opened(hazy), lambda: Short(SPECS["tiny"]).eval())
+    live.levels[0][VIEW]
+    assert live.wait(60) and live.error is None
+    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"]
+
+
+def test_weights_that_are_none(watch, hazy) -> None:
+    live = watch(opened(hazy), lambda: dehazexl.load_model("nothing.safetensors"))
+    assert not live.wait(60)
+    assert isinstance(live.error, FileNotFoundError) and live.status == "failed"
+    np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
+
+
+def test_a_file_that_vanishes(watch, model, hazy, tmp_path: Path) -> None:
+    path = tmp_path / "hazy.tif"
+    tifffile.imwrite(path, hazy, tile=(256, 256), photometric="rgb")
+    image = dehazexl.open_image(path)
+    path.unlink()
+    live = watch(image, lambda: model)
+    assert not live.levels[0][VIEW].any()
+    assert live.error is not None and not live.wait(60)
+
+
+def test_nothing_is_left_when_closed_at_work(model, hazy) -> None:
+    live = Live(opened(hazy), lambda: model)
+    live.levels[0][VIEW]
+    time.sleep(0.1)
+    live.close(60)
+    assert not any(thread.name.startswith("dehaze ") for thread in threading.enumerate())
