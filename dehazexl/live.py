@@ -145,7 +145,7 @@ class Live:
         if self._overview is None:
             return "looking at the whole picture"
         done, total = self.progress
-        return f"{done} of {total} tiles in view" if done < total else "all tiles in view are dehazed"
+        return f"{done} of {total} tiles in view" if done < total else "all in view is dehazed"
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -158,10 +158,11 @@ class Live:
 
     def look_at(self, level: int, window: Window) -> None:
         """Say which pixels of which level are on show, to be dehazed first; `Level` says so when it is cut."""
-        # Of levels smaller than the overview, all is there.
-        if level <= self._first and (level, window) != self._view:
+        # From the overview on all is there; smaller levels are cut for thumbnails, too, which say nothing of the view.
+        view = (level, window) if level < self._first else None
+        if level <= self._first and view != self._view:
             with self._changed:
-                self._view, self._idle = (level, window), False
+                self._view, self._idle = view, False
                 self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -215,7 +216,7 @@ class Live:
         total = np.zeros(hazy.shape, np.float32)
         share = np.zeros((*hazy.shape[:2], 1), np.float32)
         grid = self._grids[level]
-        for row, col in grid.tiles_at(window).cells() if level <= self._first else ():
+        for row, col in grid.tiles_at(window).cells() if level < self._first else ():
             if (answer := self._tile(level, row, col)) is None:
                 continue
             tile = grid.pixels_of(Window(row, row + 1, col, col + 1))
