@@ -97,7 +97,7 @@ class Live:
         limits: tuple[float, float] | None = None,
         cache: int = CACHE,
     ) -> None:
-        self.image, self.overlap, self.cache = image, overlap, cache
+        self.image, self.load, self.overlap, self.cache = image, load, overlap, cache
         self.limits = value_range(image) if limits is None else limits
         self.levels = tuple(Level(self, number) for number in range(len(image.levels)))
         self.version, self.error, self.notes = 0, None, []  # type: int, Exception | None, list[str]
@@ -113,7 +113,7 @@ class Live:
         self._closed = threading.Event()
         self._idle = False
         self.strength = strength
-        self._thread = threading.Thread(target=self._run, args=(load,), name=f"dehaze {image.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"dehaze {image.name}", daemon=True)
         self._thread.start()
         # A thread that computes while Python shuts down would crash it.
         self._at_exit = weakref.finalize(self, _stop, self._closed, self._changed, self._thread)
@@ -247,9 +247,9 @@ class Live:
 
     # What is computed
 
-    def _run(self, load: Callable[[], DehazeXL]) -> None:
+    def _run(self) -> None:
         try:
-            model = load()
+            model = self.load()
             works: dict[int, _Work] = {}
             while (task := self._next(works)) is not None:
                 level, window = task

@@ -82,7 +82,7 @@ def dehaze_layer(
     image, limits = source_of(layer)
     scale, translate = tuple(layer.scale), tuple(layer.translate)
     if region is not None:
-        window = _window(region)
+        window = window_of(region)
         image = image.cropped(window)
         image = replace(image, levels=tuple(pyramid(image)))
         translate = (translate[0] + window.y0 * scale[0], translate[1] + window.x0 * scale[1])
@@ -157,7 +157,8 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float] | 
     return replace(opened, levels=tuple(pyramid(opened))), (float(low), float(high))
 
 
-def _window(region: Sequence[int]) -> Window:
+def window_of(region: Sequence[int]) -> Window:
+    """Return the window of rows and columns ``(y0, y1, x0, x1)``."""
     from dehazexl.grid import Window
 
     if len(region) != 4:
@@ -187,7 +188,9 @@ class Watch:
         self.timer.timeout.connect(self.look)
         self.timer.start(INTERVAL)
         viewer.layers.events.removed.connect(self.removed)
-        QApplication.instance().aboutToQuit.connect(self.stop)
+        application = QApplication.instance()
+        assert application is not None
+        application.aboutToQuit.connect(self.stop)
         _watches.add(self)
 
     def look(self) -> None:
