@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,10 +166,18 @@ class Dehaze(Container):  # type: ignore[type-arg]
 
     def _view(self, layer: Image) -> Region:
         """Return the rows and columns of the layer that are on screen."""
+        if hasattr(self.viewer, "canvas"):  # since napari 0.9
+            camera, size = self.viewer.scene.camera, self.viewer.canvas.size
+            reach = [side / camera.zoom / 2 for side in size]
+            middle = camera.center[-2:]
+            return clipped(
+                [layer.world_to_data([m + sign * r for m, r in zip(middle, reach, strict=True)]) for sign in (-1, 1)],
+                layer,
+            )
+        # Before, napari tells it of the level on show, widened to the picture's chunks.
         level = layer.data_level if layer.multiscale else 0
         factors = layer.downsample_factors[level][-2:] if layer.multiscale else (1, 1)
-        return clipped([[c * f for c, f in zip(corner[-2:], factors, strict=True)] for corner in layer.corner_pixels],
-                       layer)  # fmt: skip
+        return clipped(layer.corner_pixels[:, -2:] * factors, layer)
 
     def _dehaze(self) -> Image | None:
         with reported():
@@ -217,14 +225,16 @@ class Dehaze(Container):  # type: ignore[type-arg]
             whole = region is None
             self._saving = create_worker(_run, save(image, path, load, **options))
             self._saving.yielded.connect(self._show_progress)
-            self._saving.errored.connect(lambda error: show_error(f"{path.name}: {error}"))
-            self._saving.returned.connect(lambda _: self._saved(layer, path, whole))
+            self._saving.returned.connect(lambda error: self._saved(layer, path, whole, error))
             self._saving.finished.connect(self._end_saving)
             self.bar.visible = True
             self._saving.start()
 
-    def _saved(self, layer: Image, path: Path, whole: bool) -> None:
-        """Let the dehazed layer read from the file."""
+    def _saved(self, layer: Image, path: Path, whole: bool, error: str) -> None:
+        """Let the dehazed layer read from the file, or say what went wrong."""
+        if error:
+            show_error(f"{path.name}: {error}")
+            return
         if self._stopped.is_set():
             show_info(f"{path.name} was stopped; Save as... with the same settings goes on")
             return
@@ -385,8 +395,13 @@ def reported() -> Iterator[None]:
         show_error(str(error))
 
 
-def _run(steps: Iterator[Progress]) -> Any:
-    yield from steps
+def _run(steps: Iterator[Progress]) -> Generator[Progress, None, str]:
+    """Do the steps; return what went wrong, or nothing, for the window to show once."""
+    try:
+        yield from steps
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _devices() -> list[tuple[str, str]]:
