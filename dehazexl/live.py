@@ -17,13 +17,14 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.cut import Cut
 from dehazexl.grid import TileGrid, Window
 from dehazexl.image import Image, valid_mask, value_range
 from dehazexl.pixels import Pixels
@@ -375,58 +376,18 @@ _TILE_BYTES = 256 * 256 * 3 * 2
 """Of a dehazed tile in half precision."""
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
-    """A level of a `Live` picture, ``(y, x, 3)``, as an array that viewers cut: it answers at once and never raises."""
+class Level(Cut):
+    """A level of a `Live` picture, ``(y, x, 3)``: cut, it answers at once and never raises, see `Live.read`."""
 
-    live: Live
-    number: int
+    def __init__(self, live: Live, number: int) -> None:
+        self.live, self.number = live, number
+        height, width, _ = live.image.levels[number].shape
+        self.shape, self.dtype = (height, width, 3), live.dtype
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, columns and colours."""
-        height, width, _ = self.live.image.levels[self.number].shape
-        return height, width, 3
-
-    @property
-    def ndim(self) -> int:
-        """Three."""
-        return 3
-
-    @property
-    def size(self) -> int:
-        """Numbers in all."""
-        return math.prod(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """See `Live.dtype`."""
-        return self.live.dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Cut out what an index of slices or integers says; see `Live.read`."""
-        parts = _expanded(index, 3)
-        rows, cols = (np.arange(size)[part] for size, part in zip(self.shape[:2], parts[:2], strict=True))
-        if not rows.size * cols.size:
-            return np.broadcast_to(np.zeros((), self.dtype), self.shape)[parts]
-        window = Window(int(rows.min()), int(rows.max()) + 1, int(cols.min()), int(cols.max()) + 1)
+    def read(self, window: Window) -> NDArray[Any]:
+        """Return the best there is of a window; its tiles are dehazed next."""
         self.live.look_at(self.number, window)
-        pixels = self.live.read(self.number, window)[..., parts[2]]
-        return np.asarray(pixels[rows - window.y0].take(cols - window.x0, axis=rows.ndim))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[:], dtype=dtype)
-
-
-def _expanded(index: Any, ndim: int) -> tuple[Any, ...]:
-    """Return an index of `ndim` parts."""
-    parts: Sequence[Any] = index if isinstance(index, tuple) else (index,)
-    before = list(parts[: parts.index(...)]) if ... in parts else list(parts)
-    after = list(parts[parts.index(...) + 1 :]) if ... in parts else []
-    return (*before, *[slice(None)] * (ndim - len(before) - len(after)), *after)
+        return self.live.read(self.number, window)
 
 
 def _stretched(plane: NDArray[np.float32], window: Window, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -22,8 +22,9 @@ pytest.importorskip("napari")
 
 @pytest.fixture(autouse=True)
 def settings(tmp_path_factory, monkeypatch) -> Path:
-    """Settings of the test's own."""
+    """Settings and overviews of the test's own."""
     path = tmp_path_factory.mktemp("settings") / "dehaze.json"
+    monkeypatch.setattr("napari_dehazexl._reader.cache_folder", lambda: path.parent / "overviews")
     monkeypatch.setattr("napari_dehazexl._widget.settings_file", lambda: path)
     return path
 
@@ -360,3 +361,29 @@ def test_sample_data(make_napari_viewer_proxy, key, side) -> None:
     assert layer.rgb and finest.shape[0] == side
     pixels = np.asarray(finest[700:764, 300:364])
     assert pixels.std() > 2 and pixels.mean() > 100
+
+
+def test_overviews_are_made_for_a_large_picture(make_napari_viewer_proxy, tmp_path, errors, qtbot, monkeypatch) -> None:
+    from dehazexl import overviews
+    from napari_dehazexl import dehaze_layer
+    from napari_dehazexl._reader import GROWING
+
+    y, x = np.mgrid[:2500, :2600]
+    pixels = np.stack([y // 10, x // 11, (x + y) // 21, x % 7], axis=-1).astype(np.uint8)
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", extrasamples=["unspecified"])
+    gate, make = threading.Event(), overviews.make_overviews
+    monkeypatch.setattr(overviews, "make_overviews", lambda *args: gate.wait() and make(*args))
+    viewer = make_napari_viewer_proxy(show=True)
+    layer, further = viewer.open(str(path), plugin="napari-dehazexl")
+    assert layer.metadata[GROWING].running
+    with pytest.raises(ValueError, match="are being made"):
+        dehaze_layer(layer, viewer=viewer)
+    gate.set()
+    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    coarse = np.asarray(layer.data[3])[:312, :324]
+    assert np.abs(coarse - pixels[4:2500:8, 4:2596:8, :3].astype(int)).max() <= 2
+    assert further.data[0].ndim == 2 and not further.visible
+    (again, _) = viewer.open(str(path), plugin="napari-dehazexl")
+    assert GROWING not in again.metadata, "made once more"
+    assert not errors

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_dehazexl._reader import pyramid
+from napari_dehazexl._reader import GROWING, pyramid
 
 if TYPE_CHECKING:
     import napari.layers
@@ -132,7 +132,7 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float] | 
     Raises
     ------
     ValueError
-        If the layer is not RGB, or has further dimensions.
+        If the layer is not RGB, has further dimensions, or its overviews are still being made.
     """
     import dask.array as da
 
@@ -142,6 +142,11 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float] | 
         raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
     if layer.ndim != 2:
         raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a picture of two")
+    growing = layer.metadata.get(GROWING)
+    if growing is not None and not growing.ready:
+        raise ValueError(
+            f"the overviews of {layer.name!r} are being made, {growing.share:.0%} are there: dehaze it when they are"
+        )
     image: Image | None = layer.metadata.get("dehazexl")
     if image is not None:
         return replace(image, levels=tuple(pyramid(image))), None

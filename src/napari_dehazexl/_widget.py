@@ -28,7 +28,7 @@ from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
 
 from napari_dehazexl._layer import LIVE, dehaze_layer, set_strength, source_of, window_of
-from napari_dehazexl._reader import colours, pyramid
+from napari_dehazexl._reader import colours_of
 from napari_dehazexl._save import Progress, save
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class Dehaze(Container):  # type: ignore[type-arg]
             if live.image.levels[0].shape == image.levels[0].shape:
                 live.close()
                 dehazed.metadata = {"dehazexl": image}
-                dehazed.data = colours(image, pyramid(image))
+                dehazed.data = colours_of(image)
         show_info(f"{path} is complete")
 
     def _end_saving(self) -> None:

@@ -1,0 +1,80 @@
+"""Overviews made for pictures that have none."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import dehazexl
+from dehazexl.overviews import Growing, kept_overviews, make_overviews, needs_overviews
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> dehazexl.Image:
+    """A tiled picture of 2400 x 3000 without overviews."""
+    y, x = np.mgrid[:2400, :3000]
+    pixels = np.stack([y % 251, x % 241, (x + y) % 239], axis=-1).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "large.tif", pixels, tile=(256, 256), photometric="rgb")
+    return dehazexl.open_image(tmp_path / "large.tif")
+
+
+def test_who_needs_them(large) -> None:
+    assert needs_overviews(large)
+    assert not needs_overviews(dehazexl.open_image(np.zeros((2048, 2048, 3), np.uint8)))
+
+
+def test_made_once_and_kept(large, tmp_path) -> None:
+    folder = tmp_path / "cache"
+    assert kept_overviews(large, folder) is None
+    shares = list(make_overviews(large, folder))
+    assert shares == sorted(shares) and shares[-1] == 1
+    kept = kept_overviews(large, folder)
+    assert kept is not None and kept.levels[0] is large.levels[0]
+    assert not needs_overviews(kept)
+    pixels = np.asarray(large.levels[0]).astype(float)
+    half = pixels.reshape(1200, 2, 1500, 2, 3).mean((1, 3))
+    assert np.abs(np.asarray(kept.levels[1]) - half).max() <= 0.5
+    again = dehazexl.open_image(large.path)
+    assert kept_overviews(again, folder) is not None
+
+
+def test_a_changed_file_gets_new_ones(large, tmp_path) -> None:
+    folder = tmp_path / "cache"
+    list(make_overviews(large, folder))
+    tifffile.imwrite(large.path, np.zeros((2400, 3000, 3), np.uint8), tile=(256, 256), photometric="rgb")
+    assert kept_overviews(dehazexl.open_image(large.path), folder) is None
+
+
+def test_what_is_shown_while_they_grow(large, tmp_path, monkeypatch) -> None:
+    gate = threading.Event()
+    make = make_overviews
+    monkeypatch.setattr("dehazexl.overviews.make_overviews", lambda *args: gate.wait() and make(*args))
+    growing = Growing(large, tmp_path / "cache")
+    coarse = growing.levels[-1]
+    assert max(coarse.shape) <= 64
+    while growing.version == 0:
+        assert coarse[:].shape == coarse.shape  # at once, whatever it is
+    assert len(np.unique(coarse[:].reshape(-1, 3), axis=0)) > 8
+    np.testing.assert_array_equal(growing.levels[0][5:9, 7:9], large.levels[0][5:9, 7:9])
+    assert not growing.ready
+    gate.set()
+    assert growing.wait(60) and growing.error is None
+    half = np.asarray(growing.image.levels[2])
+    np.testing.assert_array_equal(growing.levels[2][:], half)
+    assert growing.levels[2].shape == half.shape
+
+
+def test_stopped_they_leave_nothing_half_made(large, tmp_path) -> None:
+    growing = Growing(large, tmp_path / "cache")
+    growing.close()
+    assert not growing.wait(60)
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_a_folder_that_cannot_be(large, tmp_path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    growing = Growing(large, tmp_path / "cache")
+    assert not growing.wait(60)
+    assert isinstance(growing.error, OSError)
