@@ -106,6 +106,8 @@ class Dehaze(Container):  # type: ignore[type-arg]
                 self.limits, self.estimate, *buttons, self.replace, self.defaults, self.bar, self.status,
             ]
         )  # fmt: skip
+        for label in (self.estimate, self.status):
+            label.native.setWordWrap(True)
         self._saving: Any = None
         self._stopped = threading.Event()
         self._factory = {name: getattr(self, name).value for name in SETTINGS}
