@@ -32,9 +32,11 @@ class Beat:
         self.restart()
 
     def restart(self) -> None:
+        """Begin anew."""
         self.longest, self.last = 0.0, time.perf_counter()
 
     def beat(self) -> None:
+        """Measure the time since the last."""
         now = time.perf_counter()
         self.longest, self.last = max(self.longest, now - self.last), now
 

@@ -30,6 +30,7 @@ def spin(seconds: float, until: Callable[[], bool] = lambda: False) -> None:
 
 
 def main() -> None:
+    """Play in both themes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", type=Path, default=None, metavar="DIR")
     args = parser.parse_args()
