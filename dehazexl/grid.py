@@ -132,9 +132,12 @@ def _touched(start: int, stop: int, stride: int, count: int) -> tuple[int, int]:
 
 
 def feather(overlap: int, before: bool, after: bool) -> NDArray[np.float32]:
-    """Return a tile's share ``(256,)`` along one axis: linear ramps where it has a neighbour."""
+    """Return a tile's share ``(256,)`` along one axis: it rises and falls as a squared sine where it has a neighbour.
+
+    Two that overlap sum to one. Unlike linear ramps they begin and end flat, so that the eye finds no kink there.
+    """
     share = np.ones(TILE, np.float32)
-    ramp = (np.arange(overlap, dtype=np.float32) + 0.5) / max(overlap, 1)
+    ramp = np.sin(np.pi / 2 * (np.arange(overlap, dtype=np.float32) + 0.5) / max(overlap, 1)) ** 2
     if before:
         share[:overlap] *= ramp
     if after:

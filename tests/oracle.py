@@ -57,11 +57,12 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
 
 
 def tent(overlap: int, first: bool, last: bool) -> np.ndarray:
-    """Weigh the pixels of a tile along an axis by their distance from its ends, where it has neighbours."""
+    """Weigh the pixels of a tile along an axis, less towards its ends where it has neighbours."""
     middle = np.arange(256) + 0.5
     rise = np.full(256, np.inf) if first else middle
     fall = np.full(256, np.inf) if last else 256 - middle
-    return np.minimum(np.minimum(rise, fall), max(overlap, 1))
+    distance = np.minimum(np.minimum(rise, fall), max(overlap, 1))
+    return 1 - np.cos(np.pi * distance / max(overlap, 1))
 
 
 def attended(model: DehazeXL, tokens: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
