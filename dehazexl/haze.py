@@ -134,10 +134,27 @@ def layers(h: int, w: int, generator: Generator) -> Tensor:
     return torch.floor(field * count) / max(count - 1, 1) * 0.85 + 0.15 * field
 
 
+def fog(h: int, w: int, generator: Generator) -> Tensor:
+    """Make haze that is everywhere, thicker here and thinner there, at many scales. ``(h, w)`` in [0, 1]."""
+    least = uniform(0.3, 0.7, generator)
+    return least + (1 - least) * noise(h, w, uniform(0.3, 1.2, generator) * max(h, w), 5, generator)
+
+
 Field = Callable[[int, int, Generator], Tensor]
 
-KINDS: dict[str, Field] = {"veil": veil, "patches": patches, "ridges": ridges, "depth": depth, "layers": layers}
-"""Kinds of haze: functions from height, width and generator to a relative thickness ``(h, w)`` in [0, 1]."""
+KINDS: dict[str, Field] = {
+    "veil": veil,
+    "patches": patches,
+    "ridges": ridges,
+    "depth": depth,
+    "layers": layers,
+    "fog": fog,
+}
+"""Kinds of haze: functions from height, width and generator to a relative thickness ``(h, w)`` in [0, 1].
+
+Noise of many octaves, with clear air between or not, is how SatelliteCloudGenerator makes clouds and fog (Czerkawski
+et al., Remote Sensing 2023); 8KDehaze was made with it.
+"""
 
 
 def wavelength_law(t_blue: Tensor) -> Tensor:
@@ -197,23 +214,38 @@ def synthesise(
     clear_share
         Share of pictures left without haze, so that a network learns to leave clear pictures alone.
     camera
-        Add what air and camera add besides haze: blur where it is thick, gains, gamma, noise, JPEG.
+        Add to hazy pictures what air and camera add besides haze: blur where it is thick, gains, gamma, noise, JPEG.
+        Those without haze stay as they are.
 
     Returns
     -------
     Hazy
         Pictures, transmission and airlight.
     """
-    h, w = clear.shape[2:]
-    transmission, airlight = [], []
-    for picture in clear:
-        hazy = uniform(0, 1, generator) >= clear_share
-        transmission.append(draw_transmission(h, w, generator, kinds, thickness if hazy else (0.0, 0.0)))
-        airlight.append(draw_airlight(picture, generator, brightness))
-    t, a = torch.stack(transmission), torch.stack(airlight)
-    if not camera:
-        return Hazy(scatter(clear, t, a), t, a)
-    return Hazy(degrade(scatter(soften(clear, t, generator), t, a), generator), t, a)
+    made = [put_haze(picture, generator, kinds, thickness, brightness, clear_share, camera) for picture in clear]
+    pixels, transmission, airlight = (torch.stack(parts) for parts in zip(*made, strict=True))
+    return Hazy(pixels, transmission, airlight)
+
+
+def put_haze(
+    clear: Tensor,
+    generator: Generator,
+    kinds: Sequence[str],
+    thickness: tuple[float, float],
+    brightness: tuple[float, float],
+    clear_share: float,
+    camera: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put haze on one picture ``(3, h, w)``, or leave it clear; see `synthesise`.
+
+    Returns pixels and transmission ``(3, h, w)``, and airlight ``(3, 1, 1)``.
+    """
+    hazy = uniform(0, 1, generator) >= clear_share
+    t = draw_transmission(*clear.shape[1:], generator, kinds, thickness if hazy else (0.0, 0.0))
+    airlight = draw_airlight(clear, generator, brightness)
+    if not (camera and hazy):
+        return scatter(clear, t, airlight), t, airlight
+    return degrade(scatter(soften(clear, t, generator), t, airlight), generator), t, airlight
 
 
 def draw_transmission(
@@ -241,16 +273,20 @@ def draw_airlight(picture: Tensor, generator: Generator, brightness: tuple[float
 
 
 def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:
-    """Blur pictures a little where haze is thick, in one batch of three: light is scattered forward, too."""
+    """Blur one picture ``(3, h, w)`` of three where haze is thick, more or less: light is scattered forward, too."""
     if uniform(0, 1, generator) > 0.3:
         return clear
-    blurred = F.avg_pool2d(F.pad(clear, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    reach = 1 if uniform(0, 1, generator) < 0.7 else 2
+    blurred = F.avg_pool2d(F.pad(clear[None], (reach,) * 4, mode="reflect"), 2 * reach + 1, stride=1)[0]
     share = (1 - transmission) * uniform(0.2, 0.8, generator)
     return clear + share * (blurred - clear)
 
 
 def degrade(hazy: Tensor, generator: Generator) -> Tensor:
-    """Add what a camera adds, each sometimes: gains of its colours, another gamma, noise, JPEG. Clips to [0, 1]."""
+    """Add what a camera adds to ``(3, h, w)``: gains of its colours, another gamma, noise, JPEG, each sometimes.
+
+    As RIDCP does (Wu et al., CVPR 2023). Clips to [0, 1].
+    """
     hazy = hazy.clamp(0, 1)
     if uniform(0, 1, generator) < 0.2:
         gains = 1 + 0.06 * (torch.rand(3, 1, 1, generator=generator, device=generator.device) - 0.5)
@@ -264,14 +300,11 @@ def degrade(hazy: Tensor, generator: Generator) -> Tensor:
     return hazy
 
 
-def through_jpeg(pictures: Tensor, quality: int) -> Tensor:
-    """Encode pictures ``(n, 3, h, w)`` in [0, 1] as JPEG of a quality from 1 to 100, and decode them again."""
+def through_jpeg(picture: Tensor, quality: int) -> Tensor:
+    """Encode a picture ``(3, h, w)`` in [0, 1] as JPEG of a quality from 1 to 100, and decode it again."""
     from PIL import Image
 
-    decoded = []
-    for picture in pictures:
-        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-        decoded.append(torch.from_numpy(np.array(Image.open(file))))
-    return torch.stack(decoded).permute(0, 3, 1, 2).to(pictures) / 255
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).to(picture) / 255

@@ -135,24 +135,26 @@ def test_a_seed_makes_one_haze_of_one_picture_and_its_own_for_the_next() -> None
     assert not torch.equal(one.transmission[0], one.transmission[1])
 
 
-def test_without_a_camera_hazy_pictures_are_the_law() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_camera_hazy_pictures_are_the_law(kind: str) -> None:
     clear = clear_pictures()
-    for seed in range(12):
-        hazy = synthesise(clear, seeded(seed), camera=False)
+    for seed in range(4):
+        hazy = synthesise(clear, seeded(seed), [kind], camera=False, clear_share=0)
+        assert (hazy.transmission < 1).flatten(1).any(1).all()
         assert torch.equal(hazy.pixels, scatter(clear, hazy.transmission, hazy.airlight))
         assert torch.allclose(clear_sight(hazy.pixels, hazy.transmission, hazy.airlight), clear, atol=1e-4)
 
 
 def test_hazy_pictures_obey_the_law_up_to_what_a_camera_adds() -> None:
-    clear = torch.full((4, 3, 32, 32), 0.3)  # blur leaves it alone
+    clear = torch.full((1, 3, 32, 32), 0.3)  # blur leaves it alone
     means = []
-    for seed in range(30):
+    for seed in range(60):
         hazy = synthesise(clear, seeded(seed), clear_share=0)
         error = hazy.pixels - scatter(clear, hazy.transmission, hazy.airlight)
         assert error.abs().max() < 0.12  # gains of 3 %, gamma of 8 %, noise of 0.01
         means.append(float(error.abs().mean()))
     assert max(means) < 0.06
-    assert sorted(means)[15] < 0.01  # most cameras add next to nothing
+    assert sorted(means)[30] < 0.01  # most cameras add next to nothing
 
 
 def test_some_pictures_stay_clear() -> None:
@@ -160,7 +162,7 @@ def test_some_pictures_stay_clear() -> None:
     hazy = synthesise(clear, seeded(), clear_share=0.5)
     free = (hazy.transmission == 1).flatten(1).all(1)
     assert 8 < free.sum() < 32
-    assert (hazy.pixels - clear)[free].abs().max() < 0.06
+    assert torch.equal(hazy.pixels[free], clear[free])  # whatever the camera adds to the others
     assert (synthesise(clear, seeded(), clear_share=1).transmission == 1).all()
 
 
@@ -191,13 +193,13 @@ def test_the_presets_rise_in_density() -> None:
 
 
 def test_jpeg_changes_little_and_less_at_high_quality() -> None:
-    smooth = torch.nn.functional.avg_pool2d(clear_pictures(2, 96, 96), 9, stride=1, padding=4)
+    smooth = torch.nn.functional.avg_pool2d(clear_pictures(1, 96, 96), 9, stride=1, padding=4)[0]
     errors = [float((through_jpeg(smooth, quality) - smooth).abs().mean()) for quality in (30, 95)]
     assert 0 < errors[1] < errors[0] < 0.05
 
 
 def test_a_camera_keeps_to_the_range_and_is_seeded() -> None:
-    smooth = torch.nn.functional.avg_pool2d(clear_pictures(2, 96, 96), 9, stride=1, padding=4)
+    smooth = torch.nn.functional.avg_pool2d(clear_pictures(1, 96, 96), 9, stride=1, padding=4)[0]
     made = [degrade(smooth, seeded(seed)) for seed in range(40)]
     changes = [float((picture - smooth).abs().mean()) for picture in made]
     assert all(picture.min() >= 0 and picture.max() <= 1 for picture in made)
