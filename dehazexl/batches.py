@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SMALL = 4
 """Of ten batches this many hold crops of one tile: the step then sees the most pictures."""
 
+PARTIAL = 0.25
+"""Of the batches this share ends within its last tiles, as most pictures do: they are then continued by reflection."""
+
 FARTHEST = 512
 """Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""
 
@@ -79,13 +82,15 @@ def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: in
     """
     random = np.random.default_rng((recipe.seed, step))
     rows, cols = draw_grid(random, recipe.crop)
+    cut = random.integers(TILE - 32, size=2) if random.random() < PARTIAL else (0, 0)
+    h, w = rows * TILE - int(cut[0]), cols * TILE - int(cut[1])
     far = random.random() < 0.5
     offset = (int(random.integers(FARTHEST)), int(random.integers(FARTHEST))) if far else (0, 0)
     count = max(1, recipe.tiles // (rows * cols))
     batches = []
     for part in range(recipe.accumulate):
         first = (part * ranks + rank) * count
-        crops = [make_crop(data, rows * TILE, cols * TILE, step, first + i, recipe) for i in range(count)]
+        crops = [make_crop(data, h, w, step, first + i, recipe) for i in range(count)]
         batches.append(Batch.joined(crops, offset))
     return batches
 
