@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dehazexl.grid import TILE, TOKEN
+from dehazexl.model.context import RMSNorm
 from dehazexl.model.encoder import relative_index
 from dehazexl.model.spec import Spec
 from dehazexl.model.windows import CachedBias, Local, Mlp, attend, in_windows, shift_mask, window_and_shift
@@ -99,6 +100,19 @@ class Level(nn.Module):
         return x
 
 
+class Airlight(nn.Module):
+    """Logits of the airlight, of each fused token by itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.output = nn.Conv2d(width, 3, kernel_size=1)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """Map fused tokens ``(n, 8, 8, c)`` to ``(n, 3, 8, 8)``, float32."""
+        return last_layer(self.output, self.norm(fused).permute(0, 3, 1, 2).float())
+
+
 class Decoder(nn.Module):
     """Four levels from the tokens' 8 x 8 up to 64 x 64, then the head's parameters for every pixel."""
 
@@ -117,6 +131,8 @@ class Decoder(nn.Module):
         # bright a place is, and haze is brightness.
         self.mix = None if spec.head_stride == 1 else nn.Linear(features + 3 + len(spec.inputs), features)
         self.prior = spec.prior
+        self.airlight = Airlight(spec.widths[-1]) if spec.airlight == "tokens" else None
+        parameters -= 3 if self.airlight is not None else 0
         self.output = nn.Conv2d(features, parameters, kernel_size=1, bias=spec.head != "residual")
         self.slopes = nn.Conv2d(features, 3, kernel_size=1) if spec.guided else None
 
@@ -147,6 +163,9 @@ class Decoder(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             features = self.upscale(x).permute(0, 3, 1, 2).float()
             parameters = last_layer(self.output, features)
+            if self.airlight is not None:
+                airlight = enlarge(self.airlight(fused), parameters.shape[-1])
+                parameters = torch.cat([parameters, airlight], dim=1)
             if self.prior:
                 parameters = add_prior(parameters, maps[0][..., 3].float()[:, None])
             if self.slopes is None:
@@ -159,9 +178,9 @@ def last_layer(layer: nn.Conv2d, features: Tensor) -> Tensor:
     return F.conv2d(features, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
-def enlarge(x: Tensor) -> Tensor:
-    """Interpolate ``(n, c, h, w)`` to a tile's full size."""
-    return x if x.shape[-1] == TILE else F.interpolate(x, size=(TILE, TILE), mode="bilinear")
+def enlarge(x: Tensor, size: int = TILE) -> Tensor:
+    """Interpolate ``(n, c, h, w)`` to ``(n, c, size, size)``, a tile's full size."""
+    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bilinear")
 
 
 def add_detail(parameters: Tensor, slopes: Tensor, colours: Tensor) -> Tensor:

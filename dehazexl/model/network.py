@@ -19,6 +19,9 @@ from dehazexl.model.encoder import Encoder
 from dehazexl.model.heads import HEADS
 from dehazexl.model.spec import DARK_RADIUS, Spec
 
+AIRLIGHT = 1.4
+"""Logit of the airlight that the scattering head starts from, 0.8; its transmission starts there, too."""
+
 
 def pad(x: Tensor, halo: int) -> Tensor:
     """Reflect-pad pictures ``(n, c, h, w)`` to whole tiles at the far sides, then by `halo` all around."""
@@ -86,10 +89,14 @@ class DehazeXL(nn.Module):
             assert self.decoder.slopes.bias is not None
             nn.init.zeros_(self.decoder.slopes.bias)
         if self.decoder.output.bias is not None:
-            # Airlight starts near 0.8, and so does transmission, or else at the prior's.
-            nn.init.constant_(self.decoder.output.bias, 1.4 if self.spec.head == "scattering" else 0.0)
+            # Transmission starts as airlight does, or else at the prior's.
+            nn.init.constant_(self.decoder.output.bias, AIRLIGHT if self.spec.head == "scattering" else 0.0)
             if self.spec.prior:
                 nn.init.zeros_(self.decoder.output.bias[:3])
+        if self.decoder.airlight is not None:
+            nn.init.normal_(self.decoder.airlight.output.weight, std=0.02)
+            assert self.decoder.airlight.output.bias is not None
+            nn.init.constant_(self.decoder.airlight.output.bias, AIRLIGHT)
 
     @property
     def dtype(self) -> torch.dtype:

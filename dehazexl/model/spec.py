@@ -13,6 +13,7 @@ DARK_RADIUS = 7
 
 HEADS = ("residual", "gain", "scattering")
 INPUTS = ("dark", "bright")
+AIRLIGHTS = ("pixels", "tokens")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Spec:
     prior
         Take the dark channel prior (t = 1 - 0.95 dark / A) for the transmission, and let the network correct it. For
         the scattering head at stride 4, with the dark channel among its inputs.
+    airlight
+        ``pixels``: the scattering head's airlight comes out of the decoder, like the transmission. ``tokens``: it is
+        read off the fused tokens, one for every 32 x 32 pixels, interpolated: what the whole picture tells, and smooth.
+        For the scattering head at stride 4.
     guided
         Let the transmission follow the picture's edges between those 4 x 4 pixels, by a local linear model of the
         colours whose slopes the network tells. For the scattering head at stride 4.
@@ -66,6 +71,7 @@ class Spec:
     head: str = "residual"
     head_stride: int = 1
     prior: bool = False
+    airlight: str = "pixels"
     guided: bool = False
     local: int = 0
     inputs: tuple[str, ...] = ()
@@ -81,6 +87,10 @@ class Spec:
             raise ValueError(f"head_stride is 1 or 4, not {self.head_stride}")
         if self.prior and not (self.head == "scattering" and self.head_stride == 4 and "dark" in self.inputs):
             raise ValueError("prior needs the head 'scattering', head_stride 4 and 'dark' among the inputs")
+        if self.airlight not in AIRLIGHTS:
+            raise ValueError(f"airlight is one of {', '.join(AIRLIGHTS)}, not {self.airlight!r}")
+        if self.airlight == "tokens" and not (self.head == "scattering" and self.head_stride == 4):
+            raise ValueError("airlight 'tokens' needs the head 'scattering' and head_stride 4")
         if self.guided and not (self.head == "scattering" and self.head_stride == 4):
             raise ValueError("guided needs the head 'scattering' and head_stride 4")
         if self.local not in (0, 3, 5, 7):
@@ -162,6 +172,7 @@ SPECS = {
         head="scattering",
         head_stride=4,
         prior=True,
+        airlight="tokens",
         guided=True,
         local=5,
         inputs=("dark", "bright"),
