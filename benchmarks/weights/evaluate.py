@@ -2,7 +2,8 @@
 
     python benchmarks/weights/evaluate.py DATA/valid --weights compact
 
-Prints a table and keeps it as ``benchmarks/results/evaluation.json``; see `dehazexl.evaluate` for the protocol.
+Prints a table and keeps it as ``benchmarks/results/evaluation.json``; the last entry compares a picture of 4096 x 4096
+pixels dehazed in one go with its 1024 x 1024 pieces dehazed one by one. See `dehazexl.evaluate` for the protocol.
 """
 
 from __future__ import annotations
@@ -21,11 +22,37 @@ from dehazexl import load_model
 from dehazexl.data import find_pictures, read_rgb
 from dehazexl.evaluate import BRIGHTNESS, KINDS, THICKNESS, by_network, dark_channel_prior, evaluate, synthesised
 
+LARGE, PIECE = 4096, 1024
+"""Pixels: side of the picture that is dehazed in one go, and of the pieces that are dehazed one by one."""
+
+
+def whole_and_in_pieces(dehaze, picture) -> dict[str, dict[str, float]]:
+    """Compare a large picture dehazed in one go with its pieces dehazed one by one: PSNR of each kind of haze.
+
+    The picture is mirrored at its borders until it is large enough.
+    """
+    beyond = [(0, max(0, LARGE - size)) for size in picture.shape[:2]]
+    clear = np.pad(picture, [*beyond, (0, 0)], mode="symmetric")[:LARGE, :LARGE]
+    answers = {}
+    for case in synthesised([("large", clear)], LARGE, ("patches", "ridges")):
+        pieces = np.zeros_like(case.hazy)
+        for y in range(0, LARGE, PIECE):
+            for x in range(0, LARGE, PIECE):
+                place = slice(y, y + PIECE), slice(x, x + PIECE)
+                pieces[place] = dehaze(case.hazy[place])
+        errors = {"whole": dehaze(case.hazy), "pieces": pieces, "hazy": case.hazy}
+        answers[case.kind] = {
+            way: round(-10 * float(np.log10(np.mean((np.clip(out, 0, 1) - case.clear) ** 2))), 2)
+            for way, out in errors.items()
+        }
+    return answers
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", default="compact")
+    parser.add_argument("--keep", default="evaluation", help="name of the JSON in benchmarks/results")
     args = parser.parse_args()
     model = load_model(args.weights, device="cpu", dtype="float32")
     pictures = [(path.stem, read_rgb(path)) for path in find_pictures([args.folder])[0]]
@@ -52,15 +79,17 @@ def main() -> None:
         clear = picture[:512, :512] / np.float32(255)
         error = np.mean((np.clip(by_network(model)(clear), 0, 1) - clear) ** 2)
         stays.append(-10 * np.log10(max(float(error), 1e-10)))
+    largest = max(pictures, key=lambda named: named[1].size)[1]
     keep(
-        "evaluation",
-        weights=str(args.weights),
+        args.keep,
+        weights=Path(args.weights).name,
         pictures=len(pictures),
         cases=len(pictures) * len(KINDS),
         thickness=THICKNESS,
         airlight=BRIGHTNESS,
         scores=table,
         clear_picture_stays_psnr=round(float(np.mean(stays)), 2),
+        in_one_go_and_in_pieces=whole_and_in_pieces(by_network(model), largest),
     )
 
 
