@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.grid import Window, reflect
+from dehazexl.grid import TILE, Window, reflect
 
 if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
 CACHE = 64 * 2**20
-"""Bytes of chunks that are kept: neighbouring windows share them. Two are, however large."""
+"""Bytes of chunks that are always kept: neighbouring windows share them."""
+
+CACHE_ROW = 2**30
+"""Bytes at most that are kept where chunks are as wide as strips: all windows of a row need the same ones."""
+
+REACH = 2048 + 3 * TILE
+"""Rows and columns of the largest window that a pass reads: a block of pixels and the tiles that share some of them."""
 
 
 class Pixels:
@@ -29,8 +36,7 @@ class Pixels:
         self.array = array
         # Where each chunk begins, and the end of the last.
         self._edges = [np.cumsum([0, *sizes]) for sizes in array.chunks[:2]]
-        largest = max(array.chunks[0]) * max(array.chunks[1]) * array.shape[2] * array.dtype.itemsize
-        self._chunk = lru_cache(maxsize=max(2, CACHE // largest))(_Chunk)
+        self._chunk = lru_cache(maxsize=_count_kept(array))(_Chunk)
 
     def __reduce__(self) -> tuple[type[Pixels], tuple[da.Array]]:
         return Pixels, (self.array,)
@@ -48,8 +54,9 @@ class Pixels:
     def _assemble(self, window: Window) -> NDArray[Any]:
         """Put a window within the picture together from chunks."""
         out = np.empty((window.height, window.width, self.array.shape[2]), self.array.dtype)
-        for row in self._touched(0, window.y0, window.y1):
-            for col in self._touched(1, window.x0, window.x1):
+        # Columns first: the next window to the right begins with the chunks that were used last.
+        for col in self._touched(1, window.x0, window.x1):
+            for row in self._touched(0, window.y0, window.y1):
                 (y0, y1), (x0, x1) = self._edges[0][row : row + 2], self._edges[1][col : col + 2]
                 chunk = Window(int(y0), int(y1), int(x0), int(x1))
                 part = chunk.meet(window)
@@ -60,6 +67,14 @@ class Pixels:
         """Return the chunks along an axis that share a pixel with ``start..stop - 1``."""
         edges = self._edges[axis]
         return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))
+
+
+def _count_kept(array: da.Array) -> int:
+    """Count the chunks to keep so that windows from left to right read each once; two, however large they are."""
+    tall, wide = max(array.chunks[0]), max(array.chunks[1])
+    largest = tall * wide * array.shape[2] * array.dtype.itemsize
+    shared = (math.ceil(REACH / tall) + 1) * math.ceil(REACH / wide)
+    return max(2, CACHE // largest, min(shared, CACHE_ROW // largest))
 
 
 class _Chunk:

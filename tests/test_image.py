@@ -18,7 +18,12 @@ import tifffile
 import zarr
 from make_pictures import png, smooth, write_gdal, write_ngff, write_pyramid
 
+from dehazexl.grid import TileGrid, Window
 from dehazexl.image import Image, open_image, valid_mask, value_range
+from dehazexl.pipeline import CHUNK
+from dehazexl.pixels import CACHE_ROW, Pixels
+from dehazexl.readers.pages import Plane
+from dehazexl.tokens import BLOCK
 
 RGB = smooth()
 FOUR = smooth(4, "uint16")
@@ -219,6 +224,36 @@ def test_reader_travels(tmp_path: Path) -> None:
 def test_wide_strips_make_low_chunks(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((600, 40_000), "u1"), compression="zlib", rowsperstrip=10)
     assert open_image(tmp_path / "a.tif").levels[0].chunksize == (260, 40_000, 1)
+
+
+def test_strips_are_decoded_once_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((4400, 16384, 3), "u1"), compression="zlib", rowsperstrip=20)
+    decoded, decode = list[int](), Plane.decode
+
+    def counted(plane: Plane, data: bytes, index: int) -> object:
+        decoded.append(index)
+        return decode(plane, data, index)
+
+    monkeypatch.setattr(Plane, "decode", counted)
+    level = open_image(path).levels[0]
+    reader, grid = Pixels(level), TileGrid(4400, 16384, overlap=32)
+    for block in grid.blocks(BLOCK):
+        reader.read(grid.pixels_of(block))
+    assert sorted(decoded) == list(range(220))
+
+    decoded.clear()
+    reader = Pixels(level)
+    for y in range(0, 4400, CHUNK):
+        for x in range(0, 16384, CHUNK):
+            chunk = Window(y, min(y + CHUNK, 4400), x, min(x + CHUNK, 16384))
+            reader.read(grid.pixels_of(grid.tiles_at(chunk)))
+    assert sorted(decoded) == list(range(220))
+
+
+def test_wide_pictures_keep_a_bounded_number_of_chunks() -> None:
+    wide = da.zeros((4096, 500_000, 3), chunks=(256, -1, -1), dtype="u1")
+    assert Pixels(wide)._chunk.cache_info().maxsize * 256 * 500_000 * 3 <= CACHE_ROW
 
 
 # ---- Zarr -----------------------------------------------------------------------------------------
