@@ -1,5 +1,7 @@
 """``python -m dehazexl``: the command line."""
 
+import sys
+
 from dehazexl.cli import main
 
-main()
+sys.exit(main())

@@ -241,7 +241,8 @@ def put_haze(
     Returns pixels and transmission ``(3, h, w)``, and airlight ``(3, 1, 1)``.
     """
     hazy = uniform(0, 1, generator) >= clear_share
-    t = draw_transmission(*clear.shape[1:], generator, kinds, thickness if hazy else (0.0, 0.0))
+    _, h, w = clear.shape
+    t = draw_transmission(h, w, generator, kinds, thickness if hazy else (0.0, 0.0))
     airlight = draw_airlight(clear, generator, brightness)
     if not (camera and hazy):
         return scatter(clear, t, airlight), t, airlight

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehazexl.atomic import replacing
 from dehazexl.batches import Batch, steps, validation_set
 from dehazexl.data import Dataset
 from dehazexl.grid import TILE
@@ -29,6 +30,9 @@ PATIENCE = 20
 
 COLUMNS = ["step", "seconds", "waited", "loss", "lr", "skipped", "psnr", "ssim"]
 """Of the log."""
+
+COUNTED = ("step", "seconds", "waited", "best", "skipped", "about")
+"""Plain values of a `State`."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What the network computes in while training; its weights stay in float32, and so does its last layer."""
@@ -100,15 +104,17 @@ class Recipe:
 
 @dataclass
 class State:
-    """All that changes while training, and so all that a checkpoint holds."""
+    """All that changes while training, and where it comes from (`about`): what a checkpoint holds."""
 
     model: DehazeXL
     average: DehazeXL
     optimiser: torch.optim.AdamW
     step: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     best: float = -math.inf
     skipped: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
     @classmethod
@@ -125,25 +131,17 @@ class State:
         return cls(model, average, make_optimiser(model, recipe), scaler=scaler)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint beside `path`, then rename it, so that a kill leaves the one before."""
+        """Write a checkpoint beside `path`, then rename it, so that a kill or a full disk leaves the one before."""
         state = {
             "spec": self.model.spec.to_json(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "best": self.best,
-            "skipped": self.skipped,
             "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in COUNTED},
         }
-        part = path.with_name(f".{path.name}.part")
-        try:
-            torch.save(state, part)
-            os.replace(part, path)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
-            part.unlink(missing_ok=True)
-            raise OSError(f"{path} could not be written, the one before stands: {error}") from error
+        with replacing(path) as part, part.open("wb") as file:
+            torch.save(state, file)
 
     @classmethod
     def load(cls, path: Path, spec: Spec, recipe: Recipe, device: torch.device) -> State:
@@ -154,9 +152,7 @@ class State:
         ValueError
             If it was made with another spec, or is damaged.
         """
-        saved = read_pickle(path, device)
-        if not isinstance(saved, dict) or "spec" not in saved or "optimiser" not in saved:
-            raise ValueError(f"{path}: not a checkpoint of dehazexl train; give the folder of one, or start without it")
+        saved = read_checkpoint(path, device)
         if Spec.from_json(saved["spec"]) != spec:
             raise ValueError(f"{path}: a checkpoint of another spec; train into another folder, or give its spec")
         state = cls.start(spec, recipe, device)
@@ -165,9 +161,29 @@ class State:
         state.optimiser.load_state_dict(saved["optimiser"])
         if state.scaler.is_enabled() and saved.get("scaler"):
             state.scaler.load_state_dict(saved["scaler"])
-        state.step, state.seconds, state.best = saved["step"], saved["seconds"], saved["best"]
-        state.skipped = saved.get("skipped", 0)
+        for name in COUNTED:
+            setattr(state, name, saved.get(name, getattr(state, name)))
         return state
+
+
+def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read what `State.save` wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, or damaged.
+    """
+    try:
+        saved = read_pickle(path, device)
+    except ValueError:
+        saved = None
+    if not isinstance(saved, dict) or "spec" not in saved or "optimiser" not in saved:
+        raise ValueError(
+            f"{path}: no checkpoint of dehazexl train, or a damaged one; put best.pt beside it in its place, or start "
+            "another training with --init and the last weights"
+        )
+    return saved
 
 
 def make_optimiser(model: DehazeXL, recipe: Recipe) -> torch.optim.AdamW:
@@ -311,8 +327,8 @@ def train(
         Pictures to train on and to validate on. Without any held out there is no ``psnr``, and the best weights
         are the last.
     folder
-        Gets ``checkpoint.pt`` (to resume from), ``last.safetensors`` and ``best.safetensors`` (the averaged weights)
-        and ``log.csv``.
+        Gets ``checkpoint.pt`` (to resume from) and ``last.safetensors`` (the averaged weights), ``best.pt`` and
+        ``best.safetensors`` of the step with the best validation, and ``log.csv``.
     spec, recipe
         What to train, and how.
     device
@@ -337,27 +353,37 @@ def train(
     Raises
     ------
     FloatingPointError
-        If the loss stays not finite; the last checkpoint stands.
+        If the loss stays not finite; the last checkpoint with finite steps stands.
     OSError
         If a checkpoint cannot be written; the one before stands.
+    ValueError
+        If a picture turns out to be damaged; a checkpoint is written before.
     """
     recipe = recipe or Recipe()
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, target = folder / "checkpoint.pt", torch.device(device)
     state = State.load(checkpoint, spec, recipe, target) if resume else State.start(spec, recipe, target, init)
+    if state.about.get("held_out", list(held_out.names)) != list(held_out.names):
+        state.best = -math.inf  # it was scored on other pictures
+    state.about = {"licence": "BSD-3-Clause", **(about or {}), "recipe": asdict(recipe)}
+    state.about["held_out"] = list(held_out.names)
     answer = shared(state.model)
     cases = validation_set(held_out) if rank == 0 else []
-    about = {"licence": "BSD-3-Clause", **(about or {}), "recipe": asdict(recipe)}
     if rank == 0:
         forget_after(folder / "log.csv", state.step)
-    started, before, failed, waited = time.perf_counter(), state.seconds, 0, 0.0
+    started, before, failed = time.perf_counter(), state.seconds, 0
 
     coming = steps(data, state.step, recipe, rank, ranks)
     while True:
         asked = time.perf_counter()
-        batches = next(coming, None)
-        waited += time.perf_counter() - asked
+        try:
+            batches = next(coming, None)
+        except (OSError, ValueError) as error:  # a damaged picture: some are only found out when they are read
+            if rank == 0 and failed == 0:
+                state.save(checkpoint)
+            raise ValueError(f"{error}; mend or remove it, then --resume goes on from step {state.step}") from error
+        state.waited += time.perf_counter() - asked
         if batches is None:
             return
         lr = learning_rate(state.step, recipe)
@@ -365,25 +391,42 @@ def train(
         state.skipped += not math.isfinite(loss)
         failed = 0 if math.isfinite(loss) else failed + 1
         if failed > PATIENCE:
-            raise FloatingPointError(f"the loss was not finite {failed} times in a row; lower --lr, then --resume")
+            raise FloatingPointError(
+                f"the loss was not finite {failed} times in a row; lower --lr, then --resume from the last checkpoint"
+            )
         state.step += 1
         state.seconds = before + time.perf_counter() - started
         report = {"step": state.step, "loss": loss, "lr": lr, "seconds": round(state.seconds, 1)}
-        report |= {"waited": round(waited, 1), "skipped": state.skipped}
+        report |= {"waited": round(state.waited, 1), "skipped": state.skipped}
         over = mean_of_all(state.seconds - before, target) > 60 * minutes
-        if rank == 0 and (state.step % every == 0 or state.step == recipe.steps or over):
-            report |= validate(state.average, cases) if cases else {}
-            about["trained"] = report
-            save_model(state.average, folder / "last.safetensors", half=True, **about)
-            if report.get("psnr", math.inf) > state.best:
-                state.best = report.get("psnr", state.best)
-                save_model(state.average, folder / "best.safetensors", half=True, **about)
-            state.save(checkpoint)
+        due = state.step % every == 0 or state.step == recipe.steps or over
         if rank == 0:
+            # While steps fail, the weights may be on their way to where no step succeeds: what was good stands.
+            report |= keep(state, folder, cases, report) if due and failed == 0 else {}
             log(folder / "log.csv", report)
         yield report
         if over:
             return
+
+
+def keep(state: State, folder: Path, cases: Sequence[Batch], report: dict[str, float]) -> dict[str, float]:
+    """Validate the averaged weights, keep them and the checkpoint, and return the scores.
+
+    Weights that have become NaN are not kept.
+    """
+    scores = validate(state.average, cases) if cases else {}
+    # Without pictures held out the last weights are the best.
+    psnr = scores.get("psnr", math.inf)
+    if math.isnan(psnr):
+        return scores
+    about = {**state.about, "trained": {**report, **scores}}
+    best, state.best = psnr >= state.best, max(psnr if cases else state.best, state.best)
+    save_model(state.average, folder / "last.safetensors", half=True, **about)
+    state.save(folder / "checkpoint.pt")
+    if best:
+        save_model(state.average, folder / "best.safetensors", half=True, **about)
+        state.save(folder / "best.pt")
+    return scores
 
 
 def step(state: State, batches: Sequence[Batch], lr: float, recipe: Recipe, answer: Answer | None = None) -> float:
@@ -426,19 +469,30 @@ def log(path: Path, report: dict[str, float]) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV log, none if there is no such file."""
+    """Return the rows of a CSV log, none if there is no such file; a row that was cut short by a kill is left out."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    text = path.read_text(errors="replace").replace("\0", "")
+    return [row for row in csv.DictReader(io.StringIO(text)) if whole(row)]
+
+
+def whole(row: dict[str, str]) -> bool:
+    """Tell whether a row of the log holds numbers, as many as it should."""
+    try:
+        return len([float(row[name]) for name in COLUMNS if row[name]]) >= COLUMNS.index("psnr")
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def forget_after(path: Path, step: int) -> None:
     """Drop what a log says of steps that the checkpoint does not know of: they are made again."""
+    if not path.exists():
+        return
     kept = [row for row in read_log(path) if int(row["step"]) <= step]
-    path.unlink(missing_ok=True)
-    for row in kept:
-        log(path, {name: float(row[name]) for name in COLUMNS if row.get(name)} | {"step": int(row["step"])})
+    with replacing(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
 
 
 def plot(folder: Path) -> Path:
@@ -460,9 +514,11 @@ def plot(folder: Path) -> Path:
     means = [[value for _, value in group if math.isfinite(value)] for group in groups]
     left.plot([group[-1][0] for group in groups], [sum(m) / len(m) if m else math.nan for m in means])
     left.set(xlabel="step", ylabel=f"loss, mean of {size} steps")
-    scored = [row for row in rows if row.get("psnr")]
-    right.plot([int(row["step"]) for row in scored], [float(row["psnr"]) for row in scored], "o-")
-    right.set(xlabel="step", ylabel="PSNR of the validation, dB")
+    for axes, name, style in ((right, "psnr", "o-C0"), (right.twinx(), "ssim", "s--C1")):
+        scored = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        axes.plot([at for at, _ in scored], [value for _, value in scored], style, markersize=3)
+        axes.set_ylabel(f"{name.upper()} of the validation" + (", dB" if name == "psnr" else ""), color=style[-2:])
+    right.set_xlabel("step")
     figure.savefig(folder / "plot.png", dpi=100)
     return folder / "plot.png"
 

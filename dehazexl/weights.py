@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dehazexl.atomic import replacing
 from dehazexl.model import SPECS, DehazeXL, Spec
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = Fa
         Store the weights as float16.
     metadata
         Whatever should be known of the weights (licence, training), as JSON values.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, e.g. on a full disk; a file that was there still is.
     """
     from safetensors.torch import save
 
@@ -101,10 +107,9 @@ def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = Fa
     if half:
         tensors = {k: v.half() for k, v in tensors.items()}
     about = {"format": FORMAT, "spec": model.spec.to_json()} | {k: json.dumps(v) for k, v in metadata.items()}
-    part = path.with_name(f".{path.name}.part")
-    # Not save_file: it makes files that only their owner may read.
-    part.write_bytes(save(tensors, about))
-    os.replace(part, path)
+    with replacing(path) as part:
+        # Not save_file: it makes files that only their owner may read.
+        part.write_bytes(save(tensors, about))
     return path
 
 

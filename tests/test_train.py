@@ -169,7 +169,7 @@ def test_a_run_leaves_weights_a_log_and_a_checkpoint(tmp_path: Path) -> None:
     assert [r["step"] for r in reports] == [1, 2, 3]
     assert [("psnr" in r) for r in reports] == [False, True, True]
     names = sorted(p.name for p in (tmp_path / "run").iterdir())
-    assert names == ["best.safetensors", "checkpoint.pt", "last.safetensors", "log.csv"]
+    assert names == ["best.pt", "best.safetensors", "checkpoint.pt", "last.safetensors", "log.csv"]
     with (tmp_path / "run" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
@@ -294,6 +294,41 @@ def test_training_gives_up_when_nothing_is_finite_any_more(tmp_path: Path) -> No
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+def test_what_was_good_stands_when_nothing_is_finite_any_more(tmp_path: Path) -> None:
+    recipe = replace(SHORT, steps=60)
+    training = train(PICTURES, PICTURES, tmp_path, TINY, recipe, every=4)
+    list(islice(training, 4))
+    good = torch.load(tmp_path / "checkpoint.pt")["model"]
+    diverging = replace(recipe, lr=1e20, warmup=0)
+    with pytest.raises(FloatingPointError):
+        list(train(PICTURES, PICTURES, tmp_path, TINY, diverging, every=4, resume=True))
+    found = State.load(tmp_path / "checkpoint.pt", TINY, recipe, CPU)
+    assert found.step < 4 + PATIENCE
+    assert all(torch.isfinite(value).all() for value in found.average.state_dict().values())
+    assert found.step > 4 or all(torch.equal(good[name], value) for name, value in found.model.state_dict().items())
+    assert math.isfinite(next(train(PICTURES, PICTURES, tmp_path, TINY, recipe, every=4, resume=True))["loss"])
+
+
+def test_a_damaged_picture_costs_no_step(tmp_path: Path) -> None:
+    class Damaged:
+        shape = (300, 400, 3)
+
+        def __getitem__(self, index: object) -> np.ndarray:
+            raise ValueError("x.png is a damaged PNG")
+
+    run = train(dataset(photo(300, 400), Damaged()), NONE, tmp_path, TINY, replace(SHORT, steps=40), every=1000)
+    done = 0
+    with pytest.raises(
+        ValueError, match=r"x\.png is a damaged PNG; mend or remove it, then --resume goes on from step"
+    ):
+        for report in run:
+            done = report["step"]
+    if done:
+        assert State.load(tmp_path / "checkpoint.pt", TINY, SHORT, CPU).step == done
+    again = train(PICTURES, NONE, tmp_path, TINY, replace(SHORT, steps=40), resume=True)
+    assert next(again)["step"] == done + 1
+
+
 def test_a_network_without_numbers_is_never_the_best() -> None:
     model = DehazeXL(TINY).eval()
     with torch.no_grad():
@@ -372,6 +407,16 @@ def test_a_log_forgets_what_is_made_again(tmp_path: Path) -> None:
     run.close()
     list(train(PICTURES, NONE, tmp_path, TINY, SHORT, every=3, resume=True))
     assert [int(row["step"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("tail", ["7,1.0,0.1,0.1e-", "7,1.", "\0\0\0\0\n", "7,a,b,c,d,e,,\n"])
+def test_a_torn_log_is_no_hindrance(tmp_path: Path, tail: str) -> None:
+    list(train(PICTURES, NONE, tmp_path, TINY, replace(SHORT, steps=4), every=2))
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write(tail)
+    list(train(PICTURES, NONE, tmp_path, TINY, SHORT, every=2, resume=True))
+    assert [int(row["step"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3, 4, 5, 6]
+    assert plot(tmp_path).exists()
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dehazexl.data import open_datasets
-from dehazexl.train import Recipe, plot, spec_from_text, train
-from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, describe, load_model
+from dehazexl.data import Dataset, open_datasets
+from dehazexl.grid import TILE
+from dehazexl.model import Spec
+from dehazexl.train import Recipe, plot, read_checkpoint, spec_from_text, train
+from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, load_model
+
+SMALLEST = 128
+"""Pixels: pictures with a shorter side are left out; a crop of a tile would show them more than twice as large."""
 
 
 def train_with_bar(
@@ -29,12 +35,14 @@ def train_with_bar(
     resume: bool = False,
     minutes: float = math.inf,
     every: int = 250,
+    given: Collection[str] = (),
 ) -> str:
     """Train on folders of pictures, with a bar on stderr, and return what came of it.
 
-    With `init`, the training starts from those weights, whose spec is taken instead of `spec`. With `normalise`, the
-    network sees colours less the mean and over the deviation of the official training set, as with its ``--nor``.
-    Started by torchrun, each process takes its share of every step.
+    With `init`, the training starts from those weights, and their spec. With `normalise`, the network sees colours
+    less the mean and over the deviation of the official training set, as with its ``--nor``. With `resume`, what is not
+    named in `given` (the names of arguments and of the recipe's attributes) is as it was before. Started by torchrun,
+    each process takes its share of every step.
 
     Raises
     ------
@@ -43,41 +51,107 @@ def train_with_bar(
     FileNotFoundError
         If `out` holds none and `resume` is True.
     FloatingPointError, OSError, ValueError
-        See `train.train`, `data.open_datasets`.
+        See `train.train`, `data.open_datasets`; ValueError also if `init` contradicts other arguments.
     """
-    from tqdm import tqdm
-
     with processes(device) as (target, rank):
-        first = None if init is None else load_model(init, device="cpu", dtype="float32")
+        say: Callable[[str], None] = partial(print, file=sys.stderr) if rank == 0 else lambda _: None
+        check_folder(out, resume)
+        first = None if init is None or resume else load_model(init, device="cpu", dtype="float32")
         network = spec_from_text(spec) if first is None else first.spec
+        if first is not None and "spec" in given and spec_from_text(spec) != first.spec:
+            raise ValueError(f"--init {init} has a spec of its own, which is not --spec {spec}: leave one of them out")
         if normalise:
             network = replace(network, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)
-        check_folder(out, resume)
+            if first is not None and network != first.spec:
+                raise ValueError(f"--init {init} was trained without --normalise: leave it out")
+        if resume:
+            before = read_checkpoint(out / "checkpoint.pt")
+            network, recipe, hold_out = as_before(before, network, recipe, hold_out, given, say)
         training, held = open_datasets(folders, hold_out)
-        if rank == 0:
-            print(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}", file=sys.stderr)
-            if resume and (changed := differences(out / "last.safetensors", recipe)):
-                print(f"going on with another recipe than before: {changed}", file=sys.stderr)
-        about = {"data": [str(folder) for folder in folders]}
+        training = without_small(training, say)
+        if resume and before["about"].get("held_out", list(held.names)) != list(held.names):
+            say("other pictures are held out than before: scores cannot be compared, the best begins anew")
+        say(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}")
+        about = {"data": [str(folder) for folder in folders], "hold_out": list(hold_out)}
         reports = train(
             training, held, out, network, recipe,
             device=target, init=first, resume=resume, minutes=minutes, every=every, about=about,
         )  # fmt: skip
-        psnr, step, skipped = math.nan, 0, 0
-        interval = 0.1 if sys.stderr.isatty() else 30
-        with tqdm(total=recipe.steps, desc="train", unit="step", mininterval=interval, disable=rank > 0) as bar:
-            for report in reports:
-                step, skipped = int(report["step"]), int(report["skipped"])
-                psnr = report.get("psnr", psnr)
-                bar.n = step
-                bar.set_postfix_str(f"loss {report['loss']:.4f}, {psnr:.2f} dB", refresh=False)
-                bar.update(0)
-        if rank == 0:
-            draw(out)
-    left_out = f", {skipped} steps left out" if skipped else ""
+        try:
+            last = show(reports, recipe, quiet=rank > 0)
+        finally:
+            if rank == 0:
+                draw(out)
+    return summary(out, last, recipe) if rank == 0 else ""
+
+
+def as_before(
+    before: dict[str, Any],
+    network: Spec,
+    recipe: Recipe,
+    hold_out: Sequence[str],
+    given: Collection[str],
+    say: Callable[[str], None],
+) -> tuple[Spec, Recipe, Sequence[str]]:
+    """Take what was not given from a checkpoint, and say what is otherwise than before."""
+    about = before.get("about", {})
+    old = {name: value for name, value in about.get("recipe", {}).items() if hasattr(recipe, name)}
+    recipe = replace(recipe, **{name: value for name, value in old.items() if name not in given})
+    changed = [
+        f"{name} {old[name]} -> {value}" for name, value in asdict(recipe).items() if old.get(name, value) != value
+    ]
+    if changed:
+        say(f"going on with another recipe than before: {', '.join(changed)}")
     return (
-        f"{out / 'best.safetensors'}: step {step} of {recipe.steps}, last {psnr:.2f} dB{left_out}" if rank == 0 else ""
+        network if {"spec", "normalise"} & set(given) else Spec.from_json(before["spec"]),
+        recipe,
+        hold_out if "hold_out" in given else about.get("hold_out", hold_out),
     )
+
+
+def without_small(data: Dataset, say: Callable[[str], None]) -> Dataset:
+    """Leave out pictures that are much smaller than a crop, and say so once.
+
+    Raises
+    ------
+    ValueError
+        If none is left.
+    """
+    sides = [min(picture.shape[:2]) for picture in data.clear]
+    kept = [i for i, side in enumerate(sides) if side >= SMALLEST]
+    if not kept:
+        raise ValueError(f"all pictures are smaller than {SMALLEST} pixels on a side: larger ones are needed")
+    if left := [name for name, side in zip(data.names, sides, strict=True) if side < SMALLEST]:
+        say(f"{len(left)} pictures smaller than {SMALLEST} pixels on a side are left out, e.g. {left[0]}")
+    if few := [data.names[i] for i in kept if sides[i] < TILE]:
+        say(f"{len(few)} pictures smaller than a tile of {TILE} pixels are enlarged, e.g. {few[0]}")
+    hazy = None if data.hazy is None else [data.hazy[i] for i in kept]
+    return Dataset([data.clear[i] for i in kept], hazy, [data.names[i] for i in kept])
+
+
+def show(reports: Iterator[dict[str, float]], recipe: Recipe, quiet: bool) -> dict[str, float]:
+    """Run a training with a bar on stderr, and return its last report, with the last score."""
+    from tqdm import tqdm
+
+    last: dict[str, float] = {}
+    interval = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=recipe.steps, desc="train", unit="step", mininterval=interval, disable=quiet) as bar:
+        for report in reports:
+            last |= report
+            bar.n = int(report["step"])
+            bar.set_postfix_str(f"loss {report['loss']:.4f}, {last.get('psnr', math.nan):.2f} dB", refresh=False)
+            bar.update(0)
+    return last
+
+
+def summary(out: Path, last: dict[str, float], recipe: Recipe) -> str:
+    """Say in a line what came of a training."""
+    if not last:
+        return f"{out}: there was nothing left to do of {recipe.steps} steps"
+    score = f", {last['psnr']:.2f} dB at the last validation" if "psnr" in last else ""
+    left_out = f", {last['skipped']:.0f} steps left out" if last["skipped"] else ""
+    weights = next((name for name in ("best", "last") if (out / f"{name}.safetensors").exists()), "last")
+    return f"{out / weights}.safetensors: step {last['step']:.0f} of {recipe.steps}{score}{left_out}"
 
 
 @contextmanager
@@ -95,14 +169,6 @@ def processes(device: str) -> Iterator[tuple[str, int]]:
         yield own, dist.get_rank()
     finally:
         dist.destroy_process_group()
-
-
-def differences(weights: Path, recipe: Recipe) -> str:
-    """Say in what a recipe differs from the one a run's weights were trained with."""
-    if not weights.exists():
-        return ""
-    then: dict[str, Any] = describe(weights).get("recipe", {})
-    return ", ".join(f"{k} {then[k]} -> {v}" for k, v in asdict(recipe).items() if k in then and then[k] != v)
 
 
 def draw(out: Path) -> None:
