@@ -125,9 +125,11 @@ def steps(
     data, first, recipe, rank, ranks
         See `make_step`.
     workers
-        Threads, and steps made ahead; None takes half the processors, at most eight.
+        Threads, and steps made ahead; None takes half the processors, at most eight, shared by the machine's processes.
     """
-    workers = workers or max(1, min(8, (os.cpu_count() or 1) // 2))
+    # torchrun says how many processes share this machine.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = workers or max(1, min(8, (os.cpu_count() or 1) // 2) // here)
     with ThreadPoolExecutor(workers) as pool:
         coming = deque(pool.submit(make_step, data, s, recipe, rank, ranks) for s in range(first, first + workers))
         for step in range(first, recipe.steps):
@@ -136,11 +138,14 @@ def steps(
             yield batches
 
 
-def validation_set(data: Dataset, size: int = 512) -> list[Batch]:
-    """Return the middle of each picture: as the pair has it, or with haze of every kind in turn, seeded."""
+def validation_set(data: Dataset, size: int = 512, most: int = 64) -> list[Batch]:
+    """Return the middle of each picture: as the pair has it, or with haze of every kind in turn, seeded.
+
+    Of more than `most` pictures those that are evenly spread.
+    """
     cases = []
-    for i, picture in enumerate(data.clear):
-        clear = center_crop(picture, size, size)
+    for i in sorted({round(place) for place in np.linspace(0, len(data) - 1, min(most, len(data)))}):
+        clear = center_crop(data.clear[i], size, size)
         if data.hazy is not None:
             cases.append(Batch(clear, center_crop(data.hazy[i], size, size)))
             continue

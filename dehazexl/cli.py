@@ -72,6 +72,12 @@ def main(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def given(context: typer.Context) -> set[str]:
+    """Return the names of the options that were typed, not left at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
 def fail(text: str) -> None:
     """Say in one line on stderr what went wrong."""
     print("dehazexl: error:", " ".join(text.split()), file=sys.stderr)
@@ -252,6 +258,7 @@ def demo(
 
 @app.command()
 def train(
+    context: typer.Context,
     folders: Annotated[
         list[Path],
         typer.Argument(
@@ -293,7 +300,7 @@ def train(
     normalise: Annotated[
         bool, typer.Option("--normalise", help="Normalise colours as the official --nor does.")
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and haze.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of weights, crops and haze.")] = 0,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Steps between validations and checkpoints.")] = 250,
     minutes: Annotated[
         float,
@@ -306,11 +313,14 @@ def train(
             metavar="WEIGHTS", help="Start from these weights and their spec, e.g. compact, not from scratch."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in RUN.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in RUN; options not given are as they were.")
+    ] = False,
 ) -> None:
     """Train a network on clear pictures, on which it makes the haze, or on pairs.
 
-    RUN gets best.safetensors, last.safetensors, a checkpoint, log.csv and plot.png. Several GPUs:
+    RUN gets best.safetensors, last.safetensors, checkpoints of both (best.pt, checkpoint.pt), log.csv and plot.png.
+    Several GPUs:
     torchrun --nproc-per-node 4 -m dehazexl train ...
     """
     from dehazexl.commands.train import train_with_bar
@@ -334,6 +344,7 @@ def train(
                 resume=resume,
                 minutes=minutes,
                 every=every,
+                given=given(context),
             )
         )
     except KeyboardInterrupt:
@@ -356,19 +367,23 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Write scores.csv, summary.csv and sheet.png into this folder.")
     ] = None,
     device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="DTYPE", help="Precision: float32, the same scores everywhere, or another."),
+    ] = "float32",
 ) -> None:
     """Score weights beside the hazy input and the dark channel prior.
 
     On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, always the same.
     Scores are taken at full resolution, RGB, data range 1: PSNR, SSIM, CIEDE2000, the ratio of jumps at tile borders
-    to others, seconds a picture, and the process's highest memory.
+    to others, seconds a picture, and the most memory held.
     """
     from dehazexl.commands.evaluate import score
     from dehazexl.commands.run import find_weights
 
     files = {name or path.stem: path for name, path in find_weights(weights).items()}
     try:
-        print(score(folders, files, loader(device), overlap, size, out))
+        print(score(folders, files, loader(device, dtype), overlap, size, out))
     except KeyboardInterrupt:
         fail(f"stopped; the scores so far are in {out / 'scores.csv'}" if out else "stopped; --out DIR keeps scores")
         raise typer.Exit(130) from None
@@ -382,7 +397,7 @@ def haze(
     kind: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", help="veil, patches, ridges, depth or layers. [default: a veil or patches, drawn]"
+            metavar="KIND", help="veil, patches, ridges, depth, layers or fog. [default: a veil or patches, drawn]"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the haze.")] = 0,

@@ -112,7 +112,7 @@ def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
 def open_for_evaluation(folders: Sequence[Path]) -> Dataset:
     """Open folders, see `open_datasets`: of 8KDehaze the pictures for validation, else all."""
     layout, sources = find_sources(folders)
-    if layout == "8KDehaze":
+    if layout == "8KDehaze" and len({source.clear for source in sources}) > 1:
         held = hold_back(layout, sources)
         sources = [source for source in sources if source.clear in held]
     return open_sources(sources, Memory())

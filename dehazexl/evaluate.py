@@ -11,14 +11,16 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dehazexl.data import center_crop
-from dehazexl.grid import TILE
+from dehazexl.grid import TileGrid
 from dehazexl.haze import synthesise
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ BRIGHTNESS = (0.85, 1.0)
 """Of its airlight."""
 STRIP = 512
 """Rows that are scored at once, so that large pictures need little more memory than their pixels."""
+PERFECT = 100.0
+"""Decibels: PSNR counts no higher, so that means stay finite."""
 MARGIN = 3
 """Pixels from the middle of a window of SSIM to its border."""
 
@@ -91,7 +95,7 @@ def scores(case: Case, out: Picture, overlap: int = 0) -> dict[str, float]:
 
     squared = by_strips(error, case.clear, out)
     return {
-        "psnr": -10 * math.log10(squared) if squared else math.inf,
+        "psnr": min(PERFECT, -10 * math.log10(squared)) if squared else PERFECT,
         "ssim": by_strips(similarity, case.clear, out, MARGIN) if min(out.shape[:2]) > 2 * MARGIN else math.nan,
         "ciede2000": by_strips(colour, case.clear, out),
         "seam": seam_ratio(np.clip(out, 0, 1) - case.hazy, overlap),
@@ -126,12 +130,14 @@ def seam_ratio(change: Picture, overlap: int = 0) -> float:
     seamless. NaN where there is no border or no change.
     """
     across, inside = [], []
-    for axis in (0, 1):
+    height, width, _ = change.shape
+    grid = TileGrid(height, width, overlap)
+    for axis, count in ((0, grid.rows), (1, grid.cols)):
         jumps = np.abs(np.diff(change, axis=axis)).mean(axis=(1 - axis, 2), dtype=np.float64)
-        place = np.arange(1, len(jumps) + 1)
         # A tile begins at each multiple of the stride, and the one before ends `overlap` pixels further on.
-        starts, ends = place % (TILE - overlap) == 0, (place - TILE) % (TILE - overlap) == 0
-        border = starts | (ends & (place >= TILE))
+        starts = np.arange(1, count) * grid.stride
+        border = np.zeros(len(jumps), bool)
+        border[np.concatenate([starts, starts + overlap]) - 1] = True
         across.append(jumps[border])
         inside.append(jumps[~border])
     borders, others = np.concatenate(across), np.concatenate(inside)
@@ -169,7 +175,7 @@ def dark_channel_prior(hazy: Picture, omega: float = 0.95, radius: int = 7, floo
     size = 2 * radius + 1
     dark = minimum_filter(hazy.min(axis=2), size)
     brightest = np.argsort(dark, axis=None)[-max(1, dark.size // 1000) :]
-    airlight = hazy.reshape(-1, 3)[brightest].mean(0)
+    airlight = np.maximum(hazy.reshape(-1, 3)[brightest].mean(0), 1e-3)  # of a black picture, too
     rough = 1 - omega * minimum_filter((hazy / airlight).min(axis=2), size)
     transmission = np.maximum(guided_filter(hazy.mean(axis=2), rough, 4 * radius), floor)[..., None]
     return (hazy - airlight) / transmission + airlight
@@ -195,18 +201,35 @@ def evaluate(
     ------
     Case, str, Picture, dict
         The case, the method, what it made of the case ``(h, w, 3)`` and its scores: those of `scores`, ``seconds``,
-        and ``memory_mb``, the most that the process has held so far (NaN where the system does not tell).
+        and ``memory_mb``, see `peak_memory`.
     """
     for case in cases:
         for name, run in {"hazy input": lambda hazy: hazy, **dehazers}.items():
+            forget_peak()
             started = time.perf_counter()
             out = run(case.hazy)
-            seconds = time.perf_counter() - started
-            yield case, name, out, {**scores(case, out, overlap), "seconds": seconds, "memory_mb": peak_memory()}
+            seconds, memory = time.perf_counter() - started, peak_memory()
+            yield case, name, out, {**scores(case, out, overlap), "seconds": seconds, "memory_mb": memory}
+
+
+def forget_peak() -> None:
+    """Begin to measure the highest memory anew, where the system allows it (Linux, CUDA)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> float:
-    """Return the most memory this process has held so far, in MB."""
+    """Return the most memory held since `forget_peak`, in MB: the GPU's where torch uses one, else the process's.
+
+    Where the system cannot forget (macOS), the process's highest so far; NaN where it does not tell (Windows).
+    """
+    if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
+        return used / 1e6
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows
