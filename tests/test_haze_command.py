@@ -77,7 +77,7 @@ def test_sixteen_bits_further_bands_and_nodata_stay(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--level", "7"], "--level is one of 1, 2, 3, 4, not 7"),
-        (["--kind", "smog"], "--kind is one of veil, patches, ridges, depth, layers, not 'smog'"),
+        (["--kind", "smog"], "--kind is one of veil, patches, ridges, depth, layers, fog, not 'smog'"),
     ],
 )
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
@@ -96,3 +96,32 @@ def test_what_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (tmp_path / "x.png").read_bytes() == before
     assert main(["haze", str(tmp_path / "clear.png"), str(tmp_path / "x.png"), "--overwrite"]) == 0
     assert np.array_equal(imagecodecs.imread(tmp_path / "clear.png"), truth)
+
+
+def test_what_is_brighter_than_white_keeps_to_the_law(tmp_path: Path) -> None:
+    pixels = np.full((64, 64, 3), 0.2, np.float32)
+    pixels[5, 5] = 4.0  # beyond the percentile that counts as white
+    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb")
+    assert main(["haze", str(tmp_path / "in.tif"), str(tmp_path / "out.tif"), "--level", "1", "--kind", "veil"]) == 0
+    hazy = tifffile.imread(tmp_path / "out.tif")
+    t = (hazy[5, 5] - hazy[5, 6]) / (pixels[5, 5] - pixels[5, 6])
+    assert ((t > 0.5) & (t < 1)).all()
+
+
+def test_pictures_of_one_name_are_refused_and_halves_of_pairs_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    write(source / "a.png")
+    Pillow.fromarray(procedural(80, 100, 2)).save(source / "a.jpg")
+    assert main(["haze", str(source), str(out)]) == 2
+    assert "several pictures of" in capsys.readouterr().err
+    assert not out.exists()
+    (source / "a.jpg").unlink()
+    assert main(["haze", str(source), str(out)]) == 0
+    (out / "hazy" / "a.png").unlink()  # as a kill between the two leaves it
+    assert main(["haze", str(source), str(out)]) == 2
+    assert "clear/a.png exists: choose another output, or give --overwrite" in capsys.readouterr().err
+    assert main(["haze", str(source), str(out), "--overwrite"]) == 0
+    assert (out / "hazy" / "a.png").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def make_pairs(
         A picture that `open_image` reads, or a folder of them; held in memory one at a time.
     out
         A picture file for a picture. For a folder of pictures a folder, which gets ``hazy/`` and ``clear/`` with the
-        same names, JPEG as PNG: what `dehazexl train` and `evaluate` take as pairs.
+        same names, JPEG as PNG: of 8-bit RGB pictures what `dehazexl train` and `evaluate` take as pairs.
     level
         Density, out of `haze.LEVELS`.
     kind
@@ -48,7 +49,7 @@ def make_pairs(
     FileExistsError
         If an output exists.
     ValueError
-        If there is no such level or kind, or no picture.
+        If there is no such level or kind, or no picture, or two pictures of a folder would get one name.
     """
     from dehazexl.commands.run import find_pictures
     from dehazexl.sink import write
@@ -61,18 +62,21 @@ def make_pairs(
     folder = pictures != [source]
     # Not as JPEG again: a pair differs by its haze alone.
     names = [f"{path.stem}.png" if path.suffix.lower() in (".jpg", ".jpeg") else path.name for path in pictures]
-    targets = [out / "hazy" / name if folder else out for name in names]
-    if taken := [path for path in targets if path.exists() and not overwrite]:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"several pictures of {source} would be written to {twice[0]}: rename some of them")
+    hazy = [out / "hazy" / name if folder else out for name in names]
+    clear = [out / "clear" / name for name in names] if folder else []
+    if taken := [path for path in (*hazy, *clear) if path.exists() and not overwrite]:
         raise FileExistsError(f"{taken[0]} exists: choose another output, or give --overwrite")
-    for path, target in zip(pictures, targets, strict=True):
+    for parent in {path.parent for path in (*hazy, *clear)} if folder else ():
+        parent.mkdir(parents=True, exist_ok=True)
+    for i, path in enumerate(pictures):
         image = open_image(path)
-        hazy = with_haze(image, LEVELS[level], kind, zlib.crc32(f"{seed} {path.name}".encode()))
+        made = with_haze(image, LEVELS[level], kind, zlib.crc32(f"{seed} {path.name}".encode()))
         if folder:
-            for part in ("hazy", "clear"):
-                (out / part).mkdir(parents=True, exist_ok=True)
-            write_all(write(np.asarray(image.levels[0]), out / "clear" / target.name, like=image, overwrite=overwrite))
-        write_all(write(hazy, target, like=image, overwrite=overwrite))
-        yield f"{target}"
+            write_all(write(np.asarray(image.levels[0]), clear[i], like=image, overwrite=overwrite))
+        write_all(write(made, hazy[i], like=image, overwrite=overwrite))
+        yield f"{hazy[i]}"
 
 
 def write_all(progress: Iterator[int]) -> None:
@@ -85,7 +89,8 @@ def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArra
     """Return a picture ``(y, x, c)`` with haze on its colours; further bands and nodata stay as they are."""
     pixels = np.array(image.levels[0])
     low, high = value_range(image)
-    clear = ((pixels[..., list(image.rgb)].astype(np.float32) - low) / (high - low)).clip(0, 1)
+    # What is brighter than white stays brighter: the pair must differ by haze alone.
+    clear = ((pixels[..., list(image.rgb)].astype(np.float32) - low) / (high - low)).clip(min=0)
     made = synthesise(
         torch.from_numpy(clear).permute(2, 0, 1)[None],
         torch.Generator().manual_seed(seed),
