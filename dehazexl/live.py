@@ -75,6 +75,8 @@ class Live:
     ----------
     levels : tuple of Level
         The dehazed levels, finest first.
+    limits : tuple of float
+        The values of the picture that are black and white.
     version : int
         Rises when pixels that were handed out could be better now.
     error : Exception or None
@@ -85,7 +87,7 @@ class Live:
     Raises
     ------
     ValueError
-        If overlap or strength is out of range.
+        If overlap or strength is out of range, or the limits do not rise.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class Live:
     ) -> None:
         self.image, self.load, self.overlap, self.cache = image, load, overlap, cache
         self.limits = value_range(image) if limits is None else limits
+        if not self.limits[0] < self.limits[1]:
+            raise ValueError(f"value range must be two rising numbers (black, white), not {self.limits}")
         self.levels = tuple(Level(self, number) for number in range(len(image.levels)))
         self.version, self.error, self.notes = 0, None, []  # type: int, Exception | None, list[str]
         self.rate = math.nan
@@ -188,7 +192,7 @@ class Live:
         Returns
         -------
         ndarray
-            ``(y, x, 3)``: uint8 for pictures of that, else float32 in [0, 1] of the value range. Pixels without data
+            ``(y, x, 3)``: the values of pictures of uint8, else float32 in [0, 1] of the limits. Pixels without data
             stay as they are (0 where that is no number). If the picture cannot be read: zeros, and `error` says why.
         """
         try:
@@ -197,14 +201,13 @@ class Live:
             self._fail(error)
             return np.zeros((window.height, window.width, 3), self.dtype)
         low, high = self.limits
-        hazy = (raw[..., list(self.image.rgb)].astype(np.float32) - np.float32(low)) / np.float32(high - low)
-        valid = valid_mask(raw, self.image)
-        hazy = np.clip(np.nan_to_num(hazy), 0, 1)
+        own = raw[..., list(self.image.rgb)].astype(np.float32)
+        hazy = np.nan_to_num((own - np.float32(low)) / np.float32(high - low))
         change = self._strength * (self._clear(level, window, hazy) - hazy)
-        if not valid.all():
-            change[~valid] = 0
-        out = np.clip(hazy + change, 0, 1)
-        return np.rint(out * 255).astype(np.uint8) if self.dtype == np.uint8 else out.astype(np.float32)
+        change[~valid_mask(raw, self.image)] = 0
+        if self.dtype == np.uint8:
+            return np.rint(np.clip(own + change * np.float32(high - low), 0, 255)).astype(np.uint8)
+        return np.clip(hazy + change, 0, 1).astype(np.float32)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -236,7 +239,7 @@ class Live:
         clear = np.empty_like(hazy)
         for colour in range(3):
             gain, offset = (_stretched(side[colour], window, self.image.levels[level].shape) for side in self._overview)
-            clear[..., colour] = np.clip(gain * hazy[..., colour] + offset, 0, 1)
+            clear[..., colour] = gain * hazy[..., colour] + offset
         return clear
 
     def _tile(self, level: int, row: int, col: int) -> NDArray[np.float16] | None:
@@ -320,7 +323,7 @@ class Live:
             started, done = time.perf_counter(), {}
             for cell, gain, offset in changes(work.job, work.store, read, tiles):
                 inside = work.job.grid.pixels_of(Window(cell[0], cell[0] + 1, cell[1], cell[1] + 1)).within(read.window)
-                done[level, *cell] = np.clip(gain * read.rgb[inside] + offset, 0, 1).astype(np.float16)
+                done[level, *cell] = np.clip(gain * read.rgb[inside] + offset, -_FAR, _FAR).astype(np.float16)
             self.rate = len(done) / (time.perf_counter() - started)
             self._keep({key: tile for key, tile in done.items() if key[1:] in wanted})
 
@@ -371,6 +374,9 @@ class Live:
         batch = min(work.job.batch for work in works.values())
         self.notes.append(f"memory was short: {batch} tiles are computed at once from now on")
 
+
+_FAR = 60000
+"""What half precision still holds: pixels far outside the limits are that many times as bright."""
 
 _TILE_BYTES = 256 * 256 * 3 * 2
 """Of a dehazed tile in half precision."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_dehazexl._reader import GROWING, pyramid
+from dehazexl.live import CACHE
+from napari_dehazexl._reader import GROWING, LIMITS, pyramid
 
 if TYPE_CHECKING:
     import napari.layers
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from dehazexl.grid import Window
     from dehazexl.image import Image
     from dehazexl.live import Live
+    from dehazexl.model import DehazeXL
 
 LIVE = "dehazexl-live"
 """Under this name a dehazed layer's metadata hold its `dehazexl.live.Live`."""
@@ -37,6 +41,7 @@ def dehaze_layer(
     value_range: tuple[float, float] | None = None,
     region: Sequence[int] | None = None,
     name: str | None = None,
+    cache: int = CACHE,
     viewer: Any = None,
 ) -> napari.layers.Image:
     """Dehaze a layer.
@@ -52,12 +57,13 @@ def dehaze_layer(
     weights, device, dtype
         See `dehazexl.load_model`. The network is loaded when the layer is there already.
     value_range
-        The values of the picture that are black and white. None takes the whole range of a layer of uint8, the
-        picture's own for a layer that this plugin has read, else the layer's contrast limits.
+        The values of the picture that are black and white. None takes the layer's contrast limits.
     region
         First and last row and column to dehaze, ``(y0, y1, x0, x1)``; None takes all.
     name
         Of the new layer.
+    cache
+        Bytes of dehazed tiles that are kept.
     viewer
         Where to add it, above its source. None takes the current viewer, if it shows the source; without one, as in a
         script, the layer is only returned.
@@ -87,12 +93,8 @@ def dehaze_layer(
         image = replace(image, levels=tuple(pyramid(image)))
         translate = (translate[0] + window.y0 * scale[0], translate[1] + window.x0 * scale[1])
 
-    def load() -> Any:
-        from dehazexl import load_model
-
-        return load_model(str(weights), device, dtype)
-
-    live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits)
+    load = partial(network, weights, device, dtype)
+    live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
     metadata = {"dehazexl": image, LIVE: live, "dehazexl-source": layer.name}
     dehazed = ImageLayer(
         list(live.levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", scale=scale,
@@ -126,40 +128,73 @@ def live_of(layer: napari.layers.Image) -> Live:
     return live
 
 
-def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float] | None]:
-    """Return the picture in a layer, and the values that are black and white there (None: the picture's own).
+def network(weights: str | Path = "compact", device: str = "auto", dtype: str = "auto") -> DehazeXL:
+    """Load a network, see `dehazexl.load_model`; the last one is kept, so that layers and previews share it."""
+    path = Path(weights)
+    changed = path.stat().st_mtime_ns if path.is_file() else 0
+    with _loading:
+        return _network(str(weights), device, dtype, changed)
+
+
+_loading = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _network(weights: str, device: str, dtype: str, changed: int) -> DehazeXL:
+    from dehazexl import load_model
+
+    return load_model(weights, device, dtype)
+
+
+def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
+    """Return the picture in a layer, and which of its values the layer's contrast limits make black and white.
 
     Raises
     ------
     ValueError
         If the layer is not RGB, has further dimensions, or its overviews are still being made.
     """
-    import dask.array as da
-
-    from dehazexl import open_image
-
     if not getattr(layer, "rgb", False):
         raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
     if layer.ndim != 2:
         raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a picture of two")
+    if LIVE in layer.metadata:
+        raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
     growing = layer.metadata.get(GROWING)
     if growing is not None and not growing.ready:
         raise ValueError(
             f"the overviews of {layer.name!r} are being made, {growing.share:.0%} are there: dehaze it when they are"
         )
     image: Image | None = layer.metadata.get("dehazexl")
-    if image is not None:
-        return replace(image, levels=tuple(pyramid(image))), None
+    image = image or _picture_of(layer)
+    return replace(image, levels=tuple(pyramid(image))), _limits_of(layer, image)
+
+
+def _picture_of(layer: napari.layers.Image) -> Image:
+    """Describe the picture in a layer that this plugin has not read."""
+    import dask.array as da
+
+    from dehazexl import open_image
+
     data = [*layer.data] if layer.multiscale else [layer.data]
     levels = tuple(level if isinstance(level, da.Array) else da.from_array(level, name=False) for level in data)
-    opened = open_image(levels[0].rechunk({2: -1}))
-    alpha = 3 if levels[0].shape[2] == 4 else None
-    opened = replace(
-        opened, levels=levels, name=layer.name, alpha=alpha,
+    return replace(
+        open_image(levels[0].rechunk({2: -1})), levels=levels, name=layer.name,
+        alpha=3 if levels[0].shape[2] == 4 else None,
         scale=tuple(layer.scale), translate=tuple(layer.translate), units=str(layer.units[0]),
     )  # fmt: skip
-    low, high = layer.contrast_limits
-    return replace(opened, levels=tuple(pyramid(opened))), (float(low), float(high))
+
+
+def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
+    """Return a layer's contrast limits in the values of its picture."""
+    from dehazexl.image import value_range
+
+    first, last = (float(limit) for limit in layer.contrast_limits)
+    if "dehazexl" not in layer.metadata or image.levels[0].dtype == "uint8":
+        return first, last
+    # The reader shows such pictures from 0 to 1.
+    low, high = layer.metadata.get(LIMITS) or value_range(image)
+    return low + first * (high - low), low + last * (high - low)
 
 
 def window_of(region: Sequence[int]) -> Window:

@@ -23,6 +23,9 @@ SUFFIXES = (".tif", ".tiff", ".zarr")
 GROWING = "dehazexl-growing"
 """Under this name a layer's metadata hold the `dehazexl.overviews.Growing` picture while it is one."""
 
+LIMITS = "dehazexl-limits"
+"""Under this name a layer's metadata may hold the values that are shown as 0 and 1: else the picture's value range."""
+
 _timers: set[Any] = set()  # at work
 
 SMALLEST = 64
@@ -106,14 +109,17 @@ def pyramid(image: Image) -> list[da.Array]:
     return levels
 
 
-def colours_of(image: Image, growing: Growing | None = None) -> list[Any]:
-    """Return the R, G, B of each level as napari shows them: uint8, or float32 in [0, 1] from the value range."""
+def colours_of(image: Image, growing: Growing | None = None, limits: tuple[float, float] | None = None) -> list[Any]:
+    """Return the R, G, B of each level as napari shows them: uint8 as they are, others as float32 in [0, 1] of limits.
+
+    The limits are those of `dehazexl.image.value_range` by default; a layer's metadata keep others under `LIMITS`.
+    """
     import numpy as np
 
     from dehazexl.image import value_range
 
     own = image.levels[0].dtype
-    low, high = value_range(image)
+    low, high = limits or value_range(image)
 
     def shown(pixels: Any) -> Any:
         rgb = pixels[..., list(image.rgb)]
