@@ -37,7 +37,7 @@ def make(path: Path, height: int, width: int) -> None:
         tif.write(tiles(), shape=(height, width, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb")
 
 
-def run(source: Path, target: Path, weights: str) -> tuple[float, float]:
+def run(source: Path, target: Path, weights: str, dtype: str) -> tuple[float, float]:
     """Run the command line; return peak resident memory in GB, as the kernel keeps it, and seconds."""
     command = [
         sys.executable,
@@ -50,6 +50,8 @@ def run(source: Path, target: Path, weights: str) -> tuple[float, float]:
         weights,
         "--device",
         "cpu",
+        "--dtype",
+        dtype,
     ]
     start = time.perf_counter()
     process = subprocess.Popen(command)
@@ -63,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["4096x16384", "16384x16384"], help="HEIGHTxWIDTH")
     parser.add_argument("--weights", default="compact")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     args = parser.parse_args()
     rows = []
     for size in args.sizes:
@@ -70,7 +73,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=".") as folder:
             source = Path(folder) / "hazy.tif"
             make(source, height, width)
-            peak, seconds = run(source, Path(folder) / "clear.ome.zarr", args.weights)
+            peak, seconds = run(source, Path(folder) / "clear.ome.zarr", args.weights, args.dtype)
         grid = TileGrid(height, width, 32)
         tiles = grid.rows * grid.cols
         rows.append(
@@ -78,7 +81,8 @@ def main() -> None:
                 "height": height,
                 "width": width,
                 "tiles": tiles,
-                "tokens_gb": round(tiles * 64 * 256 * 4 / 1e9, 3),
+                "dtype": args.dtype,
+                "tokens_gb": round(tiles * 64 * 256 * (4 if args.dtype == "float32" else 2) / 1e9, 3),
                 "peak_rss_gb": round(peak, 3),
                 "seconds": round(seconds, 1),
             }

@@ -75,7 +75,7 @@ class TileGrid:
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
             raise ValueError(f"a picture needs at least one pixel, not {self.height} x {self.width}")
-        if self.overlap != int(self.overlap) or not 0 <= self.overlap <= MAX_OVERLAP:
+        if not isinstance(self.overlap, (int, np.integer)) or not 0 <= self.overlap <= MAX_OVERLAP:
             raise ValueError(f"overlap must be between 0 and {MAX_OVERLAP} pixels, not {self.overlap}")
 
     @property

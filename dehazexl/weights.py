@@ -218,6 +218,8 @@ def _load_safetensors(path: Path) -> DehazeXL:
         model = DehazeXL(Spec.from_json(json.dumps(describe(path)["spec"])))
     except (RuntimeError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{path}: its spec makes no network ({error}); download or copy it again") from error
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
     _fill(model, {k: v.float() for k, v in load_file(path).items()}, path)
     return model
 
@@ -277,6 +279,8 @@ def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
         if value.shape != own[name].shape:
             expected, found = tuple(own[name].shape), tuple(value.shape)
             raise ValueError(f"{path}: {name} has shape {found}, the network needs {expected}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {name} holds values that are no numbers: the training diverged; take another")
     model.load_state_dict(state)
 
 

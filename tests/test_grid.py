@@ -98,7 +98,7 @@ def test_windows() -> None:
     assert np.array_equal(array[2:5, 10:14], array[1:][window.within(Window(1, 20, 0, 20))])
 
 
-@pytest.mark.parametrize("overlap", [-1, MAX_OVERLAP + 1, 300])
+@pytest.mark.parametrize("overlap", [-1, MAX_OVERLAP + 1, 300, 32.0, float("nan"), None])
 def test_overlaps_out_of_range(overlap: int) -> None:
     with pytest.raises(ValueError, match=f"overlap must be between 0 and 128 pixels, not {overlap}"):
         TileGrid(300, 300, overlap)
