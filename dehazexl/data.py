@@ -342,10 +342,21 @@ class Memory:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """An 8-bit RGB picture in a file: ``read`` takes slices of rows and columns and returns ``(y, x, 3)``."""
+    """An 8-bit RGB picture in a file.
+
+    Attributes
+    ----------
+    shape
+        ``(height, width, 3)``.
+    read
+        Takes slices of rows and columns and returns ``(y, x, 3)``.
+    whole
+        Whether all of it is read for any part of it, unless it is in memory already.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[Any], NDArray[np.uint8]]
+    whole: bool = False
 
     def __getitem__(self, index: Any) -> NDArray[np.uint8]:
         return self.read(index)
@@ -378,7 +389,7 @@ def open_rgb(path: Path, memory: Memory | None = None) -> Stored:
     check_rgb(path, level[..., list(dict.fromkeys(image.rgb))])
     shape = (*level.shape[:2], 3)
     if level.nbytes < WHOLE or level.npartitions == 1:
-        return Stored(shape, partial((memory or Memory()).read, path))
+        return Stored(shape, partial((memory or Memory()).read, path), whole=True)
     return Stored(shape, partial(read_lazy, level, list(image.rgb)))
 
 

@@ -103,6 +103,14 @@ def test_small_pictures_are_spoken_of_once(pictures: Path, capsys: pytest.Captur
     assert "4 pictures to train on" in told
 
 
+def test_pictures_that_memory_cannot_keep_are_spoken_of(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dehazexl.commands.train.KEPT", 200 * 260 * 3 * 2)
+    assert main(["train", "pictures", "--out", "run", *TINY, "--steps", "1", "--hold-out", "p0*"]) == 0
+    assert "loading is faster from tiled TIFF or Zarr" in said(capsys)
+
+
 def test_nothing_but_small_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(3):
         write(tmp_path / "small" / f"{i}.png", procedural(60, 50, i))

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dehazexl.data import Dataset, open_datasets
+from dehazexl.data import KEPT, Dataset, open_datasets
 from dehazexl.grid import TILE
 from dehazexl.model import Spec
 from dehazexl.train import Recipe, plot, read_checkpoint, spec_from_text, train
@@ -69,6 +69,7 @@ def train_with_bar(
             network, recipe, hold_out = as_before(before, network, recipe, hold_out, given, say)
         training, held = open_datasets(folders, hold_out)
         training = without_small(training, say)
+        speak_of_large(training, say)
         if resume and before["about"].get("held_out", list(held.names)) != list(held.names):
             say("other pictures are held out than before: scores cannot be compared, the best begins anew")
         say(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}")
@@ -127,6 +128,17 @@ def without_small(data: Dataset, say: Callable[[str], None]) -> Dataset:
         say(f"{len(few)} pictures smaller than a tile of {TILE} pixels are enlarged, e.g. {few[0]}")
     hazy = None if data.hazy is None else [data.hazy[i] for i in kept]
     return Dataset([data.clear[i] for i in kept], hazy, [data.names[i] for i in kept])
+
+
+def speak_of_large(data: Dataset, say: Callable[[str], None]) -> None:
+    """Say what would make loading faster, where pictures are decoded whole for each crop."""
+    pictures = {id(picture): picture for picture in (*data.clear, *(data.hazy or ()))}.values()
+    size = sum(math.prod(picture.shape) for picture in pictures if getattr(picture, "whole", False))
+    if size > KEPT:
+        say(
+            f"the pictures are {size / 2**30:.0f} GB in memory, of which {KEPT / 2**30:.0f} GB are kept; others are "
+            "decoded whole for each crop: loading is faster from tiled TIFF or Zarr, which are read by crop"
+        )
 
 
 def show(reports: Iterator[dict[str, float]], recipe: Recipe, quiet: bool) -> dict[str, float]:
