@@ -183,7 +183,7 @@ def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
             f"{path}: no checkpoint of dehazexl train, or a damaged one; put best.pt beside it in its place, or start "
             "another training with --init and the last weights"
         )
-    return saved
+    return {"about": {}, **saved}  # earlier versions kept nothing about it
 
 
 def make_optimiser(model: DehazeXL, recipe: Recipe) -> torch.optim.AdamW:

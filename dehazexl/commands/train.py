@@ -95,7 +95,7 @@ def as_before(
     say: Callable[[str], None],
 ) -> tuple[Spec, Recipe, Sequence[str]]:
     """Take what was not given from a checkpoint, and say what is otherwise than before."""
-    about = before.get("about", {})
+    about = before["about"]
     old = {name: value for name, value in about.get("recipe", {}).items() if hasattr(recipe, name)}
     recipe = replace(recipe, **{name: value for name, value in old.items() if name not in given})
     changed = [
