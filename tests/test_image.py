@@ -115,6 +115,12 @@ def test_jpeg_in_tiff_with_mask(tmp_path: Path, driver: str) -> None:
     assert len(image.levels) == (1 if driver == "GTiff" else 3)
 
 
+def test_jpeg_in_tiff_band_by_band(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "a.tif", RGB, **TILED, compress="jpeg", interleave="band")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
+
+
 TIFFFILE_FILES = {
     "plain": ({}, "yxc"),
     "planar": ({"planarconfig": "separate", "compression": "zlib", "photometric": "rgb"}, "cyx"),
@@ -651,7 +657,52 @@ def write_wrong(kind: str, path: Path) -> Path:
         (path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     elif kind == "jpeg-head":
         (path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    elif kind in DAMAGED_TAGS:
+        tifffile.imwrite(tiff, RGB, photometric="rgb", compression="zlib", metadata=None, **DAMAGED_TAGS[kind][0])
+        overwrite_tag(tiff, *DAMAGED_TAGS[kind][1:])
+    elif kind == "ome-xml":
+        tifffile.imwrite(path / "a.ome.tif", RGB, photometric="rgb")
+        (path / "a.ome.tif").write_bytes((path / "a.ome.tif").read_bytes().replace(b"SizeT=", b"SizeQ="))
+    elif kind == "png-colours":
+        (path / "a.png").write_bytes(png(4, 4, 8, 9, bytes(20)))
+    elif kind in DAMAGED_NGFF:
+        write_ngff(folder, np.moveaxis(RGB, -1, 0), "0.5")
+        group = zarr.open_group(folder)
+        group.attrs["ome"] = DAMAGED_NGFF[kind](dict(group.attrs["ome"]))
+    elif kind == "broken-link":
+        (path / "a.tif").symlink_to(path / "b.tif")
     return next(path.iterdir(), path / "gone.tif")
+
+
+DAMAGED_TAGS = {
+    "no-rows-a-strip": ({"rowsperstrip": 16}, "RowsPerStrip", "value", 0),
+    "tiles-of-no-rows": ({"tile": (64, 64)}, "TileLength", "value", 0),
+    "no-columns": ({"tile": (64, 64)}, "ImageWidth", "value", 0),
+    "no-bits": ({"tile": (64, 64)}, "BitsPerSample", "count", 0),
+}
+
+
+def overwrite_tag(path: Path, name: str, part: str, value: int) -> None:
+    """Change the number of a tag's values, or its only value, where they stand in a little-endian file."""
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages.first.tags[name]
+        file.filehandle.seek(tag.offset + (4 if part == "count" else 8))
+        file.filehandle.write(struct.pack("<I", value))
+
+
+def first_level(ome: dict, transformations: list[dict]) -> dict:
+    ome["multiscales"][0]["datasets"][0]["coordinateTransformations"] = transformations
+    return ome
+
+
+DAMAGED_NGFF = {
+    "ngff-none": lambda ome: {**ome, "multiscales": []},
+    "ngff-no-levels": lambda ome: {**ome, "multiscales": [{**ome["multiscales"][0], "datasets": []}]},
+    "ngff-list": lambda ome: {**ome, "multiscales": [[]]},
+    "ngff-scale": lambda ome: first_level(ome, [{"type": "scale", "scale": [1, 1]}]),
+    "ngff-translation": lambda ome: first_level(ome, [{"type": "translation", "translation": [1, 1]}]),
+    "ngff-text": lambda ome: first_level(ome, [{"type": "scale", "scale": ["1", "a", "b"]}]),
+}
 
 
 WRONG_FILES = {
@@ -677,7 +728,26 @@ WRONG_FILES = {
     "png-bits": (ValueError, "1-bit mask"),
     "png-head": (ValueError, "cut short"),
     "jpeg-head": (ValueError, "damaged JPEG"),
+    "no-rows-a-strip": (ValueError, r"a\.tif is a damaged TIFF"),
+    "tiles-of-no-rows": (ValueError, r"a\.tif is a damaged TIFF"),
+    "no-columns": (ValueError, r"a\.tif is (a damaged TIFF|empty)"),
+    "no-bits": (ValueError, r"a\.tif is a damaged TIFF"),
+    "ome-xml": (ValueError, r"a\.ome\.tif is a damaged TIFF \(KeyError: 'SizeT'\)"),
+    "png-colours": (ValueError, r"a\.png is a damaged PNG \(colour type 9\)"),
+    "ngff-none": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
+    "ngff-no-levels": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
+    "ngff-list": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
+    "ngff-scale": (ValueError, r"a\.zarr has a scale of 2 numbers for its 3 axes"),
+    "ngff-translation": (ValueError, r"a\.zarr has a translation of 2 numbers for its 3 axes"),
+    "ngff-text": (ValueError, r"a\.zarr is a damaged OME-Zarr"),
+    "broken-link": (FileNotFoundError, r"a\.tif is a link to .*b\.tif, which does not exist"),
 }
+
+
+def test_a_damaged_photograph_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(4, 4, 8, 0, bytes(20)).replace(b"\r\n", b"\r\r", 1))
+    with pytest.raises(ValueError, match=r"a\.png is a damaged PNG"):
+        pixels(open_image(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("kind", WRONG_FILES)

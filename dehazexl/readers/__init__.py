@@ -25,7 +25,8 @@ ZARR_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 def open_path(path: Path) -> Image:
     """Open a file or folder by what its first bytes say it is."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
+        raise FileNotFoundError(f"{path} {link}does not exist")
     if path.is_dir():
         if not any((path / name).exists() for name in ZARR_FILES):
             raise ValueError(f"{path} is a folder but no Zarr: it holds none of {', '.join(ZARR_FILES)}")

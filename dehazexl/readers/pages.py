@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.readers.source import named
+
 if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
@@ -98,9 +100,12 @@ class Plane:
         """The page, with all that decoding needs."""
         import tifffile
 
-        with tifffile.TiffFile(self.path) as tif:
+        with named(self.path, "TIFF"), tifffile.TiffFile(self.path) as tif:
             tif.filehandle.seek(self.offset)
             page = tifffile.TiffPage(tif, 0)
+            if page.planarconfig == 2 and page.compression in JPEG:
+                # A JPEG of one band has no colours to convert, and its decoder refuses to be asked for them.
+                page.photometric = tifffile.PHOTOMETRIC.MINISBLACK
             page.init_decode()
             return page
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from dehazexl.image import Image
 from dehazexl.readers.bands import RGB_ROLES, describe_bands
-from dehazexl.readers.source import Source, check_pixels, file_token, lazy, short_name
+from dehazexl.readers.source import Source, check_pixels, file_token, lazy, named, short_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXIF_ORIENTATION = 274
+PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+"""Bands once decoded, by the colour type in the header."""
 
 
 def open_png(path: Path) -> Image:
@@ -31,7 +33,9 @@ def open_png(path: Path) -> Image:
         transparent = colours in (0, 2, 3) and png_has(file, b"tRNS")
     if bits == 1 and colours == 0:
         raise ValueError(f"{path} is a 1-bit mask, not a picture: give the picture that it belongs to")
-    count = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colours] + transparent
+    if colours not in PNG_BANDS:
+        raise ValueError(f"{path} is a damaged PNG (colour type {colours}): copy or download it again")
+    count = PNG_BANDS[colours] + transparent
     roles = ["gray"] if count < 3 else list(RGB_ROLES)
     dtype = np.dtype("uint16" if bits == 16 else "uint8")
     return photograph(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
@@ -51,10 +55,8 @@ def decode_png(path: Path) -> NDArray[Any]:
     """Read a PNG whole."""
     import imagecodecs
 
-    try:
+    with named(path, "PNG"):
         return np.asarray(imagecodecs.png_decode(path.read_bytes()))
-    except imagecodecs.PngError as error:
-        raise ValueError(f"{path} is a damaged PNG ({error}): copy or download it again") from error
 
 
 def open_jpeg(path: Path) -> Image:
@@ -62,12 +64,9 @@ def open_jpeg(path: Path) -> Image:
     from PIL.JpegImagePlugin import JpegImageFile
 
     # Not PIL.Image.open: it refuses large pictures as "decompression bombs".
-    try:
-        with JpegImageFile(path) as picture:
-            (width, height), mode = picture.size, picture.mode
-            turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (SyntaxError, OSError) as error:
-        raise ValueError(f"{path} is a damaged JPEG ({error}): copy or download it again") from error
+    with named(path, "JPEG"), JpegImageFile(path) as picture:
+        (width, height), mode = picture.size, picture.mode
+        turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
     size = (width, height) if turned else (height, width)
     roles = ["gray"] if mode == "L" else list(RGB_ROLES)
     return photograph(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
@@ -78,12 +77,9 @@ def decode_jpeg(path: Path) -> NDArray[Any]:
     from PIL import ImageOps
     from PIL.JpegImagePlugin import JpegImageFile
 
-    try:
-        with JpegImageFile(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path} is a damaged JPEG ({error}): copy or download it again") from error
+    with named(path, "JPEG"), JpegImageFile(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
 
 
 def photograph(

@@ -6,7 +6,8 @@ import base64
 import binascii
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,23 @@ class Source:
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
+
+
+@contextmanager
+def named(path: Path | str, kind: str) -> Iterator[None]:
+    """Make of whatever a library comes to in a damaged file a ValueError that names the file.
+
+    Libraries trust what they read: a tile of no pixels ends in a division by zero, a missing attribute in a KeyError.
+    Errors that name the file already, and a want of memory, stay as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = str(path) in str(error) if isinstance(error, ValueError) else getattr(error, "filename", None)
+        if told or isinstance(error, MemoryError):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} is a damaged {kind} ({said}): copy or download it again") from error
 
 
 def grouped(tile: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from functools import partial
@@ -25,6 +26,7 @@ from dehazexl.readers.source import (
     file_token,
     grouped,
     lazy,
+    named,
     short_name,
     strided,
 )
@@ -53,12 +55,11 @@ def open_tiff(path: Path) -> Image:
     """Describe a TIFF: its first image, with the overviews and the mask that go with it."""
     import tifffile
 
-    try:
-        with tifffile.TiffFile(path) as tif:
-            check_directories(tif, path)
-            return describe_tiff(tif, path)
-    except (tifffile.TiffFileError, struct.error) as error:
-        raise ValueError(f"{path} is a damaged TIFF ({error}): copy or download it again") from error
+    # What tifffile notes of a damaged file, our error says; handled, it does not go to stderr as well.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    with named(path, "TIFF"), tifffile.TiffFile(path) as tif:
+        check_directories(tif, path)
+        return describe_tiff(tif, path)
 
 
 def check_directories(tif: tifffile.TiffFile, path: Path) -> None:

@@ -26,6 +26,7 @@ from dehazexl.readers.source import (
     file_token,
     grouped,
     lazy,
+    named,
     short_name,
     strided,
 )
@@ -62,7 +63,8 @@ def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None) -> I
         return describe_zarr([node], array_axes(node, where), attrs, path, where)
     ome = attrs.get("ome", attrs)
     if "multiscales" in ome:
-        return open_ngff(node, ome, path, where)
+        with named(where, "OME-Zarr"):
+            return open_ngff(node, ome, path, where)
     array = only_array(node, where)
     attrs |= dict(array.attrs)
     mapping = attrs.get("grid_mapping", "spatial_ref")
@@ -84,7 +86,9 @@ def only_array(group: zarr.Group, where: str) -> zarr.Array[Any]:
 
 def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, where: str) -> Image:
     """Describe an OME-Zarr image, 0.4 (zarr 2) or 0.5 (zarr 3)."""
-    image = ome["multiscales"][0]
+    image = ome["multiscales"][0] if ome["multiscales"] else None
+    if not image or not image["datasets"]:
+        raise ValueError(f"{where} is an OME-Zarr without a picture: its multiscales list no level; write it again")
     try:
         arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
     except KeyError as error:
@@ -100,7 +104,7 @@ def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, wher
         channels=ome.get("omero", {}).get("channels", []),
     )
     y, x = letters.index("y"), letters.index("x")
-    scale, translate = ngff_transform(image, len(axes))
+    scale, translate = ngff_transform(image, len(axes), where)
     units = [axis.get("unit", "pixel") for axis in image.get("axes", []) if isinstance(axis, dict)]
     return replace(
         described,
@@ -110,16 +114,22 @@ def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, wher
     )
 
 
-def ngff_transform(image: Mapping[str, Any], ndim: int) -> tuple[list[float], list[float]]:
+def ngff_transform(image: Mapping[str, Any], ndim: int, where: str) -> tuple[list[float], list[float]]:
     """Combine the finest level's scale and translation with those of the whole image."""
     scale, translate = [1.0] * ndim, [0.0] * ndim
     for step in (image["datasets"][0], image):
         for transform in step.get("coordinateTransformations", []):
-            if transform["type"] == "scale":
-                scale = [a * b for a, b in zip(scale, transform["scale"], strict=True)]
-                translate = [a * b for a, b in zip(translate, transform["scale"], strict=True)]
-            elif transform["type"] == "translation":
-                translate = [a + b for a, b in zip(translate, transform["translation"], strict=True)]
+            kind = transform["type"]
+            if kind not in ("scale", "translation"):
+                continue
+            steps = transform[kind]
+            if len(steps) != ndim:
+                raise ValueError(f"{where} has a {kind} of {len(steps)} numbers for its {ndim} axes: write it again")
+            if kind == "scale":
+                scale = [a * b for a, b in zip(scale, steps, strict=True)]
+                translate = [a * b for a, b in zip(translate, steps, strict=True)]
+            else:
+                translate = [a + b for a, b in zip(translate, steps, strict=True)]
     return scale, translate
 
 
