@@ -15,9 +15,11 @@ import torch
 from machine import keep
 
 from dehazexl.batches import Batch
+from dehazexl.checkpoint import State
 from dehazexl.haze import synthesise
 from dehazexl.model import SPECS
-from dehazexl.train import Recipe, State, step
+from dehazexl.recipe import Recipe
+from dehazexl.train import step
 
 
 def main() -> None:

@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from machine import keep
 
 from dehazexl.batches import make_step, steps
+from dehazexl.checkpoint import State
 from dehazexl.data import open_datasets
 from dehazexl.model import SPECS
-from dehazexl.train import Recipe, State, step
+from dehazexl.recipe import Recipe
+from dehazexl.train import step
 
 
 def main() -> None:

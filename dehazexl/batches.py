@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dehazexl.data import Dataset, center_crop, to_tensor
+from dehazexl.crops import center_crop, to_tensor
+from dehazexl.data import Dataset
 from dehazexl.grid import TILE
 from dehazexl.haze import KINDS, synthesise
 from dehazexl.procedural import procedural
 
 if TYPE_CHECKING:
-    from dehazexl.train import Recipe
+    from dehazexl.recipe import Recipe
 
 SMALL = 4
 """Of ten batches this many hold crops of one tile: the step then sees the most pictures."""

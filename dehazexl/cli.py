@@ -324,7 +324,7 @@ def train(
     torchrun --nproc-per-node 4 -m dehazexl train ...
     """
     from dehazexl.commands.train import train_with_bar
-    from dehazexl.train import Recipe
+    from dehazexl.recipe import Recipe
 
     recipe = Recipe(
         steps=steps, tiles=tiles, crop=crop, accumulate=accumulate, part=part, precision=precision,

@@ -1,50 +1,27 @@
-"""Data sets for training and evaluation: folders of clear pictures, of pairs, or 8KDehaze; random crops out."""
+"""Data sets for training and evaluation: folders of clear pictures, of pairs, or 8KDehaze."""
 
 from __future__ import annotations
 
 import os
 import random as standard_random
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
-from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+
+from dehazexl.crops import draw_view, random_crop
+from dehazexl.stored import Memory, Picture, open_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".zarr", ".npy")
-
-WHOLE = 64 * 2**20
-"""Bytes: smaller pictures are read whole; of larger ones, where the file allows it, each crop is read by itself."""
-
-KEPT = 4 * 2**30
-"""Bytes of pictures read whole that are kept in memory, the last used ones."""
 
 LEVELS = ("cloud_L1", "cloud_L2", "cloud_L3", "cloud_L4")
 """8KDehaze's folders of hazy pictures, beside ``clear``."""
 
 Layout = Literal["8KDehaze", "pairs", "clear pictures"]
-
-
-class Picture(Protocol):
-    """An 8-bit RGB picture ``(h, w, 3)``, in memory or in a file; an array is one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows, columns and colours."""
-
-    def __getitem__(self, index: Any, /) -> NDArray[np.uint8]:
-        """Return the pixels of slices of rows and columns."""
-
-
-# ---- Data sets --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -248,9 +225,6 @@ def open_sources(sources: Sequence[Source], memory: Memory) -> Dataset:
     return Dataset([clear[source.clear] for source in sources], pairs or None, [source.name for source in sources])
 
 
-# ---- Files ------------------------------------------------------------------------------------------
-
-
 def find_pictures(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
     """List the pictures in folders and their subfolders.
 
@@ -312,192 +286,3 @@ def walk(folder: Path) -> Iterator[Path]:
 def list_pictures(folder: Path) -> list[Path]:
     """List the pictures of a folder itself, sorted; hidden files are none."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-
-
-class Memory:
-    """Keeps pictures that were read whole, the last used ones, for all threads."""
-
-    def __init__(self, limit: int = KEPT) -> None:
-        self._limit, self._size = limit, 0
-        self._pictures: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
-        self._lock = Lock()
-
-    def read(self, path: Path, index: Any) -> NDArray[np.uint8]:
-        """Return a part of a picture."""
-        with self._lock:
-            pixels = self._pictures.get(path)
-            if pixels is not None:
-                self._pictures.move_to_end(path)
-                return pixels[index]
-        # Without the lock, so that threads can decode different pictures at the same time.
-        pixels = decode(path)
-        with self._lock:
-            if path not in self._pictures and pixels.nbytes <= self._limit:
-                self._pictures[path] = pixels
-                self._size += pixels.nbytes
-            while self._size > self._limit:
-                self._size -= self._pictures.popitem(last=False)[1].nbytes
-        return pixels[index]
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """An 8-bit RGB picture in a file.
-
-    Attributes
-    ----------
-    shape
-        ``(height, width, 3)``.
-    read
-        Takes slices of rows and columns and returns ``(y, x, 3)``.
-    whole
-        Whether all of it is read for any part of it, unless it is in memory already.
-    """
-
-    shape: tuple[int, ...]
-    read: Callable[[Any], NDArray[np.uint8]]
-    whole: bool = False
-
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
-        return self.read(index)
-
-
-def open_rgb(path: Path, memory: Memory | None = None) -> Stored:
-    """Open a picture without reading it.
-
-    Parameters
-    ----------
-    path
-        A TIFF, Zarr, PNG, JPEG, or a ``.npy`` file ``(h, w, 3)``.
-    memory
-        Keeps it, once it was read whole: small pictures and those that cannot be read in parts (PNG, JPEG) are.
-        Crops of large TIFF and Zarr are read by themselves, ``.npy`` files are mapped.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or is not an 8-bit picture with three bands or more.
-    """
-    if path.suffix.lower() == ".npy":
-        return Stored(check_rgb(path, map_npy(path)).shape, partial(read_npy, path))
-    # Not needed for .npy, so that training runs where only torch and numpy are installed.
-    from dehazexl.image import open_image
-
-    image = open_image(path)
-    level = image.levels[0]
-    # A grey picture repeats its only band: it would teach that nothing has colours.
-    check_rgb(path, level[..., list(dict.fromkeys(image.rgb))])
-    shape = (*level.shape[:2], 3)
-    if level.nbytes < WHOLE or level.npartitions == 1:
-        return Stored(shape, partial((memory or Memory()).read, path), whole=True)
-    return Stored(shape, partial(read_lazy, level, list(image.rgb)))
-
-
-def check_rgb(path: Path, pixels: Any) -> Any:
-    """Return a picture if it is ``(h, w, 3)`` of 8 bits, else raise ValueError with its name."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(
-            f"{path}: training needs 8-bit RGB pictures, this is {pixels.dtype} {pixels.shape}: "
-            "convert it, or take it out of the folder"
-        )
-    return pixels
-
-
-def map_npy(path: Path) -> NDArray[Any]:
-    """Map an array in a file."""
-    try:
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no array, or cut short ({error}): copy or make it again") from error
-    return mapped
-
-
-def read_npy(path: Path, index: Any) -> NDArray[np.uint8]:
-    """Read a part of an array in a file, mapped each time: thousands of files must not stay open."""
-    return np.array(map_npy(path)[index])
-
-
-def read_lazy(level: Any, rgb: list[int], index: Any) -> NDArray[np.uint8]:
-    """Read the part of a dask array ``(y, x, c)`` that is asked for; the caller's threads are the parallelism."""
-    return np.asarray(level[index].compute(scheduler="synchronous"))[..., rgb]
-
-
-def decode(path: Path) -> NDArray[np.uint8]:
-    """Read a picture whole, ``(h, w, 3)``."""
-    from dehazexl.image import open_image
-
-    image = open_image(path)
-    return read_lazy(image.levels[0], list(image.rgb), ())
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as ``(h, w, 3)``, uint8; ``.npy`` files hold just that.
-
-    Raises
-    ------
-    ValueError
-        See `open_rgb`.
-    """
-    return np.ascontiguousarray(open_rgb(path)[:, :])
-
-
-# ---- Crops ------------------------------------------------------------------------------------------
-
-
-def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Turn ``(h, w, 3)`` uint8 into ``(1, 3, h, w)`` float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
-
-
-@dataclass(frozen=True)
-class View:
-    """A way to look at a picture: rows and columns of it, turned or not, brought to a size, flipped."""
-
-    rows: slice
-    cols: slice
-    turned: bool
-    size: tuple[int, int]
-    flips: tuple[int, ...]
-
-    def cut(self, picture: Picture) -> Tensor:
-        """Return ``(1, 3, h, w)`` in [0, 1]; nothing but the rows and columns is read."""
-        pixels = picture[self.rows, self.cols]
-        crop = to_tensor(pixels.transpose(1, 0, 2) if self.turned else pixels)
-        shrunk = crop.shape[2] > self.size[0]
-        return F.interpolate(crop, size=self.size, mode="bilinear", antialias=shrunk).flip(self.flips)
-
-
-def draw_view(shape: Sequence[int], h: int, w: int, random: np.random.Generator) -> View:
-    """Draw a view of ``h x w`` pixels of a picture of some shape ``(y, x, ...)``."""
-    turned = random.random() < 0.5
-    height, width = (shape[1], shape[0]) if turned else (shape[0], shape[1])
-    # Shrinking up to four times makes coarser ground resolutions; small pictures may be enlarged.
-    largest = min(height / h, width / w)
-    zoom = min(largest, float(np.exp(random.uniform(np.log(min(0.8, largest)), np.log(min(4.0, max(0.8, largest)))))))
-    ch, cw = min(height, max(1, round(h * zoom))), min(width, max(1, round(w * zoom)))
-    y, x = int(random.integers(height - ch + 1)), int(random.integers(width - cw + 1))
-    flips = tuple(axis for axis in (3, 2) if random.random() < 0.5)
-    across, along = slice(y, y + ch), slice(x, x + cw)
-    return View(along if turned else across, across if turned else along, turned, (h, w), flips)
-
-
-def random_crop(pictures: Sequence[Picture], h: int, w: int, random: np.random.Generator) -> Tensor:
-    """Cut a random crop from a random picture, at a random scale, turned, flipped and slightly recoloured.
-
-    Returns ``(1, 3, h, w)`` in [0, 1].
-    """
-    picture = pictures[int(random.integers(len(pictures)))]
-    return recolour(draw_view(picture.shape, h, w, random).cut(picture), random)
-
-
-def recolour(crop: Tensor, random: np.random.Generator) -> Tensor:
-    """Vary exposure, contrast and white balance of ``(1, 3, h, w)`` in [0, 1]."""
-    gains = torch.from_numpy(random.uniform(0.92, 1.08, (1, 3, 1, 1)).astype(np.float32))
-    return (crop ** float(random.uniform(0.75, 1.35)) * gains * float(random.uniform(0.85, 1.1))).clamp(0, 1)
-
-
-def center_crop(picture: Picture, h: int, w: int) -> Tensor:
-    """Cut the middle of a picture ``(height, width, 3)``: at most ``(1, 3, h, w)`` in [0, 1]."""
-    height, width, _ = picture.shape
-    y, x = max(0, (height - h) // 2), max(0, (width - w) // 2)
-    return to_tensor(picture[y : y + h, x : x + w])

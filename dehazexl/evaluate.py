@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dehazexl.data import center_crop
+from dehazexl.crops import center_crop
 from dehazexl.grid import TileGrid
 from dehazexl.haze import synthesise
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dehazexl.data import Dataset
-    from dehazexl.data import Picture as Pixels
     from dehazexl.model import DehazeXL
+    from dehazexl.stored import Picture as Pixels
 
     Picture = NDArray[np.floating]
     Dehazer = Callable[[Picture], Picture]

@@ -13,9 +13,11 @@ import tifffile
 import torch
 import zarr
 
-from dehazexl import data
-from dehazexl.data import Dataset, Memory, open_datasets, open_for_evaluation, open_rgb, random_crop
+from dehazexl import data, stored
+from dehazexl.crops import random_crop
+from dehazexl.data import Dataset, open_datasets, open_for_evaluation
 from dehazexl.procedural import KINDS, procedural
+from dehazexl.stored import Memory, open_rgb
 
 
 def photo(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
@@ -91,7 +93,7 @@ def test_large_pictures_are_read_by_crop(tmp_path: Path, monkeypatch: pytest.Mon
     else:
         zarr.create_array(path, shape=pixels.shape, dtype="u1", chunks=(512, 512, 3))[:] = pixels
         (path / "c/2/2/0").write_bytes(b"no chunk")
-    monkeypatch.setattr(data, "WHOLE", 1000)
+    monkeypatch.setattr(stored, "WHOLE", 1000)
     picture = open_rgb(path)
     assert picture.shape == (1536, 1536, 3)
     assert np.array_equal(picture[100:300, 5:390], pixels[100:300, 5:390])
@@ -205,9 +207,9 @@ def test_arrays_that_are_none(tmp_path: Path) -> None:
 
 def test_whole_pictures_are_read_once_while_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    plain = data.decode
-    monkeypatch.setattr(data, "decode", lambda path: (read.append(path.name), plain(path))[1])
-    monkeypatch.setattr(data, "WHOLE", 10)  # a PNG cannot be read by crop, however large it is
+    plain = stored.decode
+    monkeypatch.setattr(stored, "decode", lambda path: (read.append(path.name), plain(path))[1])
+    monkeypatch.setattr(stored, "WHOLE", 10)  # a PNG cannot be read by crop, however large it is
     memory = Memory(limit=2 * photo(0).nbytes)
     opened = []
     for i in range(3):
@@ -222,7 +224,7 @@ def test_whole_pictures_are_read_once_while_they_fit(tmp_path: Path, monkeypatch
 
 
 def test_a_file_gives_the_crops_of_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "WHOLE", 10)
+    monkeypatch.setattr(stored, "WHOLE", 10)
     pixels = photo(7, 1200, 1300)
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(256, 256), photometric="rgb")
     np.save(tmp_path / "a.npy", pixels)

@@ -22,24 +22,17 @@ from safetensors.torch import load_file
 
 from dehazexl import load_model
 from dehazexl.batches import Batch, make_step, steps, validation_set
-from dehazexl.data import Dataset, center_crop, find_pictures, random_crop, read_rgb
+from dehazexl.checkpoint import State
+from dehazexl.crops import center_crop, random_crop
+from dehazexl.data import Dataset, find_pictures
 from dehazexl.haze import clear_sight, synthesise
+from dehazexl.log import plot, read_log
+from dehazexl.losses import losses, seam
 from dehazexl.model import SPECS, DehazeXL
-from dehazexl.train import (
-    PATIENCE,
-    Recipe,
-    State,
-    learning_rate,
-    losses,
-    plot,
-    read_log,
-    seam,
-    spec_from_text,
-    step,
-    train,
-    update_average,
-    validate,
-)
+from dehazexl.model.spec import spec_from_text
+from dehazexl.recipe import Recipe, learning_rate
+from dehazexl.stored import read_rgb
+from dehazexl.train import PATIENCE, step, train, update_average, validate
 from dehazexl.weights import describe
 
 TINY = replace(SPECS["tiny"], depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1))
@@ -231,7 +224,8 @@ KILLED = """
 import resource, signal, sys, torch
 from pathlib import Path
 from dehazexl.model import Spec
-from dehazexl.train import Recipe, State
+from dehazexl.checkpoint import State
+from dehazexl.recipe import Recipe
 
 path = Path(sys.argv[1])
 state = State.load(path, Spec.from_json(sys.argv[2]), Recipe(), torch.device("cpu"))

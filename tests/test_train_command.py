@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from dehazexl.checkpoint import read_checkpoint
 from dehazexl.cli import main
 from dehazexl.procedural import procedural
-from dehazexl.train import read_checkpoint
 from dehazexl.weights import describe, load_model, save_model
 
 TINY = ["--spec", "tiny", "--tiles", "1", "--crop", "1", "--device", "cpu", "--every", "1"]

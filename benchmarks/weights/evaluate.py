@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import keep
 
 from dehazexl import load_model
-from dehazexl.data import find_pictures, read_rgb
+from dehazexl.data import find_pictures
 from dehazexl.evaluate import BRIGHTNESS, KINDS, THICKNESS, by_network, dark_channel_prior, evaluate, synthesised
+from dehazexl.stored import read_rgb
 
 LARGE, PIECE = 4096, 1024
 """Pixels: side of the picture that is dehazed in one go, and of the pieces that are dehazed one by one."""

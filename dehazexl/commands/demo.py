@@ -65,7 +65,7 @@ def with_haze(clear: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     """Put a veil with drifting clouds of haze on a picture ``(y, x, 3)``."""
     import torch
 
-    from dehazexl.data import to_tensor
+    from dehazexl.crops import to_tensor
     from dehazexl.haze import patches, scatter, veil
 
     generator = torch.Generator().manual_seed(seed)

@@ -12,10 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dehazexl.data import KEPT, Dataset, open_datasets
+from dehazexl.checkpoint import read_checkpoint
+from dehazexl.data import Dataset, open_datasets
 from dehazexl.grid import TILE
+from dehazexl.log import plot
 from dehazexl.model import Spec
-from dehazexl.train import Recipe, plot, read_checkpoint, spec_from_text, train
+from dehazexl.model.spec import spec_from_text
+from dehazexl.recipe import Recipe
+from dehazexl.stored import KEPT
+from dehazexl.train import train
 from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, load_model
 
 SMALLEST = 128

@@ -191,3 +191,21 @@ SPECS = {
     ),
 }
 """Named specs. ``official`` is the paper's SwinV2-tiny; -small, -base and -large its ablation's encoders."""
+
+
+def spec_from_text(text: str) -> Spec:
+    """Return a named spec, or one given as JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    if text in SPECS:
+        return SPECS[text]
+    if text.lstrip().startswith("{"):
+        try:
+            return Spec.from_json(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the spec {text!r} is no JSON: {error}") from None
+    raise ValueError(f"unknown spec {text!r}: give JSON or one of {', '.join(SPECS)}")
