@@ -18,7 +18,7 @@ from dehazexl.image import open_image
 from dehazexl.image import value_range as find_value_range
 from dehazexl.model import DehazeXL
 from dehazexl.passes import Job, decode, encode, fuse
-from dehazexl.tokens import MemoryTokens, TokenStore, ZarrTokens
+from dehazexl.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.weights import load_model
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ CHUNK = 2048
 
 def dehaze(
     source: Any,
-    model: DehazeXL | None = None,
+    model: DehazeXL | str | Path | None = None,
     overlap: int = 32,
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
@@ -49,7 +49,7 @@ def dehaze(
     source
         A path, a numpy, dask or zarr array, or an `Image`; see `open_image`.
     model
-        A network of `load_model`; None loads the bundled weights.
+        A network of `load_model`, or the name or path of weights for it; None loads the bundled weights.
     overlap
         Pixels by which tiles overlap, 0 to 128; they are blended there. 0 is the official network's tiling.
     strength
@@ -87,7 +87,7 @@ def dehaze(
 
 def prepare(
     source: Any,
-    model: DehazeXL | None = None,
+    model: DehazeXL | str | Path | None = None,
     overlap: int = 32,
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
@@ -101,23 +101,36 @@ def prepare(
     height, width, _ = image.levels[0].shape
     grid = TileGrid(height, width, overlap)
     limits = find_value_range(image) if value_range is None else check_range(value_range)
-    model = model or load_model()
+    model = _network(model)
     return Job(image, grid, model, limits, choose_batch(batch, model), strength)
+
+
+def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
+    """Load what is not loaded yet."""
+    if isinstance(model, DehazeXL):
+        return model
+    if model is None or isinstance(model, (str, Path)):
+        return load_model() if model is None else load_model(model)
+    raise TypeError(f"model must be a network of load_model, or the name or path of weights, not {model!r}")
 
 
 def check_range(limits: Sequence[float]) -> tuple[float, float]:
     """Return the pair if it is one of rising, finite numbers."""
-    if len(limits) != 2 or not all(math.isfinite(v) for v in limits) or limits[0] >= limits[1]:
+    try:
+        low, high = (float(value) for value in limits)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
-    return float(limits[0]), float(limits[1])
+    return low, high
 
 
 def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     """Return the tiles to compute at once: as many as half the free memory of a GPU holds, or a few on a CPU."""
     if batch != "auto":
-        if not isinstance(batch, int) or batch < 1:
+        if not isinstance(batch, (int, np.integer)) or batch < 1:
             raise ValueError(f"batch must be 'auto' or at least 1 tile, not {batch!r}")
-        return batch
+        return int(batch)
     if model.device.type != "cuda":
         return 4
     free, _ = torch.cuda.mem_get_info(model.device)
@@ -127,16 +140,25 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
 
 
 def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
-    """Return an empty token store in memory, or the one in a folder, which may hold tokens already."""
+    """Return an empty token store in memory, or the one in a folder, which may hold tokens already.
+
+    Raises
+    ------
+    ValueError
+        See `ZarrTokens`; also if the folder is the picture's own, in it or around it.
+    """
     if path is None:
         return MemoryTokens(job.grid, job.channels, job.token_dtype)
-    return ZarrTokens(path, job.grid, job.channels, job.token_dtype, fingerprint(job))
+    folder = Path(path).expanduser()
+    if job.image.path is not None:
+        check_apart(folder, job.image.path)
+    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, fingerprint(job))
 
 
 def fingerprint(job: Job) -> str:
-    """Return a hash of all that the tokens depend on: picture, bands, range, grid, weights, precision."""
+    """Return a hash of all that the tokens depend on: picture, bands, range, grid, weights, precision, code."""
     parts = (job.image.fingerprint, job.image.rgb, job.image.nodata, job.image.alpha, job.value_range, job.grid)
-    digest = hashlib.sha256(repr((parts, job.model.spec, str(job.model.dtype))).encode())
+    digest = hashlib.sha256(repr((FORMAT, parts, job.model.spec, str(job.model.dtype))).encode())
     for name, tensor in sorted(job.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().numpy().tobytes())

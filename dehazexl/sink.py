@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from dehazexl.blocks import computed
+from dehazexl.disk import meet, room
 from dehazexl.image import Image
 from dehazexl.ome_zarr import Ngff, write_ome_zarr
 from dehazexl.picture import check_picture, write_picture
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 ZARR, TIFF, PICTURE = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
 _BLOCK = 2048  # pixels: the side of the blocks that a numpy array is cut into
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def to_zarr(
@@ -139,7 +137,7 @@ def write(
         raise ValueError(f"blocks_at_once={blocks_at_once} computes nothing: give 1 or more")
     path = Path(path).expanduser()
     target = check(clear, path, like, ngff=ngff, compression=compression, overwrite=overwrite)
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     blocks = computed(target.levels[0], blocks_at_once)
     if path.suffix.lower() in ZARR:
         steps = write_ome_zarr(blocks, part, target, ngff)
@@ -183,6 +181,11 @@ def total(clear: da.Array | NDArray[Any]) -> int:
     return int(clear.shape[0]) * int(clear.shape[1])
 
 
+def part_of(path: Path) -> Path:
+    """Name what is beside `path` until it is complete."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _drained(
     clear: da.Array | NDArray[Any], path: str | Path, like: Image | None, suffixes: tuple[str, ...], **options: Any
 ) -> Path:
@@ -201,6 +204,8 @@ def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
     """Describe what is to be written: `clear` with what is known from `like`."""
     import dask.array as da
 
+    if like is not None and not isinstance(like, Image):
+        raise TypeError(f"like={like!r} is no Image: open the picture first, like=open_image(...)")
     array = clear
     if not isinstance(array, da.Array):
         array = da.from_array(array, chunks=_BLOCK, name=False)
@@ -243,10 +248,8 @@ def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
 def _check_place(path: Path, target: Image, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or choose another")
-    if target.path is not None:
-        here, source = path.resolve(), target.path.resolve()
-        if here == source or source in here.parents or here in source.parents:
-            raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
+    if target.path is not None and meet(path, target.path):
+        raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)")
 
@@ -256,27 +259,22 @@ def _written(
 ) -> Generator[int, None, None]:
     """Go through the steps, then give the result its name; leave nothing behind if that fails."""
     done = 0
-    try:
-        _remove(part)
-        for step in steps:
-            done += step
-            if done < pixels:
-                yield done
-        _rename(part, path)
-    except BaseException as error:
-        # First stop the threads and close the file.
-        steps.close()
-        blocks.close()
-        _remove(part)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise _no_room(error.errno, part, path) from error
-        raise
-    yield pixels
-
-
-def _no_room(reason: int, part: Path, path: Path) -> OSError:
     remedy = f"make room, or write {path.name} to another disk"
-    return OSError(reason, f"{os.strerror(reason)} while writing {part}, which was removed: {remedy}")
+    with room(f"writing {part}, which was removed", remedy):
+        try:
+            _remove(part)
+            for step in steps:
+                done += step
+                if done < pixels:
+                    yield done
+            _rename(part, path)
+        except BaseException:
+            # First stop the threads and close the file.
+            steps.close()
+            blocks.close()
+            _remove(part)
+            raise
+    yield pixels
 
 
 def _rename(part: Path, path: Path) -> None:

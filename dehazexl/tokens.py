@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dehazexl.disk import meet, room
+
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import zarr
     from numpy.typing import DTypeLike, NDArray
 
     from dehazexl.grid import TileGrid, Window
+
+FORMAT = 1
+"""To be raised whenever code changes what the tokens of the same picture, weights and settings are."""
 
 BLOCK = 8
 """Side, in tiles, of the squares that are read, encoded and recorded together."""
@@ -90,17 +97,21 @@ class ZarrTokens:
     ------
     ValueError
         If the folder holds the tokens of another picture, of other weights or other settings, or anything else.
+    OSError
+        If the disk is full, here or while tokens are put: those that were put before are kept.
     """
 
     def __init__(self, path: str | Path, grid: TileGrid, channels: int, dtype: DTypeLike, fingerprint: str) -> None:
         blocks = (-(-grid.rows // BLOCK), -(-grid.cols // BLOCK))
         shape = (grid.rows, grid.cols, 64, channels)
         chunks = (BLOCK, BLOCK, 64, channels)
-        group = _open(Path(path), fingerprint)
-        self._array = group.require_array("tokens", shape=shape, chunks=chunks, dtype=dtype)
-        self._valid = group.require_array("valid", shape=shape[:3], chunks=chunks[:3], dtype=bool)
-        self._done = group.require_array("done", shape=blocks, chunks=(1, 1), dtype=bool)
-        self._fused = group.require_array("fused", shape=shape, chunks=chunks, dtype=dtype)
+        self._path = Path(path)
+        with self._room():
+            group = _open(self._path, fingerprint)
+            self._array = group.require_array("tokens", shape=shape, chunks=chunks, dtype=dtype)
+            self._valid = group.require_array("valid", shape=shape[:3], chunks=chunks[:3], dtype=bool)
+            self._done = group.require_array("done", shape=blocks, chunks=(1, 1), dtype=bool)
+            self._fused = group.require_array("fused", shape=shape, chunks=chunks, dtype=dtype)
         self._group = group
 
     def done(self, block: Window) -> bool:
@@ -110,9 +121,10 @@ class ZarrTokens:
     def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         """See `TokenStore.put`."""
         rows, cols = slice(block.y0, block.y1), slice(block.x0, block.x1)
-        self._array[rows, cols] = tokens
-        self._valid[rows, cols] = valid
-        self._done[block.y0 // BLOCK, block.x0 // BLOCK] = True
+        with self._room():
+            self._array[rows, cols] = tokens
+            self._valid[rows, cols] = valid
+            self._done[block.y0 // BLOCK, block.x0 // BLOCK] = True
 
     def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `TokenStore.tokens`."""
@@ -124,12 +136,31 @@ class ZarrTokens:
 
     def put_fused(self, tokens: NDArray[Any]) -> None:
         """See `TokenStore.put_fused`."""
-        self._fused[:] = tokens
-        self._group.attrs["fused"] = True
+        with self._room():
+            self._fused[:] = tokens
+            self._group.attrs["fused"] = True
 
     def get_fused(self, tiles: Window) -> NDArray[Any]:
         """See `TokenStore.get_fused`."""
         return np.asarray(self._fused[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
+
+    def _room(self) -> AbstractContextManager[None]:
+        return room(f"writing tokens into {self._path}", "those that are done are kept, so make room and run it again")
+
+
+def check_apart(folder: Path, *places: Path) -> None:
+    """Refuse a folder for tokens that is one of some places, lies in one or holds one.
+
+    Raises
+    ------
+    ValueError
+        Naming the folder and the place.
+    """
+    for place in places:
+        if meet(folder, place):
+            raise ValueError(
+                f"the folder for tokens {folder} is {place}, or in it, or around it: choose another folder"
+            )
 
 
 def _open(path: Path, fingerprint: str) -> zarr.Group:
@@ -144,6 +175,7 @@ def _open(path: Path, fingerprint: str) -> zarr.Group:
         raise ValueError(f"{path}: is no folder of tokens; give another, or one that is new or empty") from None
     if group.attrs.get("fingerprint") != fingerprint:
         raise ValueError(
-            f"{path}: holds tokens of another picture, other weights or settings; give another folder, or delete it"
+            f"{path}: holds tokens of another picture, other weights or settings, or of another version of dehazexl; "
+            "give another folder, or delete it"
         )
     return group

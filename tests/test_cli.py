@@ -405,7 +405,7 @@ def test_tokens_stay_away_from_pictures(inside: Path, error: Errors, weights: st
     Path("photos").mkdir()
     zarr.create_array("photos/b.zarr", data=PICTURE)
     line = error("run", "photos/b.zarr", "out.zarr", "--weights", weights, "--tokens", tokens)
-    assert line.startswith(f"the tokens' folder {tokens} is ") and "choose another folder" in line
+    assert line.startswith(f"the folder for tokens {tokens} is ") and "choose another folder" in line
 
 
 def no_weights(path: Path, good: str) -> None: ...

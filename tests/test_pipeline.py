@@ -26,7 +26,7 @@ from dehazexl.image import Image, open_image
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.passes import decode, encode, fuse
 from dehazexl.pipeline import decode_lazily, open_tokens, prepare
-from dehazexl.tokens import BLOCK
+from dehazexl.tokens import BLOCK, FORMAT
 
 
 def hazy(height: int, width: int, bands: int = 3, seed: int = 0) -> np.ndarray:
@@ -35,7 +35,7 @@ def hazy(height: int, width: int, bands: int = 3, seed: int = 0) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(parts, axis=2)[..., :bands])
 
 
-def dehazed(source: Any, model: DehazeXL, **options: Any) -> np.ndarray:
+def dehazed(source: Any, model: Any, **options: Any) -> np.ndarray:
     options = {"overlap": 0, "value_range": (0, 1)} | options
     return dehazexl.dehaze(source, model, **options).compute()
 
@@ -525,7 +525,24 @@ def test_tokens_of_something_else_are_refused(tiny: DehazeXL, tmp_path: Path, wh
         dehazexl.dehaze(**CHANGES[what](options))
 
 
-@pytest.mark.parametrize("option", [{"batch": 7}, {"strength": 0.5}])
+def test_tokens_of_other_code_are_refused(tiny: DehazeXL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"source": hazy(100, 100), "model": tiny, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
+    dehazexl.dehaze(**options)
+    monkeypatch.setattr("dehazexl.pipeline.FORMAT", FORMAT + 1)
+    with pytest.raises(ValueError, match="another version of dehazexl"):
+        dehazexl.dehaze(**options)
+
+
+@pytest.mark.parametrize("folder", ["picture.zarr", "picture.zarr/tokens", "."])
+def test_tokens_stay_away_from_the_picture(tiny: DehazeXL, tmp_path: Path, folder: str) -> None:
+    path = to_zarr_path(hazy(100, 100), tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="or around it: choose another folder"):
+        dehazexl.dehaze(path, tiny, tokens=path.parent / folder.replace("picture.zarr", path.name))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", [{"batch": 7}, {"batch": np.int64(2)}, {"strength": 0.5}])
 def test_tokens_serve_other_ways_of_decoding(tiny: DehazeXL, tmp_path: Path, option: dict[str, Any]) -> None:
     options = {"source": hazy(100, 100), "model": tiny, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
     dehazexl.dehaze(**options)
@@ -552,6 +569,8 @@ def test_tokens_serve_other_ways_of_decoding(tiny: DehazeXL, tmp_path: Path, opt
         ({"value_range": (0, float("nan"))}, "value range"),
         ({"value_range": (0, float("inf"))}, "value range"),
         ({"value_range": (0, 1, 2)}, "value range"),
+        ({"value_range": 5}, "value range must be two rising numbers"),
+        ({"batch": np.int64(0)}, "batch must be"),
         ({"bands": [1, 2, 4]}, "bands has 4, which this picture has not"),
         ({"bands": [0, 1, 2]}, "bands has 0"),
         ({"bands": ["nir", 1, 2]}, "bands has 'nir'"),
@@ -567,6 +586,20 @@ def test_arguments_out_of_range(tiny: DehazeXL, option: dict[str, Any], message:
 def test_what_is_no_picture(tiny: DehazeXL, source: Any) -> None:
     with pytest.raises(TypeError, match="cannot open"):
         dehazexl.dehaze(source, tiny)
+
+
+def test_weights_by_name_or_path(tiny: DehazeXL, tmp_path: Path) -> None:
+    from dehazexl.weights import save_model
+
+    pixels, path = hazy(50, 50), save_model(tiny, tmp_path / "tiny.safetensors")
+    expected = dehazed(pixels, dehazexl.load_model(path))
+    assert np.array_equal(dehazed(pixels, path), expected)
+    assert np.array_equal(dehazed(pixels, str(path)), expected)
+    assert dehazexl.dehaze(pixels, "compact").shape == pixels.shape
+    with pytest.raises(FileNotFoundError):
+        dehazexl.dehaze(pixels, "compat")
+    with pytest.raises(TypeError, match="name or path of weights, not 5"):
+        dehazexl.dehaze(pixels, 5)
 
 
 def test_a_file_that_is_not_there(tiny: DehazeXL, tmp_path: Path) -> None:

@@ -540,6 +540,11 @@ def test_each_door_has_its_suffixes(tmp_path: Path, door: Any, name: str) -> Non
         door(RGB, tmp_path / name)
 
 
+def test_like_must_be_an_image(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"like='plain\.tif' is no Image: open the picture first"):
+        to_tiff(scene((50, 40, 3)), tmp_path / "a.tif", like="plain.tif")  # type: ignore[arg-type]
+
+
 def test_grey_pictures_without_a_band_axis(tmp_path: Path) -> None:
     with rasterio.open(to_tiff(RGB[..., 0], tmp_path / "a.tif")) as file:
         assert_same(file.read(1), RGB[..., 0])

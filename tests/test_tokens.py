@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dehazexl.grid import TileGrid, Window
-from dehazexl.tokens import BLOCK, MemoryTokens, TokenStore, ZarrTokens
+from dehazexl.tokens import BLOCK, MemoryTokens, TokenStore, ZarrTokens, check_apart
 
 GRID = TileGrid(256 * 11, 256 * 10)
 BLOCKS = list(GRID.blocks(BLOCK))
@@ -179,3 +181,35 @@ def test_what_is_no_folder_of_tokens_is_refused_and_kept(tmp_path: Path, kind: s
     with pytest.raises(ValueError, match="t: "):
         ZarrTokens(path, GRID, CHANNELS, np.float32, "abc")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root on Linux")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_what_is_done_is_kept(small_disk: Path) -> None:
+    grid = TileGrid(256 * 24, 256 * 24)
+    blocks = list(grid.blocks(BLOCK))
+    store = ZarrTokens(small_disk / "t", grid, 40, np.float32, "abc")
+    store.put(blocks[0], tokens_of(blocks[0], 40), valid_of(blocks[0]))
+    with pytest.raises(OSError, match=rf"No space left.*{small_disk}/t.*kept.*make room and run it again") as caught:
+        for block in blocks[1:]:
+            store.put(block, tokens_of(block, 40), valid_of(block))
+    assert "\n" not in str(caught.value)
+    assert ZarrTokens(small_disk / "t", grid, 40, np.float32, "abc").done(blocks[0])
+
+
+@pytest.mark.parametrize("place", ["a.zarr", "a.zarr/tokens", ".", "b/../a.zarr", "link"])
+def test_a_folder_that_meets_another_place_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a.zarr")
+    check_apart(tmp_path / "tokens", tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="or in it, or around it: choose another folder"):
+        check_apart(tmp_path / place, tmp_path / "b.zarr", tmp_path / "a.zarr")

@@ -14,8 +14,9 @@ from dehazexl.grid import TileGrid, Window
 from dehazexl.image import Image, open_image
 from dehazexl.ome_zarr import Ngff
 from dehazexl.progress import bar
-from dehazexl.sink import PICTURE, TIFF, ZARR, check, write
+from dehazexl.sink import PICTURE, TIFF, ZARR, check, part_of, write
 from dehazexl.tiff import Compression
+from dehazexl.tokens import check_apart
 
 if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
@@ -118,9 +119,12 @@ def plan(
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such picture or weights, or two results would have the same name.
+        If there is no such picture or weights, two results would have the same name, or tokens would lie in, at or
+        around the pictures or the results.
     """
     pictures, files = find_pictures(source), find_weights(weights)
+    if tokens is not None:
+        check_apart(tokens, source, output, part_of(output))
     many = pictures != [source] or files.keys() != {""}
     if not many and not is_folder(output):
         return [Task(source, files[""], output, tokens)], None
@@ -265,10 +269,11 @@ def can_be_opened(task: Task, settings: Settings, say: Callable[[str], object] |
     """Tell whether a task's picture can be opened; if not, and there is somebody to tell, say why."""
     try:
         settings.opened(task.source)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if say is None:
             raise
-        say(str(error))
+        reason = error.strerror if isinstance(error, OSError) else None
+        say(f"{task.source} cannot be read: {reason}" if reason else str(error))
         return False
     return True
 
