@@ -23,8 +23,9 @@ from dehazexl.data import find_pictures
 from dehazexl.evaluate import BRIGHTNESS, KINDS, THICKNESS, by_network, dark_channel_prior, evaluate, synthesised
 from dehazexl.stored import read_rgb
 
-LARGE, PIECE = 4096, 1024
-"""Pixels: side of the picture that is dehazed in one go, and of the pieces that are dehazed one by one."""
+LARGE, PIECES = 4096, (1024, 256)
+"""Pixels: side of the picture that is dehazed in one go, and of the pieces that are dehazed one by one: the smallest
+are single tiles, which show what the network does without the global context."""
 
 
 def whole_and_in_pieces(dehaze, picture) -> dict[str, dict[str, float]]:
@@ -36,17 +37,24 @@ def whole_and_in_pieces(dehaze, picture) -> dict[str, dict[str, float]]:
     clear = np.pad(picture, [*beyond, (0, 0)], mode="symmetric")[:LARGE, :LARGE]
     answers = {}
     for case in synthesised([("large", clear)], LARGE, ("patches", "ridges")):
-        pieces = np.zeros_like(case.hazy)
-        for y in range(0, LARGE, PIECE):
-            for x in range(0, LARGE, PIECE):
-                place = slice(y, y + PIECE), slice(x, x + PIECE)
-                pieces[place] = dehaze(case.hazy[place])
-        errors = {"whole": dehaze(case.hazy), "pieces": pieces, "hazy": case.hazy}
-        answers[case.kind] = {
-            way: round(-10 * float(np.log10(np.mean((np.clip(out, 0, 1) - case.clear) ** 2))), 2)
-            for way, out in errors.items()
-        }
+        ways = {"hazy": case.hazy, "whole": dehaze(case.hazy)}
+        ways |= {f"pieces of {side}": in_pieces(dehaze, case.hazy, side) for side in PIECES}
+        answers[case.kind] = {way: round(psnr(out, case.clear), 2) for way, out in ways.items()}
     return answers
+
+
+def in_pieces(dehaze, hazy, side: int):
+    """Dehaze a picture piece by piece, each as if it were all there is."""
+    out = np.empty_like(hazy)
+    for y in range(0, len(hazy), side):
+        for x in range(0, hazy.shape[1], side):
+            place = slice(y, y + side), slice(x, x + side)
+            out[place] = dehaze(hazy[place])
+    return out
+
+
+def psnr(out, clear) -> float:
+    return -10 * float(np.log10(max(np.mean((np.clip(out, 0, 1) - clear) ** 2), 1e-10)))
 
 
 def main() -> None:
@@ -63,23 +71,23 @@ def main() -> None:
         0: {"dark channel prior": dark_channel_prior, "overlap 0": by_network(model, 0)},
     }
     rows = [
-        {"kind": case.kind, "method": method, **values}
+        {"kinds": ("all", case.kind, case.name.partition("-")[0]), "method": method, **values}
         for overlap, methods in dehazers.items()
         for case, method, _, values in evaluate(synthesised(pictures), methods, overlap)
         if overlap == 0 or method != "hazy input"
     ]
     table = defaultdict(dict)
-    for kind in ("all", *KINDS):
+    for kind in dict.fromkeys(kind for row in rows for kind in row["kinds"]):
         for method in dict.fromkeys(row["method"] for row in rows):
-            some = [row for row in rows if row["method"] == method and kind in ("all", row["kind"])]
+            some = [row for row in rows if row["method"] == method and kind in row["kinds"]]
             means = {name: np.mean([row[name] for row in some]) for name in ("psnr", "ssim", "ciede2000", "seam")}
             table[kind][method] = {name: round(float(mean), 3) for name, mean in means.items() if np.isfinite(mean)}
     # A clear picture should stay as it is.
-    stays = []
-    for _, picture in pictures:
-        clear = picture[:512, :512] / np.float32(255)
-        error = np.mean((np.clip(by_network(model)(clear), 0, 1) - clear) ** 2)
-        stays.append(-10 * np.log10(max(float(error), 1e-10)))
+    middles = [picture[:512, :512] / np.float32(255) for _, picture in pictures]
+    stays = {
+        name: round(float(np.mean([psnr(run(clear), clear) for clear in middles])), 2)
+        for name, run in (("network", by_network(model)), ("dark channel prior", dark_channel_prior))
+    }
     largest = max(pictures, key=lambda named: named[1].size)[1]
     keep(
         args.keep,
@@ -89,7 +97,7 @@ def main() -> None:
         thickness=THICKNESS,
         airlight=BRIGHTNESS,
         scores=table,
-        clear_picture_stays_psnr=round(float(np.mean(stays)), 2),
+        clear_picture_stays_psnr=stays,
         in_one_go_and_in_pieces=whole_and_in_pieces(by_network(model), largest),
     )
 
