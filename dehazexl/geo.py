@@ -11,7 +11,11 @@ Affine = tuple[float, float, float, float, float, float]
 
 PIXEL_SCALE, TIEPOINT, TRANSFORMATION = 33550, 33922, 34264
 GEO_KEYS, GEO_DOUBLES, GEO_ASCII = 34735, 34736, 34737
-GEO_TAGS = (PIXEL_SCALE, TIEPOINT, TRANSFORMATION, GEO_KEYS, GEO_DOUBLES, GEO_ASCII)
+RPC = 50844
+GEO_TAGS = (PIXEL_SCALE, TIEPOINT, TRANSFORMATION, GEO_KEYS, GEO_DOUBLES, GEO_ASCII, RPC)
+
+# The places, among the numbers of tag 50844, of what counts in pixels: offset and scale of lines and of samples.
+_LINE, _SAMPLE = (2, 7), (3, 8)
 
 # GeoTIFF 1.1: the keys in the directory of tag 34735, and the values that matter here.
 _MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC_CRS, _PROJECTED_CRS = 1024, 1025, 2048, 3072
@@ -35,8 +39,9 @@ class Geo:
     ----------
     tags
         The picture's own tags among 33550 ModelPixelScale, 33922 ModelTiepoint, 34264 ModelTransformation
-        (tuples of float), 34735 GeoKeyDirectory (tuple of int), 34736 GeoDoubleParams (tuple of float) and
-        34737 GeoAsciiParams (str). Any coordinate system that the input names is thus kept as it was.
+        (tuples of float), 34735 GeoKeyDirectory (tuple of int), 34736 GeoDoubleParams (tuple of float),
+        34737 GeoAsciiParams (str) and 50844 RPCCoefficient (tuple of float: the rational polynomials of a satellite's
+        camera). Any coordinate system that the input names is thus kept as it was.
     """
 
     tags: Mapping[int, Any] = field(default_factory=dict)
@@ -48,12 +53,12 @@ class Geo:
         Parameters
         ----------
         tags
-            Tag codes and values; other tags than the six are ignored.
+            Tag codes and values; other tags than the seven are ignored.
 
         Returns
         -------
         Geo or None
-            None when there is none of the six.
+            None when there is none of the seven.
         """
         own = {code: _plain(code, tags[code]) for code in GEO_TAGS if tags.get(code) is not None}
         return cls(own) if own else None
@@ -133,18 +138,20 @@ class Geo:
 
     def moved(self, y: float, x: float) -> Geo:
         """Georeference of the picture cropped so that it starts at row `y`, column `x` (pixels)."""
-        if self.affine is None:
-            return self._with_points(lambda col, row: (col - x, row - y))
-        a, b, c, d, e, f = self.affine
-        return self._with_affine((a, b, c + a * x + b * y, d, e, f + d * x + e * y))
+        geo = self._with_rpc(lambda line: line - y, lambda sample: sample - x)
+        if geo.affine is None:
+            return geo._with_points(lambda col, row: (col - x, row - y))
+        a, b, c, d, e, f = geo.affine
+        return geo._with_affine((a, b, c + a * x + b * y, d, e, f + d * x + e * y))
 
     def scaled(self, fy: float, fx: float) -> Geo:
         """Georeference after resizing, the pixels being `fy` times as high and `fx` times as wide (2: half as many)."""
-        if self.affine is None:
-            half = self._centre
-            return self._with_points(lambda col, row: ((col + half) / fx - half, (row + half) / fy - half))
-        a, b, c, d, e, f = self.affine
-        return self._with_affine((a * fx, b * fy, c, d * fx, e * fy, f))
+        geo = self._with_rpc(lambda line: line / fy, lambda sample: sample / fx)
+        if geo.affine is None:
+            half = geo._centre
+            return geo._with_points(lambda col, row: ((col + half) / fx - half, (row + half) / fy - half))
+        a, b, c, d, e, f = geo.affine
+        return geo._with_affine((a * fx, b * fy, c, d * fx, e * fy, f))
 
     @property
     def _centre(self) -> float:
@@ -166,6 +173,15 @@ class Geo:
         flat = self.tags[TIEPOINT]
         moved = [(*move(*flat[i : i + 2]), *flat[i + 2 : i + 6]) for i in range(0, len(flat), 6)]
         return Geo({**self.tags, TIEPOINT: tuple(float(v) for point in moved for v in point)})
+
+    def _with_rpc(self, line: Callable[[float], float], sample: Callable[[float], float]) -> Geo:
+        """Move what the rational polynomials know of lines and samples, which are 0 at the first pixel's centre."""
+        if RPC not in self.tags:
+            return self
+        values = list(self.tags[RPC])
+        for (offset, scale), move in ((_LINE, line), (_SAMPLE, sample)):
+            values[offset], values[scale] = move(values[offset] + 0.5) - 0.5, move(values[scale]) - move(0)
+        return Geo({**self.tags, RPC: tuple(values)})
 
 
 def _plain(code: int, value: Any) -> tuple[float, ...] | tuple[int, ...] | str:

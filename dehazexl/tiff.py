@@ -32,6 +32,7 @@ _HORIZONTAL, _FLOATING = 2, 3
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113
 _SHORT, _ASCII, _DOUBLE = 3, 2, 12
 _TEXTS = {270: "description", 306: "datetime", 315: "artist", 33432: "copyright"}
+_COLOURS = ("red", "green", "blue")
 _FOR_PROGRAMS = ("<", "{", "ImageJ=", "Aperio")
 _CENTIMETRES = {"meter": 100.0, "centimeter": 1.0, "millimeter": 0.1, "micrometer": 1e-4, "inch": 2.54}
 # Offsets in a classic TIFF end at 4 GiB; compression may also expand.
@@ -150,11 +151,14 @@ def _write_places(path: Path, places: list[NDArray[Any]], compression: Compressi
 
 def _look(target: Image, bands: int) -> dict[str, Any]:
     """How a viewer shows the channels: RGB where the first three are, and what the others are."""
-    colours = 3 if bands >= 3 and tuple(target.rgb) == (0, 1, 2) else 1
-    if target.alpha is not None and target.alpha < colours:
-        colours = 1
+    colours = 3 if _is_rgb(target) else 1
     extra = ["unassalpha" if band == target.alpha else "unspecified" for band in range(colours, bands)]
     return {"photometric": "rgb" if colours == 3 else "minisblack", "extrasamples": extra or None}
+
+
+def _is_rgb(target: Image) -> bool:
+    """Tell whether the first three bands are red, green and blue."""
+    return tuple(target.rgb) == (0, 1, 2) and target.alpha not in target.rgb
 
 
 def _resolution(target: Image) -> dict[str, Any]:
@@ -188,14 +192,34 @@ def _tags(target: Image) -> list[TagTuple]:
 
 
 def _gdal_metadata(target: Image) -> str:
-    """Name the bands as GDAL does, which escapes the names once more than XML asks, and carry its other items over."""
+    """Say what the bands are as GDAL does, and carry its other items over."""
     items = str(target.metadata.get("gdal_items", ""))
-    items += "".join(
-        f'<Item name="DESCRIPTION" sample="{band}" role="description">{escape(escape(name))}</Item>'
-        for band, name in enumerate(target.bands)
-        if name != f"band {band + 1}"
-    )
+    items += "".join(_gdal_item("colorinterp", band, role.capitalize()) for band, role in _odd_roles(target).items())
+    if not all(map(_goes_without_saying, range(len(target.bands)), target.bands)):
+        items += "".join(
+            # GDAL escapes names once more than XML asks.
+            _gdal_item("description", band, escape(name))
+            for band, name in enumerate(target.bands)
+            if name != f"band {band + 1}"
+        )
     return f"<GDALMetadata>{items}</GDALMetadata>" if items else ""
+
+
+def _gdal_item(role: str, band: int, text: str) -> str:
+    return f'<Item name="{role.upper()}" sample="{band}" role="{role}">{escape(text)}</Item>'
+
+
+def _odd_roles(target: Image) -> dict[int, str]:
+    """Roles of the bands where they are not in the order that a TIFF's own tags can tell: red, green, blue, others."""
+    if len(set(target.rgb)) < 3 or _is_rgb(target):
+        return {}
+    roles = dict(zip(target.rgb, _COLOURS, strict=True))
+    return roles if target.alpha is None else roles | {target.alpha: "alpha"}
+
+
+def _goes_without_saying(band: int, name: str) -> bool:
+    """Tell whether a name is only what readers make of a band's number or its colour."""
+    return name in (f"band {band + 1}", "gray", *_COLOURS, "alpha", "mask")
 
 
 def _text(code: int, text: str) -> TagTuple:

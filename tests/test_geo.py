@@ -10,6 +10,7 @@ import pytest
 import rasterio
 import tifffile
 from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from dehazexl.geo import GEO_TAGS, Geo
@@ -118,6 +119,31 @@ def test_ground_control_points(tmp_path: Path) -> None:
     assert Geo.from_attributes(geo.to_attributes()) == geo
     changed = geo.moved(4, 10).scaled(2, 5)
     assert changed.tags[33922][:12] == (-2.0, -2.0, 0.0, 100.0, 50.0, 0.0, 4.0, -2.0, 0.0, 130.0, 50.0, 0.0)
+
+
+def test_rational_polynomials(tmp_path: Path) -> None:
+    ones = [1.0] * 20
+    rpc = RPC(
+        height_off=5.0, height_scale=100.0, lat_off=46.0, lat_scale=0.1, long_off=7.0, long_scale=0.2,
+        line_off=9.5, line_scale=10.0, samp_off=14.5, samp_scale=15.0,
+        line_num_coeff=ones, line_den_coeff=ones, samp_num_coeff=ones, samp_den_coeff=ones,
+    )  # fmt: skip
+    profile = {"driver": "GTiff", "width": 30, "height": 20, "count": 1, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "in.tif", "w", rpcs=rpc, **profile) as file:
+        file.write(np.ones((1, 20, 30), "uint8"))
+    geo = read(tmp_path / "in.tif")
+    assert Geo.from_attributes(json.loads(json.dumps(geo.to_attributes()))) == geo
+    # Lines and samples are 0 at the first pixel's centre: the middle of the picture stays its middle.
+    for changed, line, sample in (
+        (geo, (9.5, 10.0), (14.5, 15.0)),
+        (geo.moved(4, 10), (5.5, 10.0), (4.5, 15.0)),
+        (geo.scaled(2, 3), (4.5, 5.0), (4.5, 5.0)),
+    ):
+        rewritten(tmp_path / "out.tif", changed)
+        with rasterio.open(tmp_path / "out.tif") as file:
+            found = file.rpcs
+        assert (found.line_off, found.line_scale, found.samp_off, found.samp_scale) == pytest.approx(line + sample)
+        assert (found.lat_off, found.long_scale, found.line_num_coeff) == (46.0, 0.2, ones)
 
 
 def test_a_coordinate_system_without_a_place() -> None:

@@ -164,7 +164,9 @@ def test_tiff_carries_what_the_input_had(tmp_path: Path) -> None:
         (2, (0, 0, 0), 1, ["gray", "alpha"]),
         (3, (0, 1, 2), None, ["red", "green", "blue"]),
         (4, (0, 1, 2), None, ["red", "green", "blue", "undefined"]),
-        (4, (2, 1, 0), None, ["gray", "undefined", "undefined", "undefined"]),
+        (4, (2, 1, 0), None, ["blue", "green", "red", "undefined"]),
+        (4, (2, 1, 0), 3, ["blue", "green", "red", "alpha"]),
+        (4, (1, 2, 3), 0, ["alpha", "red", "green", "blue"]),
         (5, (0, 1, 2), 3, ["red", "green", "blue", "alpha", "undefined"]),
     ],
 )
@@ -172,9 +174,21 @@ def test_tiff_colours(tmp_path: Path, bands: int, rgb: tuple[int, int, int], alp
     pixels = scene((30, 40, bands))
     names = tuple(f"band {band}" for band in range(1, bands + 1))
     like = image(pixels, rgb=rgb, alpha=alpha, bands=names)
-    with rasterio.open(to_tiff(pixels, tmp_path / "c.tif", like)) as file:
+    path = to_tiff(pixels, tmp_path / "c.tif", like)
+    with rasterio.open(path) as file:
         assert [c.name for c in file.colorinterp] == looks
         assert file.descriptions == (None,) * bands
+    assert (open_image(path).rgb, open_image(path).alpha) == (rgb, alpha)
+
+
+def test_bands_without_names_get_none(tmp_path: Path) -> None:
+    for name, bands, photometric in (("grey", 1, "MINISBLACK"), ("rgb", 3, "RGB"), ("rgba", 4, "RGB")):
+        profile = {"driver": "GTiff", "width": 40, "height": 30, "count": bands, "dtype": "uint8"}
+        with rasterio.open(tmp_path / f"{name}.tif", "w", photometric=photometric, **profile) as file:
+            file.write(np.moveaxis(scene((30, 40, bands)), -1, 0))
+        found = open_image(tmp_path / f"{name}.tif")
+        with rasterio.open(to_tiff(found.levels[0], tmp_path / "out.tif", found, overwrite=True)) as file:
+            assert file.descriptions == (None,) * bands
 
 
 @pytest.mark.parametrize(
@@ -562,7 +576,8 @@ def test_another_dtype_and_a_crop(tmp_path: Path) -> None:
         assert_same(np.moveaxis(file.read(), 0, 2), pixels[100:, 200:].astype("float32"))
 
 
-def test_what_gdal_knows_of_the_bands_is_carried_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", ["", "between.zarr"])
+def test_what_gdal_knows_of_the_bands_is_carried_over(tmp_path: Path, between: str) -> None:
     import rasterio
     from rasterio.transform import Affine
 
@@ -573,6 +588,8 @@ def test_what_gdal_knows_of_the_bands_is_carried_over(tmp_path: Path) -> None:
         file.update_tags(1, wavelength="660", STATISTICS_MEAN="5")
         file.update_tags(SENSOR="camera <1>")
     image = open_image(tmp_path / "in.tif")
+    if between:
+        image = open_image(to_zarr(image.levels[0], tmp_path / between, like=image))
     to_tiff(image.levels[0], tmp_path / "out.tif", like=image)
     with rasterio.open(tmp_path / "out.tif") as file:
         assert (file.scales, file.offsets) == ((1e-4,) * 4, (-0.1, 0, 0, 0.5))

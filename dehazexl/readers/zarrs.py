@@ -148,7 +148,8 @@ def describe_zarr(
     check_bands(count, where)
     token = zarr_token(finest)
     bands, rgb, alpha = describe_bands(*zarr_bands(attrs, channels, count))
-    if own := attrs.get("dehazexl"):
+    own = attrs.get("dehazexl") or {}
+    if own:
         rgb, alpha = tuple(own["rgb"]), own["alpha"]
     return Image(
         levels=tuple(lazy(*level, f"zarr-{token}-{number}") for number, level in enumerate(levels)),
@@ -160,6 +161,7 @@ def describe_zarr(
         geo=Geo.from_attributes(attrs),
         path=path,
         fingerprint=token,
+        metadata=dict(own.get("metadata", {})),
     )
 
 
