@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,10 @@ class Cut(ABC):
         pixels = self.read(window)[(slice(None), slice(None), *parts[2:])]
         return np.asarray(pixels[rows - window.y0].take(cols - window.x0, axis=rows.ndim))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cut:
+        # Viewers copy a layer's data to duplicate it; what it is read from can neither be copied nor changes.
+        return self
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
@@ -64,3 +69,15 @@ def _whole(index: Any, ndim: int) -> tuple[Any, ...]:
     at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
     before, after = parts[:at], parts[at + 1 :]
     return (*before, *[slice(None)] * (ndim - len(before) - len(after)), *after)
+
+
+def check_there(path: Path | None) -> None:
+    """Raise if a picture's file is gone: Zarr takes chunks that are not there for zeros, without a word.
+
+    Raises
+    ------
+    FileNotFoundError
+        Then.
+    """
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"{path} is gone: put it back, or open the picture anew")

@@ -14,27 +14,24 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.cut import Cut
+from dehazexl.cut import Cut, check_there
 from dehazexl.grid import TileGrid, Window
 from dehazexl.image import Image, valid_mask, value_range
 from dehazexl.pixels import Pixels
+from dehazexl.worker import Worker
+from dehazexl.works import LevelWork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dehazexl.model import DehazeXL
-    from dehazexl.passes import Job
-    from dehazexl.tokens import TokenStore
 
 CACHE = 512 * 2**20
 """Bytes of dehazed tiles that are kept."""
@@ -42,22 +39,11 @@ CACHE = 512 * 2**20
 OVERVIEW = 1024
 """Pixels: the longest side of the level that is dehazed first."""
 
-MAPS = 128 * 2**20
-"""Bytes of feature maps kept for a level."""
-
-
-@dataclass(eq=False)
-class _Work:
-    """How far a level is: its tiles are encoded and fused (`steps`), then decoded."""
-
-    job: Job
-    store: TokenStore
-    steps: Iterator[int]
-    ready: bool = False
-
 
 class Live:
     """A picture that is dehazed while it is looked at.
+
+    Its thread ends when it is closed, and when nobody holds the picture any more.
 
     Parameters
     ----------
@@ -81,6 +67,8 @@ class Live:
         Rises when pixels that were handed out could be better now.
     error : Exception or None
         What ended the work. The levels go on to answer with what there is.
+    lost : bool
+        Whether the picture could not be read.
     notes : list of str
         What the user should know, e.g. that memory was short.
 
@@ -101,27 +89,27 @@ class Live:
         cache: int = CACHE,
     ) -> None:
         self.image, self.load, self.overlap, self.cache = image, load, overlap, cache
-        self.limits = value_range(image) if limits is None else limits
-        if not self.limits[0] < self.limits[1]:
-            raise ValueError(f"value range must be two rising numbers (black, white), not {self.limits}")
+        self.limits = _checked(value_range(image) if limits is None else limits)
         self.levels = tuple(Level(self, number) for number in range(len(image.levels)))
-        self.version, self.error, self.notes = 0, None, []  # type: int, Exception | None, list[str]
-        self.rate = math.nan
+        self.version, self.lost = 0, False
+        self.error: Exception | None = None
+        self.notes: list[str] = []
         self._pixels = [Pixels(level) for level in image.levels]
         self._grids = [TileGrid(level.shape[0], level.shape[1], overlap) for level in image.levels]
         fits = [max(level.shape[:2]) <= OVERVIEW for level in image.levels]
         self._first = fits.index(True) if any(fits) else len(fits) - 1
+        self._model: DehazeXL | None = None
+        self._works: dict[int, LevelWork] = {}
         self._tiles: OrderedDict[tuple[int, int, int], NDArray[np.float16]] = OrderedDict()
         self._overview: NDArray[np.float32] | None = None  # gain and offset of each colour, (2, 3, y, x)
         self._view: tuple[int, Window] | None = None
         self._changed = threading.Condition()
-        self._closed = threading.Event()
         self._idle = False
         self.strength = strength
-        self._thread = threading.Thread(target=self._run, name=f"dehaze {image.name}", daemon=True)
-        self._thread.start()
-        # A thread that computes while Python shuts down would crash it.
-        self._at_exit = weakref.finalize(self, _stop, self._closed, self._changed, self._thread)
+        self._start()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Live:
+        return self  # viewers copy a layer's metadata to duplicate it; both show the same work
 
     @property
     def strength(self) -> float:
@@ -138,7 +126,7 @@ class Live:
     @property
     def running(self) -> bool:
         """Whether the thread is there, at work or waiting to be looked at."""
-        return self._thread.is_alive() and not self._closed.is_set()
+        return self._worker.running
 
     @property
     def status(self) -> str:
@@ -150,16 +138,28 @@ class Live:
         if self._overview is None:
             return "looking at the whole picture"
         done, total = self.progress
+        if (work := self._preparing) is not None:
+            return f"{work.stage} {done} of {total} tiles"
         return f"{done} of {total} tiles in view" if done < total else "all in view is dehazed"
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Tiles in view that are dehazed, and how many there are."""
+        """Tiles in view that are dehazed, and how many there are; while their level is encoded or fused, of that."""
+        if (work := self._preparing) is not None:
+            return work.done, work.total
         view = self._view
         if view is None:
             return 0, 0
         cells = self._wanted(*view)
         return sum((view[0], *cell) in self._tiles for cell in cells), len(cells)
+
+    @property
+    def rate(self) -> float:
+        """Tiles a second that are encoded and decoded, as far as is known; NaN before the first."""
+        seconds: dict[str, float] = {}
+        for work in [*self._works.values()]:
+            seconds |= work.seconds
+        return len(seconds) / (2 * sum(seconds.values())) if seconds else math.nan
 
     def look_at(self, level: int, window: Window) -> None:
         """Say which pixels of which level are on show, to be dehazed first; `Level` says so when it is cut."""
@@ -168,7 +168,7 @@ class Live:
         if level <= self._first and view != self._view:
             with self._changed:
                 self._view, self._idle = view, False
-                self._changed.notify_all()
+            self._worker.wake()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all that is on show is as good as it gets, or the work has ended; tell whether it is."""
@@ -178,11 +178,22 @@ class Live:
 
     def close(self, timeout: float | None = 0) -> None:
         """End the work within a batch of tiles; wait for that at most `timeout` seconds (None: until it has ended)."""
-        self._closed.set()
+        self._worker.close()
+        self._tell()
+        self._worker.join(timeout)
+
+    def restart(self) -> None:
+        """Go on after `close` or an error; what is dehazed already stays."""
+        if not self.running:
+            self.error, self.lost, self._idle = None, False, False
+            self._start(self._worker)
+
+    def forget(self) -> None:
+        """Drop all that has been computed; what is asked for later is computed again, if the work goes on."""
         with self._changed:
-            self._changed.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+            self._overview, self._model, self._idle = None, None, False
+            self._works, self._tiles = {}, OrderedDict()
+        self._better()
 
     # What is shown
 
@@ -192,28 +203,32 @@ class Live:
         Returns
         -------
         ndarray
-            ``(y, x, 3)``: the values of pictures of uint8, else float32 in [0, 1] of the limits. Pixels without data
-            stay as they are (0 where that is no number). If the picture cannot be read: zeros, and `error` says why.
+            ``(y, x, 3)``, or 4 with the picture's alpha: the values of pictures of uint8, else float32 in [0, 1] of
+            the limits. Pixels without data stay as they are (0 where that is no number). If the picture cannot be
+            read: zeros, and `error` says why.
         """
         try:
+            check_there(self.image.path)
             raw = self._pixels[level].read(window)
         except Exception as error:
+            self.lost = True
             self._fail(error)
-            return np.zeros((window.height, window.width, 3), self.dtype)
+            return np.zeros((window.height, window.width, *self.levels[level].shape[2:]), self.dtype)
         low, high = self.limits
         own = raw[..., list(self.image.rgb)].astype(np.float32)
         hazy = np.nan_to_num((own - np.float32(low)) / np.float32(high - low))
         change = self._strength * (self._clear(level, window, hazy) - hazy)
         change[~valid_mask(raw, self.image)] = 0
         if self.dtype == np.uint8:
-            return np.rint(np.clip(own + change * np.float32(high - low), 0, 255)).astype(np.uint8)
-        return np.clip(hazy + change, 0, 1).astype(np.float32)
+            shown = np.rint(np.clip(own + change * np.float32(high - low), 0, 255)).astype(np.uint8)
+        else:
+            shown = np.clip(hazy + change, 0, 1).astype(np.float32)
+        return with_alpha(shown, raw, self.image)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of what is shown: uint8 if the picture is, else float32."""
-        own = self.image.levels[0].dtype
-        return own if own == np.uint8 else np.dtype(np.float32)
+        return shown_dtype(self.image)
 
     def _clear(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the dehazed pixels of a window: its tiles, where there are any; else what the overview says."""
@@ -251,39 +266,33 @@ class Live:
 
     # What is computed
 
-    def _run(self) -> None:
-        try:
-            model = self.load()
-            works: dict[int, _Work] = {}
-            while (task := self._next(works)) is not None:
-                level, window = task
-                if level not in works:
-                    works[level] = self._begin(level, model, works)
-                try:
-                    self._advance(works[level], level, window)
-                except Exception as error:
-                    if not _short_of_memory(error) or works[level].job.batch == 1:
-                        raise
-                    self._with_less_memory(works)
-        except Exception as error:
-            self._fail(error)
-        finally:
-            with self._changed:
-                self._changed.notify_all()
+    def _start(self, before: Worker | None = None) -> None:
+        self._worker = Worker(_dehaze(weakref.ref(self), before), f"dehaze {self.image.name}")
+        weakref.finalize(self, self._worker.close).atexit = False  # then all workers are ended anyway
+        self._worker.start()
 
-    def _next(self, works: dict[int, _Work]) -> tuple[int, Window] | None:
-        """Return what to work at: the overview, then the view; wait if both are done. None: the end."""
+    def _do_next(self) -> bool:
+        """Do a batch of what is wanted most; tell whether there was anything to do."""
+        task = self._next()
+        if task is None:
+            return False
+        try:
+            self._advance(*task)
+        except Exception as error:
+            self._recover(error)
+        return True
+
+    def _next(self) -> tuple[int, Window] | None:
+        """Return what to work at: the overview, then the view; None if both are done."""
         with self._changed:
-            while not self._closed.is_set():
-                if self._overview is None:
-                    height, width = self.image.levels[self._first].shape[:2]
-                    return self._first, Window(0, height, 0, width)
-                view = self._view
-                if view is not None and any((view[0], *cell) not in self._tiles for cell in self._wanted(*view)):
-                    return view
-                self._idle = True
-                self._changed.notify_all()
-                self._changed.wait()
+            if self._overview is None:
+                height, width = self.image.levels[self._first].shape[:2]
+                return self._first, Window(0, height, 0, width)
+            view = self._view
+            if view is not None and any((view[0], *cell) not in self._tiles for cell in self._wanted(*view)):
+                return view
+            self._idle = True
+            self._changed.notify_all()
         return None
 
     def _wanted(self, level: int, window: Window) -> list[tuple[int, int]]:
@@ -294,106 +303,125 @@ class Live:
         cells = sorted(tiles.cells(), key=lambda cell: math.dist(cell, middle))
         return cells[: max(1, self.cache // _TILE_BYTES)]
 
-    def _begin(self, level: int, model: DehazeXL, works: dict[int, _Work]) -> _Work:
-        from dehazexl.passes import encode, fuse
-        from dehazexl.pipeline import open_tokens, prepare
+    @property
+    def _preparing(self) -> LevelWork | None:
+        """The level that is wanted most, while it is encoded or fused."""
+        view = self._view
+        work = self._works.get(self._first if self._overview is None or view is None else view[0])
+        return None if work is None or work.ready else work
 
-        alone = replace(self.image, levels=(self.image.levels[level],))
-        batch = min((work.job.batch for work in works.values()), default=None)
-        job = prepare(alone, model, self.overlap, value_range=self.limits, batch=batch or "auto")
-        job = replace(job, keep=MAPS)
-        store = open_tokens(job)
-        return _Work(job, store, chain(encode(job, store), fuse(job, store)))
-
-    def _advance(self, work: _Work, level: int, window: Window) -> None:
+    def _advance(self, level: int, window: Window) -> None:
         """Do the next batch of what a window of a level needs."""
-        from dehazexl.passes import Tiles, changes
-
+        if self._model is None:
+            self._model = self.load()
+        if level not in self._works:
+            self._works[level] = self._begin(level, self._model)
+        work = self._works[level]
         if not work.ready:
-            work.ready = next(work.steps, None) is None
+            work.advance()
         elif self._overview is None:
-            self._look_over(work)
+            self._overview = work.changes(lambda: not self.running)
+            self._better()
         else:
-            wanted = self._wanted(level, window)
-            missing = [cell for cell in wanted if (level, *cell) not in self._tiles]
-            side = max(1, math.isqrt(work.job.batch))
-            row, col = (n // side * side for n in missing[0])
-            tiles = Window(row, row + side, col, col + side).meet(work.job.grid.tiles)
-            read = Tiles.read(work.job, tiles)
-            started, done = time.perf_counter(), {}
-            for cell, gain, offset in changes(work.job, work.store, read, tiles):
-                inside = work.job.grid.pixels_of(Window(cell[0], cell[0] + 1, cell[1], cell[1] + 1)).within(read.window)
-                done[level, *cell] = np.clip(gain * read.rgb[inside] + offset, -_FAR, _FAR).astype(np.float16)
-            self.rate = len(done) / (time.perf_counter() - started)
-            self._keep({key: tile for key, tile in done.items() if key[1:] in wanted})
+            missing = [cell for cell in self._wanted(level, window) if (level, *cell) not in self._tiles]
+            self._keep({(level, *cell): tile for cell, tile in work.decode(missing).items()})
+        # What was read of a file that has gone meanwhile may be anything.
+        check_there(self.image.path)
 
-    def _look_over(self, work: _Work) -> None:
-        """Dehaze the whole overview, and remember gain and offset of each pixel."""
-        from dehazexl.passes import Tiles, changes
-
-        grid = work.job.grid
-        whole = Window(0, grid.height, 0, grid.width)
-        overview = np.zeros((2, 3, grid.height, grid.width), np.float32)
-        for row in range(grid.rows):
-            tiles = Window(row, row + 1, 0, grid.cols)
-            for cell, gain, offset in changes(work.job, work.store, Tiles.read(work.job, tiles), tiles):
-                tile = grid.pixels_of(Window(row, row + 1, cell[1], cell[1] + 1))
-                inside = tile.meet(whole).within(tile)
-                both = np.stack([gain[inside], offset[inside]]).transpose(0, 3, 1, 2)
-                overview[(..., *tile.meet(whole).within(whole))] += grid.share(*cell)[inside] * both
-            if self._closed.is_set():
-                return
-        self._overview = overview
-        self._better()
+    def _begin(self, level: int, model: DehazeXL) -> LevelWork:
+        batch = min((work.job.batch for work in self._works.values()), default=None)
+        return LevelWork.begin(self.image, level, model, self.overlap, self.limits, batch)
 
     def _keep(self, tiles: dict[tuple[int, int, int], NDArray[np.float16]]) -> None:
         """Keep dehazed tiles; forget those that were not looked at for longest."""
         with self._changed:
-            self._tiles.update(tiles)
+            if self.running:  # else they may have been forgotten for good
+                self._tiles.update(tiles)
             while len(self._tiles) > max(1, self.cache // _TILE_BYTES):
                 self._tiles.popitem(last=False)
         self._better()
 
     def _better(self) -> None:
-        self.version += 1
+        with self._changed:
+            self.version += 1
+
+    def _recover(self, error: Exception) -> None:
+        """Halve the batch after the device ran out of memory; end the work after any other error."""
+        batch = min((work.job.batch for work in self._works.values()), default=1) // 2
+        if not _short_of_memory(error) or not batch:
+            self.lost = self.lost or (self._model is not None and isinstance(error, (OSError, ValueError)))
+            self._fail(error)
+            return
+        for work in self._works.values():
+            work.with_batch(batch)
+        self.notes.append(f"memory was short: {batch} tiles are computed at once from now on")
 
     def _fail(self, error: Exception) -> None:
         self.error = self.error or error
-        self._closed.set()
+        self._worker.close()
+        self._tell()
+
+    def _tell(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
-    def _with_less_memory(self, works: dict[int, _Work]) -> None:
-        """Halve the batch after the device ran out of memory, and begin anew what was under way."""
-        from dehazexl.passes import encode, fuse
-
-        for work in works.values():
-            work.job = replace(work.job, batch=max(1, work.job.batch // 2))
-            if not work.ready:
-                work.steps = chain(encode(work.job, work.store), fuse(work.job, work.store))
-        batch = min(work.job.batch for work in works.values())
-        self.notes.append(f"memory was short: {batch} tiles are computed at once from now on")
-
-
-_FAR = 60000
-"""What half precision still holds: pixels far outside the limits are that many times as bright."""
 
 _TILE_BYTES = 256 * 256 * 3 * 2
 """Of a dehazed tile in half precision."""
 
 
+def _dehaze(ref: weakref.ref[Live], before: Worker | None) -> Generator[bool, None, None]:
+    """Do a picture's work; it is held only while a batch is computed, so that it can be dropped."""
+    if before is not None:
+        before.join()
+    try:
+        while (live := ref()) is not None:
+            busy = live._do_next()
+            del live
+            yield busy
+    finally:
+        if (live := ref()) is not None:
+            for work in live._works.values():
+                work.interrupt()
+            live._tell()
+
+
 class Level(Cut):
-    """A level of a `Live` picture, ``(y, x, 3)``: cut, it answers at once and never raises, see `Live.read`."""
+    """A level of a `Live` picture, ``(y, x, 3)`` or 4: cut, it answers at once and never raises, see `Live.read`."""
 
     def __init__(self, live: Live, number: int) -> None:
         self.live, self.number = live, number
         height, width, _ = live.image.levels[number].shape
-        self.shape, self.dtype = (height, width, 3), live.dtype
+        self.shape, self.dtype = (height, width, 3 if live.image.alpha is None else 4), live.dtype
 
     def read(self, window: Window) -> NDArray[Any]:
         """Return the best there is of a window; its tiles are dehazed next."""
         self.live.look_at(self.number, window)
         return self.live.read(self.number, window)
+
+
+def shown_dtype(image: Image) -> np.dtype[Any]:
+    """Return the dtype in which a picture is shown: uint8 if it is of that, else float32."""
+    own = image.levels[0].dtype
+    return own if own == np.uint8 else np.dtype(np.float32)
+
+
+def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:
+    """Append the alpha of a picture's pixels ``(y, x, c)``, if it has any, to the colours as they are shown."""
+    if image.alpha is None:
+        return shown
+    alpha = raw[..., image.alpha, None]
+    if shown.dtype != np.uint8:
+        opaque = np.iinfo(raw.dtype).max if raw.dtype.kind == "u" else 1
+        alpha = np.clip(np.nan_to_num(alpha.astype(np.float32)) / opaque, 0, 1)
+    return np.concatenate([shown, alpha], axis=-1)
+
+
+def _checked(limits: tuple[float, float]) -> tuple[float, float]:
+    low, high = limits
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
+    return float(low), float(high)
 
 
 def _stretched(plane: NDArray[np.float32], window: Window, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -409,12 +437,3 @@ def _stretched(plane: NDArray[np.float32], window: Window, shape: tuple[int, ...
 def _short_of_memory(error: Exception) -> bool:
     """Tell whether an error says that memory ran out, as torch and Python say so."""
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-
-
-def _stop(closed: threading.Event, changed: threading.Condition, thread: threading.Thread) -> None:
-    """End a thread and wait for it, a little."""
-    closed.set()
-    with changed:
-        changed.notify_all()
-    if thread is not threading.current_thread():
-        thread.join(10)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
-import weakref
 from collections.abc import Generator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from dehazexl.cut import Cut
 from dehazexl.grid import Window
 from dehazexl.image import Image, open_image
 from dehazexl.pixels import Pixels
+from dehazexl.pyramid import halve
+from dehazexl.worker import Worker
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -24,13 +27,41 @@ if TYPE_CHECKING:
 ENOUGH = 2048
 """Pixels: a picture whose coarsest level is no longer than this on any side needs no further overviews."""
 
+SMALLEST = 64
+"""Pixels of the last, tiny level: viewers read that in full."""
+
 SAMPLES = 8
 """Places a side where a picture is looked at first."""
+
+MORE_SAMPLES = 32
+"""Places a side where it is looked at if there will be no overviews."""
+
+# Two pictures at a time would only compete for the disk; and one that is opened twice needs its overviews once.
+_making = threading.Lock()
 
 
 def needs_overviews(image: Image) -> bool:
     """Tell whether a picture has no level small enough to be read at once."""
     return max(image.levels[-1].shape[:2]) > ENOUGH
+
+
+def with_tail(image: Image) -> Image:
+    """Return the picture with further levels, down to a tiny one.
+
+    They are in memory; the coarsest level is read for them, at once. A picture that needs overviews gets those of
+    `sampled`.
+    """
+    import dask.array as da
+
+    if max(image.levels[-1].shape[:2]) <= SMALLEST:
+        return image
+    if needs_overviews(image):
+        return sampled(image, look_around(image, SAMPLES))
+    pixels, levels = np.asarray(image.levels[-1]), [*image.levels]
+    while max(pixels.shape[:2]) > SMALLEST:
+        pixels = halve(pixels, image.nodata, image.alpha)
+        levels.append(da.from_array(pixels, chunks=-1, name=False))
+    return replace(image, levels=tuple(levels))
 
 
 def halved(level: da.Array) -> da.Array:
@@ -43,12 +74,51 @@ def halved(level: da.Array) -> da.Array:
     return rounded.astype(level.dtype).rechunk({0: "auto", 1: "auto", 2: -1})
 
 
+def look_around(image: Image, places: int) -> NDArray[Any]:
+    """Return the mean colours ``(places, places, c)`` of small windows all over a picture."""
+    finest = image.levels[-1]
+    pixels = Pixels(finest)
+    out = np.zeros((places, places, finest.shape[2]), finest.dtype)
+    for row, col in np.ndindex(places, places):
+        y, x = ((2 * at + 1) * finest.shape[axis] // (2 * places) for axis, at in enumerate((row, col)))
+        out[row, col] = pixels.read(Window(y, y + 16, x, x + 16)).mean((0, 1)).astype(finest.dtype)
+    return out
+
+
+def sampled(image: Image, sample: NDArray[Any]) -> Image:
+    """Return the picture with overviews, down to a tiny one, that show the pixels of a sample ``(y, x, c)``."""
+    import dask.array as da
+
+    levels = [
+        da.from_array(Mosaic(sample, shape), chunks=(1024, 1024, -1), name=False, meta=sample[:0, :0, :0])
+        for shape in _further_shapes(image)
+    ]
+    return replace(image, levels=(*image.levels, *levels))
+
+
+def _further_shapes(image: Image) -> list[tuple[int, ...]]:
+    """List the shapes of the overviews that `make_overviews` makes, and of those that follow."""
+    height, width, bands = image.levels[-1].shape
+    shapes: list[tuple[int, ...]] = [(max(1, height // 2), max(1, width // 2), bands)]
+    while max(shapes[-1][:2]) > SMALLEST:
+        shapes.append((*(-(-side // 2) for side in shapes[-1][:2]), bands))
+    return shapes
+
+
 def kept_overviews(image: Image, folder: Path) -> Image | None:
-    """Return the picture with the overviews that a folder keeps of it, or None if it keeps none."""
+    """Return the picture with the overviews that a folder keeps of it, or None if it keeps none.
+
+    Damaged ones are thrown away.
+    """
     path = _place(image, folder)
     if not path.exists():
         return None
-    return replace(image, levels=(*image.levels, *open_image(path).levels))
+    try:
+        levels = open_image(path).levels
+    except (OSError, ValueError):
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+    return replace(image, levels=(*image.levels, *levels))
 
 
 def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
@@ -89,7 +159,9 @@ class Growing:
         The levels that there will be. Those of the file answer with its pixels, the others with a blurred picture from
         a few places, until they are made.
     image : Image
-        The picture; with its overviews, once they are there.
+        The picture; with its overviews, once they are there. If they cannot be made, with such as `sampled` makes.
+    ready : bool
+        Whether the overviews are there.
     share : float
         How far the making is, 0 to 1.
     version : int
@@ -99,93 +171,88 @@ class Growing:
     """
 
     def __init__(self, image: Image, folder: Path) -> None:
-        self.image, self.share, self.version = image, 0.0, 0
+        self.image, self.ready, self.share, self.version = image, False, 0.0, 0
         self.error: Exception | None = None
-        lazy = [*image.levels]
-        while max(lazy[-1].shape[:2]) > 64:
-            lazy.append(halved(lazy[-1]))
-        self.levels = tuple(GrowingLevel(self, number, level) for number, level in enumerate(lazy))
-        self._first = len(image.levels)
-        self._sample: NDArray[Any] | None = None
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(folder,), name=f"overviews {image.name}", daemon=True)
-        self._thread.start()
-        self._at_exit = weakref.finalize(self, _stop, self._closed, self._thread)
+        shapes = [*(level.shape for level in image.levels), *_further_shapes(image)]
+        self.levels = tuple(GrowingLevel(self, number, shape) for number, shape in enumerate(shapes))
+        self._sample: NDArray[Any] = np.zeros((1, 1, image.levels[0].shape[2]), image.levels[0].dtype)
+        self._worker = Worker(self._grow(folder), f"overviews {image.name}")
+        self._worker.start()
 
-    @property
-    def ready(self) -> bool:
-        """Whether the overviews are there."""
-        return len(self.image.levels) > self._first
+    def __deepcopy__(self, memo: dict[int, Any]) -> Growing:
+        return self  # viewers copy a layer's metadata to duplicate it
 
     @property
     def running(self) -> bool:
         """Whether they are being made."""
-        return self._thread.is_alive()
+        return self._worker.running
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the overviews are made, or cannot be; tell whether they are."""
-        self._thread.join(timeout)
+        self._worker.join(timeout)
         return self.ready
 
     def close(self) -> None:
         """Stop making them, within a block; nothing half-made is left."""
-        self._closed.set()
+        self._worker.close()
 
     def read(self, level: GrowingLevel, window: Window) -> NDArray[Any]:
         """Return the pixels ``(y, x, c)`` of a window, or something like them, at once."""
-        if level.number < self._first:
-            return np.asarray(level.lazy[window.y0 : window.y1, window.x0 : window.x1])
-        if self.ready and level.number < len(self.image.levels):
-            return np.asarray(self.image.levels[level.number][window.y0 : window.y1, window.x0 : window.x1])
-        height, width, bands = level.shape
-        if self._sample is None:
-            return np.zeros((window.height, window.width, bands), level.dtype)
-        rows = np.arange(window.y0, window.y1) * len(self._sample) // height
-        cols = np.arange(window.x0, window.x1) * len(self._sample) // width
-        return self._sample[rows[:, None], cols]
+        if level.number < len(self.image.levels):
+            pixels = self.image.levels[level.number][window.y0 : window.y1, window.x0 : window.x1]
+            return np.asarray(pixels.compute(scheduler="synchronous"))
+        return Mosaic(self._sample, level.shape).read(window)
 
-    def _run(self, folder: Path) -> None:
+    def _grow(self, folder: Path) -> Generator[bool, None, None]:
+        """Look around, then make the overviews, a block a step."""
         try:
-            self._sample = self._look_around()
+            self._sample = look_around(self.image, SAMPLES)
             self.version += 1
-            making = make_overviews(self.image, folder)
-            for share in making:
-                self.share = share
-                if self._closed.is_set():
-                    making.close()
-                    return
-            done = kept_overviews(self.image, folder)
-            assert done is not None
-            self.image = done
+            while not _making.acquire(timeout=0.1):
+                yield True
+            try:
+                yield from self._make(folder)
+            finally:
+                _making.release()
         except Exception as error:
             self.error = error
-        self.version += 1
+            with suppress(Exception):  # then the few places have to do
+                self._sample = look_around(self.image, MORE_SAMPLES)
+        finally:
+            if not self.ready:
+                self.image = sampled(self.image, self._sample)
+            self.version += 1
 
-    def _look_around(self) -> NDArray[Any]:
-        """Return the mean colours ``(8, 8, c)`` of small windows all over the picture."""
-        finest = self.image.levels[-1]
-        pixels = Pixels(finest)
-        out = np.zeros((SAMPLES, SAMPLES, finest.shape[2]), finest.dtype)
-        for row in range(SAMPLES):
-            for col in range(SAMPLES):
-                y, x = ((2 * at + 1) * finest.shape[axis] // (2 * SAMPLES) for axis, at in enumerate((row, col)))
-                out[row, col] = pixels.read(Window(y, y + 16, x, x + 16)).mean((0, 1)).astype(finest.dtype)
-        return out
+    def _make(self, folder: Path) -> Generator[bool, None, None]:
+        if kept_overviews(self.image, folder) is None:
+            with closing(make_overviews(self.image, folder)) as making:
+                for self.share in making:
+                    yield True
+        done = kept_overviews(self.image, folder)
+        assert done is not None
+        self.image, self.ready = with_tail(done), True
 
 
 class GrowingLevel(Cut):
     """A level of a `Growing` picture, ``(y, x, c)``: cut, it answers at once, see `Growing.read`."""
 
-    def __init__(self, picture: Growing, number: int, lazy: da.Array) -> None:
-        self.picture, self.number, self.lazy = picture, number, lazy
-        self.shape, self.dtype = lazy.shape, lazy.dtype
+    def __init__(self, picture: Growing, number: int, shape: tuple[int, ...]) -> None:
+        self.picture, self.number, self.shape = picture, number, shape
+        self.dtype = picture.image.levels[0].dtype
 
     def read(self, window: Window) -> NDArray[Any]:
         """See `Growing.read`."""
         return self.picture.read(self, window)
 
 
-def _stop(closed: threading.Event, thread: threading.Thread) -> None:
-    closed.set()
-    if thread is not threading.current_thread():
-        thread.join(10)
+class Mosaic(Cut):
+    """A few pixels ``(y, x, c)``, each repeated over its share of a picture of some shape."""
+
+    def __init__(self, pixels: NDArray[Any], shape: tuple[int, ...]) -> None:
+        self.pixels, self.shape, self.dtype = pixels, shape, pixels.dtype
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Return a window's pixels."""
+        rows = np.arange(window.y0, window.y1) * self.pixels.shape[0] // self.shape[0]
+        cols = np.arange(window.x0, window.x1) * self.pixels.shape[1] // self.shape[1]
+        return np.asarray(self.pixels[rows[:, None], cols])

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.live import CACHE
-from napari_dehazexl._reader import GROWING, LIMITS, pyramid
+import numpy as np
+
+from dehazexl.live import CACHE, Live
+from dehazexl.overviews import SMALLEST
+from napari_dehazexl._reader import CHUNK, GROWING, IMAGE, LIMITS, tell_unreadable
 
 if TYPE_CHECKING:
+    import dask.array as da
     import napari.layers
-    import napari.viewer
+    from numpy.typing import NDArray
 
     from dehazexl.grid import Window
     from dehazexl.image import Image
-    from dehazexl.live import Live
     from dehazexl.model import DehazeXL
+    from dehazexl.overviews import Growing
 
 LIVE = "dehazexl-live"
 """Under this name a dehazed layer's metadata hold its `dehazexl.live.Live`."""
 
 INTERVAL = 100  # milliseconds between looks at what has become better
+HASHED = 16 * 2**20  # bytes of an array in memory by which it is known again
+PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")  # what places a layer in the world
 
 _watches: set[Watch] = set()  # those at work: napari and Qt hold only weak references to what they call
 
@@ -82,29 +91,27 @@ def dehaze_layer(
     """
     import napari
     from napari.layers import Image as ImageLayer
+    from napari.utils.transforms import Affine
 
-    from dehazexl.live import Live
-
+    layer = getattr(layer, "__wrapped__", layer)  # plugins may be handed a proxy
     image, limits = source_of(layer)
-    scale, translate = tuple(layer.scale), tuple(layer.translate)
+    placed = {name: getattr(layer, name) for name in PLACE}
     if region is not None:
         window = window_of(region)
-        image = image.cropped(window)
-        image = replace(image, levels=tuple(pyramid(image)))
-        translate = (translate[0] + window.y0 * scale[0], translate[1] + window.x0 * scale[1])
-
+        image = _part(image, window)
+        linear = {name: placed[name] for name in ("scale", "rotate", "shear", "translate")}
+        placed["translate"] = Affine(**linear)((window.y0, window.x0))
     load = partial(network, weights, device, dtype)
     live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
-    metadata = {"dehazexl": image, LIVE: live, "dehazexl-source": layer.name}
+    metadata = {IMAGE: image, LIVE: live, "dehazexl-source": layer.name}
     dehazed = ImageLayer(
-        list(live.levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", scale=scale,
-        translate=translate, units=layer.units, cache=False, metadata=metadata,
+        list(live.levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
+        contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,
     )  # fmt: skip
     viewer = viewer if viewer is not None else napari.current_viewer()
     if viewer is not None and layer in viewer.layers:
         viewer.layers.insert(viewer.layers.index(layer) + 1, dehazed)
-        if hasattr(viewer, "window"):  # a ViewerModel has none
-            Watch(viewer, dehazed, live)
+        Watch(viewer, live)
     return dehazed
 
 
@@ -152,37 +159,87 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
     Raises
     ------
     ValueError
-        If the layer is not RGB, has further dimensions, or its overviews are still being made.
+        If the layer is not RGB, has further dimensions, is dehazed already, or its overviews are still being made.
     """
+    from dehazexl.overviews import with_tail
+
     if not getattr(layer, "rgb", False):
         raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
     if layer.ndim != 2:
         raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a picture of two")
     if LIVE in layer.metadata:
         raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
-    growing = layer.metadata.get(GROWING)
-    if growing is not None and not growing.ready:
+    own: Image | None = layer.metadata.get(IMAGE)
+    image = own or _picture_of(layer)
+    growing = _growing(layer, image)
+    if growing is not None and growing.running:
         raise ValueError(
             f"the overviews of {layer.name!r} are being made, {growing.share:.0%} are there: dehaze it when they are"
         )
-    image: Image | None = layer.metadata.get("dehazexl")
-    image = image or _picture_of(layer)
-    return replace(image, levels=tuple(pyramid(image))), _limits_of(layer, image)
+    return with_tail(image if growing is None else growing.image), _limits_of(layer, image)
+
+
+def _growing(layer: napari.layers.Image, image: Image) -> Growing | None:
+    """Return the layer's picture while, or after, its overviews are made; begin to make them if it needs some."""
+    from dehazexl.overviews import Growing, needs_overviews
+
+    growing: Growing | None = layer.metadata.get(GROWING)
+    if growing is not None and growing.image.fingerprint == image.fingerprint:
+        return growing
+    if not needs_overviews(image):
+        return None
+    layer.metadata[GROWING] = growing = Growing(image, _scratch())
+    return growing
+
+
+@cache
+def _scratch() -> Path:
+    """Make a folder that lives as long as this process, for overviews of pictures that no file holds."""
+    folder = TemporaryDirectory(prefix="napari-dehazexl-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _picture_of(layer: napari.layers.Image) -> Image:
-    """Describe the picture in a layer that this plugin has not read."""
-    import dask.array as da
-
+    """Describe the picture in a layer that this plugin has not read. Nothing but a sample of an array is read."""
     from dehazexl import open_image
 
     data = [*layer.data] if layer.multiscale else [layer.data]
-    levels = tuple(level if isinstance(level, da.Array) else da.from_array(level, name=False) for level in data)
+    if isinstance(data[-1], np.ndarray):
+        data += _strided(data[-1])
+    levels = tuple(_lazy(level) for level in data)
+    opened = open_image(levels[0])
     return replace(
-        open_image(levels[0].rechunk({2: -1})), levels=levels, name=layer.name,
-        alpha=3 if levels[0].shape[2] == 4 else None,
+        opened, levels=levels, name=layer.name, alpha=3 if levels[0].shape[2] == 4 else None,
         scale=tuple(layer.scale), translate=tuple(layer.translate), units=str(layer.units[0]),
+        fingerprint=_hash(data[0]) if isinstance(data[0], np.ndarray) else opened.fingerprint,
     )  # fmt: skip
+
+
+def _strided(pixels: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return every second, fourth... pixel, down to a tiny picture: at no cost, where means would stop the window."""
+    levels, step = [], 2
+    while max(pixels.shape[:2]) * 2 > SMALLEST * step:
+        steps = [min(step, side) for side in pixels.shape[:2]]
+        levels.append(pixels[tuple(slice(each // 2, None, each) for each in steps)])
+        step *= 2
+    return levels
+
+
+def _lazy(level: Any) -> da.Array:
+    """Wrap an array ``(y, x, c)`` in dask, all of c in one chunk."""
+    import dask.array as da
+
+    if isinstance(level, np.ndarray):
+        return da.from_array(level, chunks=(CHUNK, CHUNK, -1), name=False)
+    return (level if isinstance(level, da.Array) else da.from_array(level)).rechunk({2: -1})
+
+
+def _hash(pixels: NDArray[Any]) -> str:
+    """Hash an array's pixels, of a large one some rows: the window waits for it, a second a gigabyte."""
+    from dask.base import tokenize
+
+    return str(tokenize(pixels.shape, pixels[:: max(1, pixels.nbytes // HASHED)]))
 
 
 def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
@@ -190,11 +247,19 @@ def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
     from dehazexl.image import value_range
 
     first, last = (float(limit) for limit in layer.contrast_limits)
-    if "dehazexl" not in layer.metadata or image.levels[0].dtype == "uint8":
+    if IMAGE not in layer.metadata or image.levels[0].dtype == np.uint8:
         return first, last
     # The reader shows such pictures from 0 to 1.
     low, high = layer.metadata.get(LIMITS) or value_range(image)
     return low + first * (high - low), low + last * (high - low)
+
+
+def _part(image: Image, window: Window) -> Image:
+    """Crop a picture; of its tiny levels only the first is kept."""
+    part = image.cropped(window)
+    sides = [max(level.shape[:2]) for level in part.levels]
+    enough = next((number for number, side in enumerate(sides, start=1) if side <= SMALLEST), len(sides))
+    return replace(part, levels=part.levels[:enough])
 
 
 def window_of(region: Sequence[int]) -> Window:
@@ -212,60 +277,79 @@ def refresh(layer: napari.layers.Image) -> None:
 
 
 class Watch:
-    """Shows what has become better in a dehazed layer, says once what went wrong, and ends the work with the layer.
+    """Shows what has become better in a dehazed picture, says once what went wrong, and ends the work with its layers.
 
-    It looks now and then, in the window's own thread, so that the thread that computes never touches the window.
+    It looks now and then, in the window's own thread, so that the thread that computes never touches the window. It
+    holds neither the window nor the picture: both may go.
     """
 
-    def __init__(self, viewer: Any, layer: napari.layers.Image, live: Live) -> None:
+    def __init__(self, viewer: Any, live: Live) -> None:
+        viewer = getattr(viewer, "__wrapped__", viewer)  # plugins are handed a proxy, which nobody else holds
+        self.layers, self.live = weakref.ref(viewer.layers), weakref.ref(live)
+        self.version, self.notes = live.version, 0
+        self.error: Exception | None = None
+        viewer.layers.events.removed.connect(self.removed)
+        _watches.add(self)
+        if hasattr(viewer, "window"):
+            self.show(viewer.window._qt_window)
+        else:  # a ViewerModel; the timer must not go in whatever thread drops the picture, nothing else minds
+            weakref.finalize(live, _watches.discard, self)
+
+    def show(self, window: Any) -> None:
+        """Look now and then, until the window is closed."""
         from qtpy.QtCore import QTimer
         from qtpy.QtWidgets import QApplication
 
-        self.viewer, self.layer, self.live = viewer, layer, live
-        self.shown, self.told, self.notes = live.version, False, 0
         self.timer = QTimer()
         self.timer.setSingleShot(True)
         self.timer.timeout.connect(self.look)
         self.timer.start(INTERVAL)
-        viewer.layers.events.removed.connect(self.removed)
         application = QApplication.instance()
         assert application is not None
-        application.aboutToQuit.connect(self.stop)
-        _watches.add(self)
+        for end in (window.destroyed, application.aboutToQuit):
+            end.connect(self.end)
+
+    def shown(self) -> list[napari.layers.Image]:
+        """List the layers that show the picture: its own, and duplicates."""
+        layers, live = self.layers() or (), self.live()
+        return [layer for layer in layers if layer.metadata.get(LIVE) is live]
 
     def look(self) -> None:
         """Show what is new, and look again: the slower the window, the later."""
-        started = time.perf_counter()
-        if self.live.version != self.shown:
-            self.shown = self.live.version
-            refresh(self.layer)
-        self.tell()
-        if self.layer.metadata.get(LIVE) is not self.live:  # it reads from a file by now
-            self.stop()
-        elif self.live.running:
-            self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
+        started, live, layers = time.perf_counter(), self.live(), self.shown()
+        if live is None or not layers:  # gone, or reads from a file by now
+            _watches.discard(self)
+            return
+        if live.version != self.version:
+            self.version = live.version
+            for layer in layers:
+                refresh(layer)
+        self.tell(live, layers[0].name)
+        self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
 
-    def tell(self) -> None:
+    def tell(self, live: Live, name: str) -> None:
         """Report what the user should know, each thing once."""
         from napari.utils.notifications import show_error, show_warning
 
-        for note in self.live.notes[self.notes :]:
-            show_warning(f"{self.layer.name}: {note}")
-        self.notes = len(self.live.notes)
-        if self.live.error is not None and not self.told:
-            self.told = True
-            show_error(f"{self.layer.name}: {self.live.error}")
-
-    def removed(self, event: Any) -> None:
-        """End the work when its layer is gone."""
-        if event.value is self.layer:
-            self.stop()
-
-    def stop(self) -> None:
-        """End the work; the thread is gone within a batch of tiles."""
-        if self not in _watches:
+        for note in live.notes[self.notes :]:
+            show_warning(f"{name}: {note}")
+        self.notes = len(live.notes)
+        if live.error is None or live.error is self.error:
             return
-        _watches.discard(self)
-        self.timer.stop()
-        self.live.close()
-        self.viewer.layers.events.removed.disconnect(self.removed)
+        self.error = live.error
+        if live.lost:
+            tell_unreadable(live.image, live.error)
+        else:
+            show_error(f"{name}: {live.error}")
+
+    def removed(self, event: Any = None) -> None:
+        """End the work when its last layer is gone."""
+        if not self.shown():
+            self.end()
+
+    def end(self, event: Any = None) -> None:
+        """End the work and drop what was computed; the thread is gone within a batch of tiles."""
+        live = self.live()
+        if live is not None:
+            live.close()
+            live.forget()

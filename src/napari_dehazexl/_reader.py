@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.cut import Cut
+from dehazexl.cut import Cut, check_there
 
 if TYPE_CHECKING:
     import dask.array as da
+    import numpy as np
+    from numpy.typing import NDArray
 
     from dehazexl.grid import Window
     from dehazexl.image import Image
     from dehazexl.overviews import Growing, GrowingLevel
 
     LayerData = tuple[list[Any], dict[str, Any], str]
+    Limits = tuple[float, float]
 
 SUFFIXES = (".tif", ".tiff", ".zarr")
+
+IMAGE = "dehazexl"
+"""Under this name a layer's metadata hold the `dehazexl.Image` that it shows."""
 
 GROWING = "dehazexl-growing"
 """Under this name a layer's metadata hold the `dehazexl.overviews.Growing` picture while it is one."""
 
 LIMITS = "dehazexl-limits"
-"""Under this name a layer's metadata may hold the values that are shown as 0 and 1: else the picture's value range."""
+"""Under this name a layer's metadata hold the values that are shown as 0 and 1, unless they are shown as they are."""
 
-_timers: set[Any] = set()  # at work
+BAND = "dehazexl-band"
+"""Under this name the metadata of a layer of one band hold its index."""
 
-SMALLEST = 64
-"""Pixels of the last, tiny level, which napari computes in full when the layer is added."""
+CHUNK = 1024  # pixels: how overviews that are being made are cut
+
+_told: set[str] = set()  # pictures that were said to be unreadable
+_growths: set[Growth] = set()  # those at work: Qt holds only weak references to what it calls
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
@@ -53,8 +64,8 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     Returns
     -------
     list of tuple
-        For each picture, its colours as a multiscale ``rgb`` layer; and a second, hidden layer with its further
-        bands, if there are any. `metadata` holds the `dehazexl.Image` under ``"dehazexl"``.
+        For each picture, its colours as a multiscale ``rgb`` layer, with its alpha if it has one; and a second, hidden
+        layer with its further bands, if there are any. `metadata` holds the `dehazexl.Image` under ``"dehazexl"``.
 
     Raises
     ------
@@ -62,20 +73,35 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
         See `dehazexl.open_image`.
     """
     from dehazexl import open_image
-    from dehazexl.overviews import Growing, kept_overviews, needs_overviews
 
-    layers = []
-    for source in [path] if isinstance(path, str) else path:
-        image, growing = open_image(Path(source)), None
-        if needs_overviews(image):
-            image = kept_overviews(image, cache_folder()) or image
-        if needs_overviews(image):
-            growing = Growing(image, cache_folder())
-            show_growth(growing)
-        layers.append((colours_of(image, growing), {**placed(image, image.name, growing), "rgb": True}, "image"))
-        for band in (band for band in range(len(image.bands)) if band not in image.rgb):
-            further = {**placed(image, f"{image.name} {image.bands[band]}", growing), "visible": False}
-            layers.append((band_of(image, band, growing), further, "image"))
+    paths = [path] if isinstance(path, str) else path
+    return [layer for each in paths for layer in layers_of(open_image(Path(each)))]
+
+
+def layers_of(image: Image) -> list[LayerData]:
+    """Return the layers of a picture, see `read`."""
+    from dehazexl.image import value_range
+    from dehazexl.overviews import Growing, kept_overviews, needs_overviews, with_tail
+
+    _told.discard(_key(image))
+    growing = None
+    if needs_overviews(image):
+        image = kept_overviews(image, cache_folder()) or image
+    limits = value_range(image)
+    if needs_overviews(image):
+        growing = Growing(image, cache_folder())
+        show_growth(growing)
+    else:
+        image = with_tail(image)
+    white = 255 if image.levels[0].dtype == "uint8" else 1
+    colours = placed(image, image.name, growing) | {"rgb": True, "contrast_limits": (0, white)}
+    colours["metadata"][LIMITS] = limits
+    layers: list[LayerData] = [(colours_of(image, growing, limits), colours, "image")]
+    for band in (band for band in range(len(image.bands)) if band not in (*image.rgb, image.alpha)):
+        further = placed(image, f"{image.name} {image.bands[band]}", growing) | {"visible": False}
+        further["contrast_limits"] = value_range(replace(image, rgb=(band, band, band)))
+        further["metadata"][BAND] = band
+        layers.append((band_of(image, band, growing), further, "image"))
     return layers
 
 
@@ -95,106 +121,181 @@ def placed(image: Image, name: str, growing: Growing | None = None) -> dict[str,
         "translate": image.translate,
         "units": (image.units, image.units),
         "cache": False,
-        "metadata": {"dehazexl": image} | ({GROWING: growing} if growing else {}),
+        "metadata": {IMAGE: image} | ({GROWING: growing} if growing else {}),
     }
 
 
-def pyramid(image: Image) -> list[da.Array]:
-    """Return the picture's levels ``(y, x, c)``, continued by halving until the last is tiny."""
-    from dehazexl.overviews import halved
+def colours_of(image: Image, growing: Growing | None = None, limits: Limits | None = None) -> list[da.Array]:
+    """Return the colours of each level, and their alpha, as napari shows them.
 
-    levels = list(image.levels)
-    while max(levels[-1].shape[:2]) > SMALLEST:
-        levels.append(halved(levels[-1]))
-    return levels
+    Parameters
+    ----------
+    image
+        The picture.
+    growing
+        The same while its overviews are being made.
+    limits
+        The values that are shown as 0 and 1 unless the picture is of uint8, which is shown as it is. None takes those
+        of `dehazexl.image.value_range`; a layer's metadata keep others under `LIMITS`.
 
-
-def colours_of(image: Image, growing: Growing | None = None, limits: tuple[float, float] | None = None) -> list[Any]:
-    """Return the R, G, B of each level as napari shows them: uint8 as they are, others as float32 in [0, 1] of limits.
-
-    The limits are those of `dehazexl.image.value_range` by default; a layer's metadata keep others under `LIMITS`.
+    Returns
+    -------
+    list of dask.array.Array
+        ``(y, x, 3)`` or ``(y, x, 4)``, uint8 or float32; where the picture cannot be read they are 0.
     """
     import numpy as np
 
     from dehazexl.image import value_range
+    from dehazexl.live import shown_dtype, with_alpha
 
-    own = image.levels[0].dtype
+    dtype = shown_dtype(image)
     low, high = limits or value_range(image)
 
-    def shown(pixels: Any) -> Any:
+    def show(pixels: NDArray[Any]) -> NDArray[Any]:
         rgb = pixels[..., list(image.rgb)]
-        return rgb if own == np.uint8 else ((rgb.astype(np.float32) - low) / (high - low)).clip(0, 1)
+        if dtype != np.uint8:
+            rgb = ((rgb.astype(np.float32) - np.float32(low)) / np.float32(high - low)).clip(0, 1)
+        return with_alpha(rgb, pixels, image)
 
-    if growing is None:
-        return [shown(level) for level in pyramid(image)]
-    dtype = own if own == np.uint8 else np.dtype(np.float32)
-    return [Shown(level, shown, (*level.shape[:2], 3), dtype) for level in growing.levels]
+    return _shown(image, growing, show, (3 if image.alpha is None else 4,), dtype)
 
 
-def band_of(image: Image, band: int, growing: Growing | None = None) -> list[Any]:
-    """Return one band of each level."""
-    if growing is None:
-        return [level[..., band] for level in pyramid(image)]
-    return [Shown(level, itemgetter((..., band)), level.shape[:2], level.dtype) for level in growing.levels]
+def band_of(image: Image, band: int, growing: Growing | None = None) -> list[da.Array]:
+    """Return one band of each level, ``(y, x)``; where the picture cannot be read it is 0."""
+    return _shown(image, growing, itemgetter((..., band)), (), image.levels[0].dtype)
+
+
+def _shown(
+    image: Image,
+    growing: Growing | None,
+    show: Callable[[NDArray[Any]], NDArray[Any]],
+    channels: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> list[da.Array]:
+    import dask.array as da
+    import numpy as np
+
+    from dehazexl.overviews import with_tail
+
+    levels: Sequence[da.Array | GrowingLevel] = growing.levels if growing else with_tail(image).levels
+    return [
+        da.from_array(
+            Shown(image, level, show, (*level.shape[:2], *channels), dtype),
+            chunks=(*getattr(level, "chunks", (CHUNK, CHUNK))[:2], *channels),
+            name=False,
+            meta=np.empty((0,) * (2 + len(channels)), dtype),
+        )
+        for level in levels
+    ]
 
 
 class Shown(Cut):
-    """What is shown of a level whose overviews are being made."""
+    """A level as napari shows it: cut, it never raises, for napari would paint garbage, or show half a layer."""
 
-    def __init__(self, level: GrowingLevel, show: Callable[[Any], Any], shape: tuple[int, ...], dtype: Any) -> None:
-        self.level, self.show, self.shape, self.dtype = level, show, shape, dtype
+    def __init__(
+        self,
+        image: Image,
+        level: da.Array | GrowingLevel,
+        show: Callable[[NDArray[Any]], NDArray[Any]],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self.image, self.level, self.show, self.shape, self.dtype = image, level, show, shape, dtype
 
-    def read(self, window: Window) -> Any:
-        """Read a window."""
-        return self.show(self.level.read(window))
+    def read(self, window: Window) -> NDArray[Any]:
+        """Read a window; zeros, and one message, if that fails."""
+        import dask.array as da
+        import numpy as np
+
+        try:
+            check_there(self.image.path)
+            part = self.level[window.y0 : window.y1, window.x0 : window.x1]
+            # This is one of dask's threads already.
+            return self.show(part.compute(scheduler="synchronous") if isinstance(part, da.Array) else part)
+        except Exception as error:
+            tell_unreadable(self.image, error)
+            return np.zeros((window.height, window.width, *self.shape[2:]), self.dtype)
+
+
+def tell_unreadable(image: Image, error: Exception) -> None:
+    """Say once, from whatever thread, that a picture cannot be read."""
+    from napari.utils.notifications import show_error
+
+    if _key(image) in _told:
+        return
+    _told.add(_key(image))
+    # napari hands what another thread says to the window's, which may be in the midst of painting.
+    threading.Thread(target=show_error, args=(f"{image.name} cannot be read: {error}",)).start()
+
+
+def _key(image: Image) -> str:
+    return str(image.path or image.fingerprint)
 
 
 def show_growth(growing: Growing) -> None:
-    """Show in the current viewer what there is of a picture's overviews, and in the end the overviews.
+    """Show in the viewers what there is of a picture's overviews, and in the end the overviews.
 
     Without Qt nothing is shown anew, but layers answer with the overviews from then on.
     """
-    import napari
-    from qtpy.QtCore import QTimer
     from qtpy.QtWidgets import QApplication
 
-    if QApplication.instance() is None:
-        return
-    timer, shown = QTimer(), [growing.version]
+    if QApplication.instance() is not None:
+        Growth(growing)
 
-    def layers() -> list[Any]:
-        viewer = napari.current_viewer()
-        return [layer for layer in viewer.layers if layer.metadata.get(GROWING) is growing] if viewer else []
 
-    def look() -> None:
-        if growing.version != shown[0]:
-            shown[0] = growing.version
-            for layer in layers():
-                if growing.ready:
-                    take_over(layer, growing)
-                else:
-                    layer.refresh(extent=False, thumbnail=False, highlight=False)
-        if growing.error is not None:
-            from napari.utils.notifications import show_error
+class Growth:
+    """Shows a picture while its overviews are being made, and ends that when no viewer holds it any more."""
 
-            show_error(f"no overviews of {growing.image.name}: {growing.error}")
-        elif not growing.ready and (seen[0] is False or layers()):
-            seen[0] = seen[0] or bool(layers())
-            timer.start(200)
-            return
-        growing.close()
-        _timers.discard(timer)
+    def __init__(self, growing: Growing) -> None:
+        from qtpy.QtCore import QTimer
 
-    seen = [False]
-    timer.setSingleShot(True)
-    timer.timeout.connect(look)
-    timer.start(200)
-    _timers.add(timer)
+        self.growing, self.shown, self.seen = growing, growing.version, False
+        self.timer = QTimer()
+        self.timer.timeout.connect(self.look)
+        self.timer.start(200)
+        _growths.add(self)
+
+    def layers(self) -> list[Any]:
+        """List the layers that show it, in whatever viewer."""
+        return [layer for viewer in viewers() for layer in viewer.layers if layer.metadata.get(GROWING) is self.growing]
+
+    def look(self) -> None:
+        """Show what is new."""
+        layers, running = self.layers(), self.growing.running
+        if self.growing.version != self.shown:
+            self.shown = self.growing.version
+            for layer in layers if running else ():
+                layer.refresh(extent=False, thumbnail=False, highlight=False)
+        self.seen = self.seen or bool(layers)
+        if not running or (self.seen and not layers):
+            self.end(layers)
+
+    def end(self, layers: list[Any]) -> None:
+        """Let the layers read what there is by now."""
+        from napari.utils.notifications import show_error
+
+        self.timer.stop()
+        _growths.discard(self)
+        self.growing.close()
+        for layer in layers:
+            take_over(layer, self.growing)
+        if self.growing.error is not None and layers:
+            show_error(f"{self.growing.image.name} stays blurred from afar, without overviews: {self.growing.error}")
+
+
+def viewers() -> list[Any]:
+    """List the viewers that are open."""
+    import napari
+
+    # The current one alone would not do: a picture goes on to grow in a window that lies behind another.
+    known = getattr(napari.Viewer, "_instances", [napari.current_viewer()])
+    return [viewer for viewer in known if viewer is not None]
 
 
 def take_over(layer: Any, growing: Growing) -> None:
     """Let a layer read the overviews that were made for it."""
-    image = growing.image
-    band = None if layer.rgb else next(i for i, name in enumerate(image.bands) if layer.name.endswith(name))
-    layer.metadata = {"dehazexl": image}
-    layer.data = colours_of(image) if band is None else band_of(image, band)
+    image, limits, band = growing.image, layer.contrast_limits, layer.metadata.get(BAND)
+    metadata = {name: value for name, value in layer.metadata.items() if name != GROWING}
+    layer.metadata = metadata | {IMAGE: image}
+    layer.data = colours_of(image, limits=metadata[LIMITS]) if band is None else band_of(image, band)
+    layer.contrast_limits = limits
