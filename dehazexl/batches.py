@@ -28,6 +28,9 @@ SMALL = 4
 PARTIAL = 0.25
 """Of the batches this share ends within its last tiles, as most pictures do: they are then continued by reflection."""
 
+TINTED = 0.15
+"""Of the hazes this share have the colour of dust, smoke or blue distance."""
+
 FARTHEST = 512
 """Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""
 
@@ -112,7 +115,7 @@ def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Reci
         clear, hazy = data.crop(h, w, random)
     if hazy is not None:
         return Batch(clear, hazy)
-    made = synthesise(clear, torch.Generator().manual_seed(int(random.integers(2**62))))
+    made = synthesise(clear, torch.Generator().manual_seed(int(random.integers(2**62))), tinted_share=TINTED)
     return Batch(clear, made.pixels, made.transmission, made.airlight)
 
 

@@ -195,6 +195,7 @@ def synthesise(
     thickness: tuple[float, float] = (0.1, 2.8),
     brightness: tuple[float, float] = (0.75, 1.0),
     clear_share: float = 0.2,
+    tinted_share: float = 0.0,
     camera: bool = True,
 ) -> Hazy:
     """Put haze on clear pictures, of another kind on each.
@@ -213,6 +214,8 @@ def synthesise(
         Range of the airlight.
     clear_share
         Share of pictures left without haze, so that a network learns to leave clear pictures alone.
+    tinted_share
+        Share of the airlights that have a strong colour: brown as of dust and smoke, or blue.
     camera
         Add to hazy pictures what air and camera add besides haze: blur where it is thick, gains, gamma, noise, JPEG.
         Those without haze stay as they are.
@@ -222,7 +225,10 @@ def synthesise(
     Hazy
         Pictures, transmission and airlight.
     """
-    made = [put_haze(picture, generator, kinds, thickness, brightness, clear_share, camera) for picture in clear]
+    made = [
+        put_haze(picture, generator, kinds, thickness, brightness, clear_share, tinted_share, camera)
+        for picture in clear
+    ]
     pixels, transmission, airlight = (torch.stack(parts) for parts in zip(*made, strict=True))
     return Hazy(pixels, transmission, airlight)
 
@@ -234,6 +240,7 @@ def put_haze(
     thickness: tuple[float, float],
     brightness: tuple[float, float],
     clear_share: float,
+    tinted_share: float,
     camera: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Put haze on one picture ``(3, h, w)``, or leave it clear; see `synthesise`.
@@ -244,6 +251,8 @@ def put_haze(
     _, h, w = clear.shape
     t = draw_transmission(h, w, generator, kinds, thickness if hazy else (0.0, 0.0))
     airlight = draw_airlight(clear, generator, brightness)
+    if tinted_share and uniform(0, 1, generator) < tinted_share:
+        airlight = airlight * draw_tint(generator)
     if not (camera and hazy):
         return scatter(clear, t, airlight), t, airlight
     return degrade(scatter(soften(clear, t, generator), t, airlight), generator), t, airlight
@@ -271,6 +280,13 @@ def draw_airlight(picture: Tensor, generator: Generator, brightness: tuple[float
         mean = picture.mean((1, 2))
         colour = colour * (0.8 + 0.2 * mean / mean.mean().clamp(min=1e-3))
     return (level * colour).clamp(0.3, 1)[:, None, None]
+
+
+def draw_tint(generator: Generator) -> Tensor:
+    """Draw factors ``(3, 1, 1)`` on the airlight: brownish, as of dust and smoke, or bluish."""
+    strength = uniform(0.05, 0.45, generator)
+    factors = torch.tensor([1, 1 - 0.45 * strength, 1 - strength], device=generator.device)
+    return (factors if uniform(0, 1, generator) < 0.75 else factors.flip(0))[:, None, None]
 
 
 def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:

@@ -29,9 +29,12 @@ def losses(batch: Batch, gain: Tensor, shift: Tensor, recipe: Recipe) -> Tensor:
     loss = loss + recipe.fft * spectrum + recipe.seam * seam(error)
     if batch.transmission is None or batch.airlight is None:
         return loss
-    density = (gain.clamp(min=0.05).log() + batch.transmission.clamp(min=0.05).log()).abs().mean()
+    density = gain.clamp(min=0.05).log() + batch.transmission.clamp(min=0.05).log()
+    # In dense haze the eye sees each step between the head's cells, many times enlarged.
+    cells = F.avg_pool2d(density, 4)
+    jumps = cells.diff(dim=2).abs().mean() + cells.diff(dim=3).abs().mean()
     colour = ((shift + (gain - 1) * batch.airlight) / gain.clamp(min=1)).abs().mean()
-    return loss + recipe.transmission * density + recipe.airlight * colour
+    return loss + recipe.transmission * density.abs().mean() + recipe.smooth * jumps + recipe.airlight * colour
 
 
 def seam(error: Tensor) -> Tensor:

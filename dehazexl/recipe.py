@@ -36,9 +36,9 @@ class Recipe:
         Peak learning rate of AdamW, steps until it is reached, weight decay, largest norm of the gradient.
     ema
         Decay of the moving average of the weights that is validated and saved.
-    fft, transmission, airlight, seam
-        Weights of the losses beside L1: on the Fourier transform, on the logarithm of the transmission, on the
-        airlight, on what differs around tile borders.
+    fft, transmission, smooth, airlight, seam
+        Weights of the losses beside L1: on the Fourier transform, on the logarithm of the transmission, on its jumps
+        from cell to cell, on the airlight, on what differs around tile borders.
     seed
         Of weights, crops and haze.
     """
@@ -57,6 +57,7 @@ class Recipe:
     ema: float = 0.995
     fft: float = 0.05
     transmission: float = 0.1
+    smooth: float = 2.0
     airlight: float = 0.2
     seam: float = 1.0
     seed: int = 0

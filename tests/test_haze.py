@@ -180,6 +180,16 @@ def test_airlight_is_nearly_grey_and_as_bright_as_told() -> None:
     assert airlight.std() > 0.03
 
 
+def test_some_airlights_are_tinted() -> None:
+    clear = clear_pictures(40, 8, 8)
+    airlight = synthesise(clear, seeded(), clear_share=0, tinted_share=1.0).airlight.flatten(1)
+    assert (airlight.amax(1) / airlight.amin(1)).max() > 1.4
+    brown = airlight[:, 0] > airlight[:, 2]
+    assert 20 < brown.sum() < 40
+    plain = synthesise(clear, seeded(), clear_share=0).airlight.flatten(1)
+    assert (plain.amax(1) / plain.amin(1)).max() < 1.35
+
+
 # ---- Presets and cameras ----------------------------------------------------------------------------
 
 

@@ -104,6 +104,19 @@ def test_the_loss_of_the_truth_is_nothing() -> None:
     assert losses(unknown, gain, shift, Recipe()) < 1e-4
 
 
+def test_steps_of_the_transmission_between_cells_cost() -> None:
+    crop = one_crop()
+    t = crop.transmission * torch.where(torch.arange(256) // 4 % 2 == 0, 0.97, 1.03)  # every other column of cells
+    even = crop.transmission * 0.97
+
+    def jumps(t: torch.Tensor) -> float:
+        gain, shift = 1 / t, crop.airlight * (1 - 1 / t)
+        return float(losses(crop, gain, shift, Recipe(smooth=1)) - losses(crop, gain, shift, Recipe(smooth=0)))
+
+    assert jumps(t) == pytest.approx(math.log(1.03 / 0.97), rel=0.02)
+    assert jumps(even) < 1e-4
+
+
 def test_a_seam_is_what_jumps_around_tile_borders() -> None:
     error = torch.zeros(1, 3, 512, 512)
     assert seam(error[..., :256, :256]) == 0
