@@ -22,6 +22,7 @@ _MOST_PIXELS, _LONGEST_SIDE = 2**28, 65500
 _JPEG_QUALITY = 95
 _ORIENTATION, _EXIF_DETAILS, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
 _REMEDY = "write a .tif or a .zarr instead"
+_FEWER = f"{_REMEDY}, or keep three bands (gdal_translate -b 1 -b 2 -b 3 on the file; pixels[..., :3] in Python)"
 
 
 def check_picture(path: Path, target: Image) -> None:
@@ -36,12 +37,11 @@ def check_picture(path: Path, target: Image) -> None:
     dtype, png = target.levels[0].dtype, path.suffix.lower() == ".png"
     if dtype not in ((np.uint8, np.uint16) if png else (np.uint8,)):
         holds = "8 or 16 bits without sign" if png else "8 bits without sign"
-        raise ValueError(f"{path} can hold {holds}, not {dtype}: scale and convert the pixels, or {_REMEDY}")
+        raise ValueError(f"{path} can hold {holds}, not {dtype}: {_REMEDY}, or scale and convert the pixels first")
     if bands not in ((1, 2, 3, 4) if png else (1, 3)):
-        raise ValueError(f"{path} cannot hold {bands} bands: pick some of them, clear[..., :3], or {_REMEDY}")
+        raise ValueError(f"{path} cannot hold {bands} bands: {_FEWER}")
     if bands in (2, 4) and target.alpha != bands - 1:
-        said = f"say so in `like` (alpha={bands - 1}), pick bands, or {_REMEDY}"
-        raise ValueError(f"{path} would show band {bands} as transparency: {said}")
+        raise ValueError(f"{path} would show band {bands} as transparency, which it is not: {_FEWER}")
     if height * width > _MOST_PIXELS or max(height, width) > _LONGEST_SIDE:
         raise ValueError(f"{path} cannot hold {height} x {width} pixels: {_REMEDY}")
 
