@@ -17,7 +17,7 @@ import numpy as np
 
 from dehazexl.live import CACHE, Live
 from dehazexl.overviews import SMALLEST
-from napari_dehazexl._reader import CHUNK, GROWING, IMAGE, LIMITS, tell_unreadable
+from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, tell_unreadable
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -201,18 +201,17 @@ def _scratch() -> Path:
 
 
 def _picture_of(layer: napari.layers.Image) -> Image:
-    """Describe the picture in a layer that this plugin has not read. Nothing but a sample of an array is read."""
+    """Describe the picture in a layer that this plugin has not read. Of arrays in memory nothing is copied."""
     from dehazexl import open_image
 
     data = [*layer.data] if layer.multiscale else [layer.data]
+    token = _hash(data[0]) if isinstance(data[0], np.ndarray) else ""
     if isinstance(data[-1], np.ndarray):
         data += _strided(data[-1])
-    levels = tuple(_lazy(level) for level in data)
-    opened = open_image(levels[0])
+    levels = tuple(_lazy(level, f"layer-{token}-{number}") for number, level in enumerate(data))
     return replace(
-        opened, levels=levels, name=layer.name, alpha=3 if levels[0].shape[2] == 4 else None,
+        open_image(levels[0]), levels=levels, name=layer.name, alpha=3 if levels[0].shape[2] == 4 else None,
         scale=tuple(layer.scale), translate=tuple(layer.translate), units=str(layer.units[0]),
-        fingerprint=_hash(data[0]) if isinstance(data[0], np.ndarray) else opened.fingerprint,
     )  # fmt: skip
 
 
@@ -226,12 +225,14 @@ def _strided(pixels: NDArray[Any]) -> list[NDArray[Any]]:
     return levels
 
 
-def _lazy(level: Any) -> da.Array:
-    """Wrap an array ``(y, x, c)`` in dask, all of c in one chunk."""
+def _lazy(level: Any, name: str) -> da.Array:
+    """Wrap an array ``(y, x, c)`` in dask, all of c in one chunk; the name is for those in memory."""
     import dask.array as da
 
-    if isinstance(level, np.ndarray):
-        return da.from_array(level, chunks=(CHUNK, CHUNK, -1), name=False)
+    from dehazexl.readers.source import CHUNK, lazy, strided
+
+    if isinstance(level, np.ndarray):  # dask would copy it
+        return lazy(strided(level, "yxc"), (CHUNK, CHUNK), name)
     return (level if isinstance(level, da.Array) else da.from_array(level)).rechunk({2: -1})
 
 
