@@ -30,9 +30,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--spec", default="compact")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--procedural", type=float, default=0.2)
     args = parser.parse_args()
     data, _ = open_datasets([args.folder])
-    recipe = Recipe(steps=args.steps)
+    recipe = Recipe(steps=args.steps, precision=args.precision, procedural=args.procedural)
     state = State.start(SPECS[args.spec], recipe, torch.device("cpu"))
     made = [make_step(data, i, recipe) for i in range(args.steps)]
     step(state, made[0], 1e-4, recipe)  # warm
@@ -52,6 +54,12 @@ def main() -> None:
     keep(
         "loading",
         spec=args.spec,
+        precision=args.precision,
+        pictures=len(data),
+        megapixels=round(sum(p.shape[0] * p.shape[1] for p in data.clear) / 1e6, 1),
+        files=sorted({path.suffix for path in args.folder.rglob("*.*")}),
+        procedural=args.procedural,
+        tiles_a_step=recipe.tiles,
         steps=args.steps,
         steps_per_second_without_loading=round(args.steps / without, 3),
         steps_per_second_with_loading=round(args.steps / loading, 3),
