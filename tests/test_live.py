@@ -1,5 +1,9 @@
 """A picture that is dehazed while it is looked at: what it answers when, and what becomes of trouble."""
 
+import copy
+import gc
+import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,11 +93,71 @@ def test_strength_needs_no_network(watch, model, hazy) -> None:
         live.strength = 2
 
 
+@pytest.mark.parametrize("limits", [(10, 5), (3, 3), (0, math.inf), (math.nan, 1)])
+def test_limits_that_do_not_rise(model, hazy, limits) -> None:
+    with pytest.raises(ValueError, match="must be two rising numbers"):
+        Live(opened(hazy), lambda: model, limits=limits)
+
+
+def test_bytes_keep_their_values_whatever_is_black_and_white(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model, limits=(130, 190))
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    wanted = np.asarray(dehazexl.dehaze(hazy, model, value_range=(130, 190))[VIEW]).astype(int)
+    assert np.abs(wanted - hazy[VIEW]).mean() > 2, "the network does nothing"
+    assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
+    live.strength = 0
+    np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
+
+
+def test_what_is_transparent_stays_so(watch, model, hazy) -> None:
+    alpha = np.full((*hazy.shape[:2], 1), 255, np.uint8)
+    alpha[:400] = 0
+    picture = replace(opened(np.concatenate([hazy, alpha], axis=-1)), rgb=(0, 1, 2), alpha=3)
+    live = watch(picture, lambda: model)
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    shown = live.levels[0][VIEW]
+    np.testing.assert_array_equal(shown[..., 3:], alpha[VIEW])
+    np.testing.assert_array_equal(shown[:300, :, :3], hazy[100:400, 300:900])
+    assert np.abs(shown[300:, :, :3].astype(int) - hazy[400:500, 300:900]).mean() > 2
+
+
 def test_the_middle_of_the_view_comes_first(watch, model, hazy) -> None:
     live = watch(opened(hazy), lambda: model)
     nearest = live._wanted(0, Window(300, 700, 500, 1100))
     assert nearest[0] == (2, 3)  # its middle is at 560, 784, that of the view at 500, 800
     assert sorted(nearest) == sorted(live._grids[0].tiles_at(Window(300, 700, 500, 1100)).cells())
+
+
+def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
+    gate = threading.Event()
+    live = watch(opened(hazy), lambda: gate.wait() and model)
+    first, then = Window(0, 500, 0, 500), Window(700, 1100, 1000, 1500)
+    live.look_at(0, first)
+    live.look_at(0, then)  # before anything of the first has been computed
+    kept: list[list[tuple[int, int, int]]] = []
+    keep = live._keep
+    live._keep = lambda tiles: (kept.append(list(tiles)), keep(tiles))  # type: ignore[method-assign]
+    gate.set()
+    assert live.wait(60)
+    assert live._wanted(0, then)[0] in [cell[1:] for cell in kept[0]], "not the middle of the new view"
+    assert {cell[1:] for cell in live._tiles} <= set(live._wanted(0, then)), "tiles that nobody looks at"
+
+
+def test_progress_and_rate_from_the_first_tiles_on(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    assert math.isnan(live.rate)
+    live.levels[0][VIEW]
+    seen: set[str] = set()
+    while not live.wait(0.001):
+        seen.add(live.status)
+        done, total = live.progress
+        assert 0 <= done <= total
+        assert not live.status.startswith("encoding") or live.rate > 0
+    assert "looking at the whole picture" in seen
+    assert any(status.startswith("encoding ") and status.endswith(" of 35 tiles") for status in seen)
+    assert live.rate > 0 and live.status == "all in view is dehazed"
 
 
 def test_tiles_are_forgotten_when_there_are_too_many(watch, model, hazy) -> None:
@@ -158,6 +222,76 @@ def test_a_file_that_vanishes(watch, model, hazy, tmp_path: Path) -> None:
     live = watch(image, lambda: model)
     assert not live.levels[0][VIEW].any()
     assert live.error is not None and not live.wait(60)
+
+
+def test_a_zarr_that_vanishes(watch, model, hazy, tmp_path: Path) -> None:
+    """Zarr answers zeros for chunks that are not there: they must not be dehazed as if they were pixels."""
+    path = tmp_path / "hazy.ome.zarr"
+    dehazexl.to_zarr(hazy, path)
+    live = watch(dehazexl.open_image(path), lambda: model)
+    live.levels[0][:200, :200]
+    assert live.wait(60)
+    shutil.rmtree(path)
+    assert not live.levels[0][-200:, -200:].any()
+    assert live.lost and isinstance(live.error, FileNotFoundError) and "is gone" in str(live.error)
+
+
+def test_stopped_it_goes_on_where_it_was(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    live.levels[0][VIEW]
+    while not live.status.startswith("encoding"):
+        time.sleep(0.001)
+    live.close(60)
+    assert live.status == "stopped" and not live.running
+    live.levels[0][VIEW]
+    assert not live.wait(0)
+    live.restart()
+    assert live.wait(60)
+    wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
+    assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
+
+
+def test_what_failed_can_be_tried_again(watch, model, hazy) -> None:
+    tries = iter([OSError("the disk is away"), model])
+
+    def load() -> DehazeXL:
+        answer = next(tries)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    live = watch(opened(hazy), load)
+    assert not live.wait(60) and live.status == "failed" and not live.lost
+    live.restart()
+    live.levels[0][VIEW]
+    assert live.wait(60) and live.error is None
+
+
+def test_forgotten_it_holds_nothing(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    live.close(60)
+    live.forget()
+    assert not live._tiles and not live._works and live._overview is None
+    np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
+
+
+def test_the_thread_ends_when_nobody_holds_the_picture(model, hazy) -> None:
+    live = Live(opened(hazy), lambda: model)
+    thread = live._worker._thread
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    del live
+    gc.collect()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_copy_is_the_same_work(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    assert copy.deepcopy(live) is live
+    assert copy.deepcopy(list(live.levels))[0].live is live
 
 
 def test_nothing_is_left_when_closed_at_work(model, hazy) -> None:

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 import dehazexl
-from dehazexl.overviews import Growing, kept_overviews, make_overviews, needs_overviews
+from dehazexl.overviews import Growing, kept_overviews, make_overviews, needs_overviews, sampled, with_tail
 
 
 @pytest.fixture
@@ -47,6 +47,38 @@ def test_a_changed_file_gets_new_ones(large, tmp_path) -> None:
     assert kept_overviews(dehazexl.open_image(large.path), folder) is None
 
 
+def test_damaged_ones_are_made_anew(large, tmp_path) -> None:
+    folder = tmp_path / "cache"
+    list(make_overviews(large, folder))
+    for file in folder.rglob("zarr.json"):
+        file.write_text('{"zarr_format"')
+    assert kept_overviews(large, folder) is None and not list(folder.iterdir())
+    assert Growing(large, folder).wait(60)
+
+
+def test_two_that_grow_at_the_same_time_are_made_once(large, tmp_path, monkeypatch) -> None:
+    made, make = [], make_overviews
+    monkeypatch.setattr("dehazexl.overviews.make_overviews", lambda *args: made.append(1) or make(*args))
+    both = [Growing(large, tmp_path / "cache") for _ in range(2)]
+    assert all(growing.wait(60) for growing in both)
+    assert len(made) == 1
+
+
+def test_the_tail_is_tiny_and_in_memory() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (500, 701, 3), np.uint8)
+    levels = with_tail(dehazexl.open_image(pixels)).levels
+    assert [level.shape[:2] for level in levels] == [(500, 701), (250, 351), (125, 176), (63, 88), (32, 44)]
+    half = pixels[:, :700].reshape(250, 2, 350, 2, 3).astype(float).mean((1, 3))
+    assert np.abs(np.asarray(levels[1])[:, :350] - half).max() <= 0.5
+
+
+def test_a_sample_is_shown_as_overviews(large) -> None:
+    sample = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    levels = sampled(large, sample).levels
+    assert max(levels[-1].shape[:2]) <= 64
+    np.testing.assert_array_equal(np.asarray(levels[1])[[0, -1]][:, [0, -1]], sample)
+
+
 def test_what_is_shown_while_they_grow(large, tmp_path, monkeypatch) -> None:
     gate = threading.Event()
     make = make_overviews
@@ -55,6 +87,7 @@ def test_what_is_shown_while_they_grow(large, tmp_path, monkeypatch) -> None:
     coarse = growing.levels[-1]
     assert max(coarse.shape) <= 64
     while growing.version == 0:
+        assert growing.running
         assert coarse[:].shape == coarse.shape  # at once, whatever it is
     assert len(np.unique(coarse[:].reshape(-1, 3), axis=0)) > 8
     np.testing.assert_array_equal(growing.levels[0][5:9, 7:9], large.levels[0][5:9, 7:9])
@@ -78,3 +111,6 @@ def test_a_folder_that_cannot_be(large, tmp_path) -> None:
     growing = Growing(large, tmp_path / "cache")
     assert not growing.wait(60)
     assert isinstance(growing.error, OSError)
+    overview = next(level for level in growing.image.levels if max(level.shape[:2]) <= 1024)
+    assert np.asarray(overview).std() > 0, "no picture instead of the overviews"
+    assert growing.levels[-1][:].shape == growing.image.levels[-1].shape
