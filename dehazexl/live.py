@@ -59,8 +59,6 @@ class Live:
 
     Attributes
     ----------
-    levels : tuple of Level
-        The dehazed levels, finest first.
     limits : tuple of float
         The values of the picture that are black and white.
     version : int
@@ -90,7 +88,6 @@ class Live:
     ) -> None:
         self.image, self.load, self.overlap, self.cache = image, load, overlap, cache
         self.limits = _checked(value_range(image) if limits is None else limits)
-        self.levels = tuple(Level(self, number) for number in range(len(image.levels)))
         self.version, self.lost = 0, False
         self.error: Exception | None = None
         self.notes: list[str] = []
@@ -110,6 +107,12 @@ class Live:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Live:
         return self  # viewers copy a layer's metadata to duplicate it; both show the same work
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The dehazed levels, finest first."""
+        # Made anew each time: a circle of references would keep the thread until Python looks for such.
+        return tuple(Level(self, number) for number in range(len(self.image.levels)))
 
     @property
     def strength(self) -> float:
@@ -212,8 +215,8 @@ class Live:
             raw = self._pixels[level].read(window)
         except Exception as error:
             self.lost = True
-            self._fail(error)
-            return np.zeros((window.height, window.width, *self.levels[level].shape[2:]), self.dtype)
+            self._fail(_bare(error))
+            return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
         low, high = self.limits
         own = raw[..., list(self.image.rgb)].astype(np.float32)
         hazy = np.nan_to_num((own - np.float32(low)) / np.float32(high - low))
@@ -422,6 +425,15 @@ def _checked(limits: tuple[float, float]) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
     return float(low), float(high)
+
+
+def _bare(error: Exception) -> Exception:
+    """Return an error without the frames that it came through: to keep them would keep the window that was painting."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _stretched(plane: NDArray[np.float32], window: Window, shape: tuple[int, ...]) -> NDArray[np.float32]:

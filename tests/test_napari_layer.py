@@ -1,0 +1,483 @@
+"""Layers of the plugin: what the reader opens, and what dehazes it, in real windows and without any."""
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import dehazexl
+from dehazexl.model import SPECS, DehazeXL
+from dehazexl.weights import save_model
+
+pytest.importorskip("napari")
+
+LIVE = "dehazexl-live"
+GROWING = "dehazexl-growing"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of overviews of the test's own."""
+    monkeypatch.setattr("napari_dehazexl._reader.cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return save_model(DehazeXL(SPECS["tiny"]), tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture
+def dehaze(weights) -> Iterator[Callable[..., Any]]:
+    """`dehaze_layer` with small weights; what it starts is ended with the test."""
+    from napari_dehazexl import dehaze_layer
+
+    made = []
+
+    def start(layer, **kwargs):
+        made.append(dehaze_layer(layer, **{"weights": weights, "dtype": "float32"} | kwargs))
+        return made[-1]
+
+    yield start
+    for layer in made:
+        if LIVE in layer.metadata:
+            layer.metadata[LIVE].close(60)
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What the user is told went wrong, or may."""
+    from napari.utils.notifications import NotificationSeverity, notification_manager
+
+    messages: list[str] = []
+
+    def listen(notification: Any) -> None:
+        if notification.severity >= NotificationSeverity.WARNING:
+            messages.append(notification.message)
+
+    notification_manager.notification_ready.connect(listen)
+    yield messages
+    notification_manager.notification_ready.disconnect(listen)
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    y, x = np.mgrid[:1100, :1300]
+    return np.stack([y % 256, x % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def large(tmp_path) -> Path:
+    """A tiled TIFF of four bands, too large to be shown without overviews."""
+    y, x = np.mgrid[:2500, :2600]
+    pixels = np.stack([y // 10, x // 11, (x + y) // 21, x // 3], axis=-1).astype(np.uint16)
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", extrasamples=["unspecified"])
+    return path
+
+
+@pytest.fixture
+def gate(monkeypatch) -> threading.Event:
+    """Overviews are only made when this is set."""
+    from dehazexl import overviews
+
+    event, make = threading.Event(), overviews.make_overviews
+    monkeypatch.setattr(overviews, "make_overviews", lambda *args: event.wait(60) and make(*args))
+    return event
+
+
+def opened(viewer: Any, path: Path) -> Any:
+    return viewer.open(str(path), plugin="napari-dehazexl")[0]
+
+
+def workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("dehaze ", "overviews "))]
+
+
+def canvas(viewer: Any) -> np.ndarray:
+    return viewer.screenshot(flash=False)[..., :3].astype(int)
+
+
+def hidden(layer: Any, viewer: Any, qtbot: Any) -> np.ndarray:
+    """What the canvas shows without a layer."""
+    layer.visible = False
+    qtbot.wait(300)
+    shown = canvas(viewer)
+    layer.visible = True
+    return shown
+
+
+def camera(viewer: Any) -> Any:
+    return (viewer.scene if hasattr(viewer, "scene") else viewer).camera  # 0.9 moved it
+
+
+class Beat:
+    """The longest time that the window's event loop stood still."""
+
+    def __init__(self) -> None:
+        from qtpy.QtCore import QTimer
+
+        self.longest, self.last = 0.0, time.perf_counter()
+        self.timer = QTimer()
+        self.timer.timeout.connect(self.beat)
+        self.timer.start(5)
+
+    def beat(self) -> None:
+        now = time.perf_counter()
+        self.longest, self.last = max(self.longest, now - self.last), now
+
+
+# What is read, and with which limits
+
+
+def test_torch_is_not_imported_by_looking_at_pictures(tmp_path, scene) -> None:
+    tifffile.imwrite(tmp_path / "scene.tif", scene, tile=(256, 256), photometric="rgb")
+    code = (
+        "import sys, napari; viewer = napari.Viewer(show=False);"
+        f"viewer.open({str(tmp_path / 'scene.tif')!r}, plugin='napari-dehazexl'); viewer.close();"
+        "assert 'torch' not in sys.modules, 'torch'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_limits_are_those_of_the_whole_picture(make_napari_viewer_proxy, dehaze, tmp_path, scene) -> None:
+    deep = scene.astype(np.uint16) * 10
+    deep[:300, :300] = 60000
+    tifffile.imwrite(tmp_path / "deep.tif", deep, tile=(256, 256), photometric="rgb")
+    viewer = make_napari_viewer_proxy()
+    layer = opened(viewer, tmp_path / "deep.tif")
+    assert tuple(layer.contrast_limits) == (0, 1)
+    whole = dehaze(layer, viewer=viewer, strength=0)
+    part = dehaze(layer, viewer=viewer, strength=0, region=(500, 900, 600, 1100))
+    assert part.metadata[LIVE].limits == whole.metadata[LIVE].limits == (0, 60000)
+    np.testing.assert_array_equal(part.data[0][:], whole.data[0][500:900, 600:1100])
+    layer.contrast_limits = (0.25, 0.5)
+    assert dehaze(layer, viewer=viewer).metadata[LIVE].limits == (15000, 30000)
+
+
+def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:
+    from napari.layers import Image
+
+    layer = Image(scene, rgb=True)
+    assert dehaze(layer).metadata[LIVE].limits == (0, 255)
+    layer.contrast_limits = (30, 200)
+    shown = dehaze(layer, strength=0)
+    assert shown.metadata[LIVE].limits == (30, 200)
+    np.testing.assert_array_equal(shown.data[0][:], scene)
+
+
+def test_bands_are_known_by_their_place(make_napari_viewer_proxy, large, gate, told, qtbot) -> None:
+    viewer = make_napari_viewer_proxy()
+    colours, further = viewer.open(str(large), plugin="napari-dehazexl")
+    assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9) and not further.visible
+    further.name = "red"
+    gate.set()
+    qtbot.waitUntil(lambda: GROWING not in further.metadata, timeout=60_000)
+    np.testing.assert_array_equal(np.asarray(further.data[0][:2]), tifffile.imread(large)[:2, :, 3])
+    assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9)
+    assert GROWING not in colours.metadata and not told
+
+
+def test_alpha_is_shown_as_such(make_napari_viewer_proxy, dehaze, tmp_path, scene, qtbot) -> None:
+    alpha = np.full((*scene.shape[:2], 1), 255, np.uint8)
+    alpha[:500] = 0
+    pixels = np.concatenate([scene, alpha], axis=-1)
+    tifffile.imwrite(tmp_path / "alpha.tif", pixels, tile=(256, 256), photometric="rgb", extrasamples=["unassalpha"])
+    viewer = make_napari_viewer_proxy()
+    layers = viewer.open(str(tmp_path / "alpha.tif"), plugin="napari-dehazexl")
+    assert len(layers) == 1, "alpha is no further band"
+    np.testing.assert_array_equal(np.asarray(layers[0].data[0]), pixels)
+    for source in (layers[0], viewer.add_image(pixels, rgb=True, name="array")):
+        shown = dehaze(source, viewer=viewer)
+        assert shown.rgb
+        shown.data[0][:]
+        live = shown.metadata[LIVE]
+        qtbot.waitUntil(lambda live=live: live.wait(0.01), timeout=60_000)
+        np.testing.assert_array_equal(shown.data[0][:500], pixels[:500])
+        np.testing.assert_array_equal(shown.data[0][500:, :, 3], alpha[500:, :, 0])
+
+
+def test_an_array_is_known_again(scene) -> None:
+    from napari.layers import Image
+
+    from napari_dehazexl._layer import source_of
+
+    layer = Image(scene, rgb=True)
+    token = source_of(layer)[0].fingerprint
+    assert token and source_of(layer)[0].fingerprint == token
+    assert source_of(Image(scene[::-1], rgb=True))[0].fingerprint != token
+
+
+# Overviews of large pictures
+
+
+def test_it_goes_on_to_grow_behind_another_window(make_napari_viewer_proxy, large, gate, qtbot) -> None:
+    behind = make_napari_viewer_proxy()
+    layer = opened(behind, large)
+    qtbot.wait(500)
+    make_napari_viewer_proxy()
+    qtbot.wait(500)
+    assert layer.metadata[GROWING].running
+    gate.set()
+    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+
+
+def test_without_a_window_the_overviews_are_used(large) -> None:
+    from napari.layers import Image
+
+    from napari_dehazexl._layer import source_of
+    from napari_dehazexl._reader import layers_of
+
+    data, kwargs, _ = layers_of(dehazexl.open_image(large))[0]
+    layer = Image(data, **kwargs)
+    growing = layer.metadata[GROWING]
+    assert growing.wait(60)
+    image, _ = source_of(layer)
+    half = tifffile.imread(large)[:, :, :3].reshape(1250, 2, 1300, 2, 3).astype(float).mean((1, 3))
+    assert np.abs(np.asarray(image.levels[1])[..., :3] - half).max() <= 0.5
+    assert np.asarray(layer.data[1]).std() > 0.1
+
+
+def test_without_overviews_it_is_dehazed_all_the_same(
+    make_napari_viewer_proxy, dehaze, large, cache, told, qtbot
+) -> None:
+    cache.write_text("in the way")
+    viewer = make_napari_viewer_proxy(show=True)
+    layer = opened(viewer, large)
+    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    assert len(told) == 1 and "without overviews" in told[0]
+    dehazed = dehaze(layer, viewer=viewer)
+    live = dehazed.metadata[LIVE]
+    dehazed.data[0][:300, :300]
+    qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
+    assert len(told) == 1
+
+
+def test_a_lazy_array_gets_overviews_too(dehaze) -> None:
+    import dask.array as da
+    from napari.layers import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (2100, 300, 3), np.uint8)
+    layer = Image(da.from_array(pixels, chunks=(512, 100, 1)), rgb=True, contrast_limits=(0, 255))
+    with pytest.raises(ValueError, match="are being made"):
+        dehaze(layer)
+    assert layer.metadata[GROWING].wait(60)
+    live = dehaze(layer).metadata[LIVE]
+    live.levels[0][:300]
+    assert live.wait(60)
+    assert max(live.levels[-1].shape[:2]) <= 64
+
+
+# The dehazed layer in a window
+
+
+def test_a_large_array_stops_nothing(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
+    viewer = make_napari_viewer_proxy(show=True)
+    dehaze(viewer.add_image(scene[:300, :300], rgb=True), viewer=viewer)  # imports, which take their time once
+    pixels = np.random.default_rng(0).integers(0, 255, (5000, 7000, 3), np.uint8)
+    layer = viewer.add_image(pixels, rgb=True)
+    qtbot.wait(500)
+    started = time.perf_counter()
+    dehazed = dehaze(layer, viewer=viewer)
+    assert time.perf_counter() - started < 2
+    assert max(dehazed.data[-1].shape[:2]) <= 64
+    qtbot.wait(500)
+    live, beat = dehazed.metadata[LIVE], Beat()
+    for zoom in (1, 0.3, 2):
+        camera(viewer).zoom = zoom
+        qtbot.wait(1000)
+    assert beat.longest < 0.5
+    assert live.running and live.error is None
+
+
+def test_source_pixels_first_dehazed_pixels_after(make_napari_viewer_proxy, dehaze, scene, monkeypatch, qtbot) -> None:
+    from napari_dehazexl import _layer
+
+    gate, load = threading.Event(), _layer.network
+    monkeypatch.setattr(_layer, "network", lambda *args: gate.wait(60) and load(*args))
+    viewer = make_napari_viewer_proxy(show=True)
+    dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
+    hazy = hidden(dehazed, viewer, qtbot)
+    viewer.layers[0].visible = False
+    qtbot.wait(300)
+    assert np.abs(canvas(viewer) - hazy).mean() < 1
+    gate.set()
+    qtbot.waitUntil(lambda: np.abs(canvas(viewer) - hazy).mean() > 2, timeout=60_000)
+    camera(viewer).zoom = 3  # what comes into view is dehazed, too
+    live = dehazed.metadata[LIVE]
+    qtbot.waitUntil(lambda: live._view is not None and live.wait(0.01), timeout=60_000)
+    view = live._view
+    assert view is not None and view[0] == 0
+    assert live.status == "all in view is dehazed"
+
+
+def test_async_slicing(make_napari_viewer_proxy, dehaze, scene, monkeypatch, qtbot) -> None:
+    from napari.settings import get_settings
+
+    monkeypatch.setattr(get_settings().experimental, "async_", True)
+    viewer = make_napari_viewer_proxy(show=True)
+    dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
+    hazy = hidden(dehazed, viewer, qtbot)
+    qtbot.waitUntil(lambda: np.abs(canvas(viewer) - hazy).mean() > 2, timeout=60_000)
+
+
+def test_short_memory_is_said_once(make_napari_viewer_proxy, dehaze, scene, told, monkeypatch, qtbot) -> None:
+    encode = DehazeXL.encode
+
+    def short(self: DehazeXL, tiles: torch.Tensor) -> Any:
+        if len(tiles) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode(self, tiles)
+
+    monkeypatch.setattr(DehazeXL, "encode", short)
+    viewer = make_napari_viewer_proxy(show=True)
+    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
+    qtbot.wait(500)
+    assert len(told) == 1 and "memory was short: 2 tiles" in told[0]
+
+
+def test_it_lies_on_its_source(make_napari_viewer_proxy, dehaze, scene) -> None:
+    viewer = make_napari_viewer_proxy()
+    affine = np.array([[1, 0.2, 1000], [0, 1, 2000], [0, 0, 1]])
+    layer = viewer.add_image(
+        scene, rgb=True, scale=(2, 3), translate=(5, 6), rotate=30, shear=[0.1], affine=affine, units=("um", "um")
+    )
+    whole = dehaze(layer, viewer=viewer)
+    part = dehaze(layer, viewer=viewer, region=(100, 400, 200, 700))
+    np.testing.assert_allclose(whole.data_to_world((150, 290)), layer.data_to_world((150, 290)))
+    np.testing.assert_allclose(part.data_to_world((50, 90)), layer.data_to_world((150, 290)))
+    assert whole.units == part.units == layer.units
+
+
+def test_what_is_refused(make_napari_viewer_proxy, dehaze, scene) -> None:
+    viewer = make_napari_viewer_proxy()
+    layer = viewer.add_image(scene, rgb=True)
+    with pytest.raises(ValueError, match="two rising numbers"):
+        dehaze(layer, value_range=(10, 5), viewer=viewer)
+    dehazed = dehaze(layer, viewer=viewer)
+    with pytest.raises(ValueError, match="is dehazed already: select its source"):
+        dehaze(dehazed, viewer=viewer)
+    assert len(viewer.layers) == 2
+
+
+def test_layers_share_the_network(dehaze, scene, qtbot) -> None:
+    from napari.layers import Image
+
+    layer = Image(scene[:300, :300], rgb=True)
+    lives = [dehaze(layer).metadata[LIVE] for _ in range(2)]
+    assert all(live.wait(60) for live in lives)
+    assert lives[0]._model is lives[1]._model
+
+
+# What goes while it is at work
+
+
+def test_a_zarr_that_vanishes_is_said_once(make_napari_viewer_proxy, dehaze, tmp_path, scene, told, qtbot) -> None:
+    path = tmp_path / "scene.ome.zarr"
+    dehazexl.to_zarr(scene, path)
+    viewer = make_napari_viewer_proxy(show=True)
+    layer = opened(viewer, path)
+    dehazed = dehaze(layer, viewer=viewer)
+    qtbot.wait(300)
+    shutil.rmtree(path)
+    for center in ((0, 300, 300), (0, 800, 900)):
+        camera(viewer).zoom, camera(viewer).center = 2, center
+        qtbot.wait(500)
+    assert len(told) == 1 and "scene cannot be read" in told[0] and "is gone" in told[0]
+    assert not np.asarray(layer.data[0][:300, :300]).any() and not dehazed.data[0][:300, :300].any()
+    assert not dehazed.metadata[LIVE].running
+
+
+def test_a_tiff_that_is_cut_short_is_said_once(make_napari_viewer_proxy, dehaze, tmp_path, told, qtbot) -> None:
+    path = tmp_path / "noise.tif"
+    dehazexl.to_tiff(np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), np.uint8), path)
+    viewer = make_napari_viewer_proxy(show=True)
+    dehaze(opened(viewer, path), viewer=viewer)
+    qtbot.wait(300)
+    os.truncate(path, 1000)
+    for center in ((0, 300, 300), (0, 1500, 1500)):
+        camera(viewer).zoom, camera(viewer).center = 2, center
+        qtbot.wait(500)
+    assert len(told) == 1 and "noise cannot be read" in told[0]
+
+
+def test_the_source_is_removed(make_napari_viewer_proxy, dehaze, scene, told, qtbot) -> None:
+    viewer = make_napari_viewer_proxy(show=True)
+    layer = viewer.add_image(scene, rgb=True)
+    live = dehaze(layer, viewer=viewer).metadata[LIVE]
+    viewer.layers.remove(layer)
+    qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
+    assert not told
+
+
+def test_a_duplicate_shows_the_same_work(make_napari_viewer, dehaze, scene, qtbot) -> None:
+    from napari.layers._layer_actions import _duplicate_layer
+
+    viewer = make_napari_viewer()
+    dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
+    viewer.layers.selection = {dehazed}
+    _duplicate_layer(viewer.layers)
+    live, copy = dehazed.metadata[LIVE], viewer.layers[-1]
+    assert copy.metadata[LIVE] is live and copy.data[0].live is live
+    viewer.layers.remove(dehazed)
+    assert live.running
+    viewer.layers.remove(copy)
+    qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+
+
+def test_a_removed_layer_s_tiles_go(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
+    viewer = make_napari_viewer_proxy(show=True)
+    dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
+    live = dehazed.metadata[LIVE]
+    camera(viewer).zoom = 3
+    qtbot.waitUntil(lambda: bool(live._tiles), timeout=60_000)
+    viewer.layers.remove(dehazed)
+    assert not live._tiles and live._overview is None and live._model is None
+    qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+
+
+def test_x_on_one_of_two_windows(make_napari_viewer, dehaze, scene, qtbot) -> None:
+    make_napari_viewer(show=True)
+    viewer = make_napari_viewer(show=True)
+    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    assert live.running
+    viewer.window._qt_window.close()
+    qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+    del viewer.window._qt_window  # so that the fixture does not close it once more
+
+
+def test_without_a_window_nothing_is_left_either(dehaze, scene) -> None:
+    from napari.components import ViewerModel
+
+    viewer = ViewerModel()
+    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    viewer.layers.pop()
+    live._worker.join(60)
+    assert not live.running
+
+
+def test_without_a_viewer_either(weights, scene) -> None:
+    from napari.layers import Image
+
+    from napari_dehazexl import dehaze_layer
+
+    dehazed = dehaze_layer(Image(scene, rgb=True), weights=weights)
+    thread = dehazed.metadata[LIVE]._worker._thread
+    assert thread.is_alive()
+    del dehazed
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
