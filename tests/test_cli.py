@@ -577,7 +577,7 @@ def test_train(inside: Path, capsys: pytest.CaptureFixture[str], error: Errors) 
     assert "step 2 of 2" in capsys.readouterr().out
     assert main(["run", "in.tif", "out.tif", "--weights", "new/last.safetensors"]) == 0
     Path("new/checkpoint.pt").write_bytes(b"hello")
-    assert "not a weights file" in error(*given, "--out", "new", "--resume")
+    assert "no checkpoint of dehazexl train" in error(*given, "--out", "new", "--resume")
 
 
 def test_the_recipe_is_the_default() -> None:
