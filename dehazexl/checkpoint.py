@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dehazexl.atomic import replacing
+from dehazexl.disk import replacing
 from dehazexl.model import DehazeXL, Spec
 from dehazexl.recipe import Recipe
 from dehazexl.weights import read_pickle

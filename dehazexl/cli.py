@@ -173,7 +173,8 @@ def run(
         overwrite=overwrite,
     )
     try:
-        dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, tokens, settings)
+        kept_in = tokens and tokens.expanduser()
+        dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, kept_in, settings)
     except KeyboardInterrupt:
         kept = f"run it again to go on with the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"
         fail(f"stopped; unfinished output was removed, {kept}")

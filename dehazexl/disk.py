@@ -1,4 +1,4 @@
-"""Disks that are full, and places on them that would overwrite each other."""
+"""Disks that are full, files that are there whole or not at all, and places that would overwrite each other."""
 
 from __future__ import annotations
 
@@ -20,6 +20,32 @@ def room(doing: str, remedy: str) -> Iterator[None]:
         if error.errno in FULL:
             raise OSError(error.errno, f"{os.strerror(error.errno)} while {doing}: {remedy}") from error
         raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write a file under, which takes the place of `path` when the block ends.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, e.g. on a full disk; what stood at `path` still stands, and nothing else is left.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        # torch.save says something else of its own when the file cannot be written.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError) or reason.errno is None:
+            raise
+        before = "the one before stands; " if path.exists() else ""
+        raise OSError(
+            reason.errno,
+            f"{path} could not be written: {os.strerror(reason.errno)}; {before}make room, or mend the disk",
+        ) from error
 
 
 def meet(one: Path, other: Path) -> bool:

@@ -7,7 +7,7 @@ import io
 import math
 from pathlib import Path
 
-from dehazexl.atomic import replacing
+from dehazexl.disk import replacing
 
 COLUMNS = ["step", "seconds", "waited", "loss", "lr", "skipped", "psnr", "ssim"]
 """Of the log."""

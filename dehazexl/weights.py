@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dehazexl.atomic import replacing
+from dehazexl.disk import replacing
 from dehazexl.model import SPECS, DehazeXL, Spec
 
 if TYPE_CHECKING:
