@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import napari.layers
+
     from dehazexl.image import Image
     from dehazexl.model import DehazeXL
+    from dehazexl.passes import Job
+    from dehazexl.tokens import TokenStore
+
+    Steps = Generator["Progress", None, bool]
+    """The steps of a save; in the end whether it is complete, or was stopped before."""
 
 SUFFIXES = (".ome.zarr", ".zarr", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a save is: its stage, and the share of it that is done, 0 to 1."""
+    """How far a save is: its stage, the share of it that is done, 0 to 1, and what the user should know."""
 
     stage: str
     share: float
+    note: str = ""
 
 
 def save(
@@ -33,12 +42,13 @@ def save(
     strength: float = 1.0,
     limits: tuple[float, float] | None = None,
     overwrite: bool = False,
-    stopped: threading.Event | None = None,
-) -> Iterator[Progress]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Steps:
     """Dehaze a whole picture into a file, as `dehazexl run` does.
 
-    The tokens are kept beside the file (``.NAME.tokens``) until it is complete: a save that was stopped goes on after
-    them when it is asked for again with the same settings. What stood under the name is only replaced at the end.
+    The tokens are kept beside the file (see `tokens_of`) until it is complete: a save that was stopped, or failed, goes
+    on after them when it is asked for again with the same settings. What stood under the name is only replaced at the
+    end. Where the device's memory is short, fewer tiles are computed at once.
 
     Parameters
     ----------
@@ -51,28 +61,51 @@ def save(
     overwrite
         Replace what is at `path`.
     stopped
-        When it is set, the work ends within a batch of tiles, without an error.
+        Asked after each batch of tiles, from several threads; once it says so the work ends, without an error.
 
     Yields
     ------
     Progress
         After each batch.
 
+    Returns
+    -------
+    bool
+        Whether the file is complete.
+
     Raises
     ------
     FileExistsError, FileNotFoundError, ValueError, OSError
-        See `dehazexl.sink.write`.
+        See `dehazexl.sink.write`. ValueError also while the same file is being written.
     """
-    from dehazexl.passes import encode, fuse
-    from dehazexl.pipeline import decode_lazily, prepare
-    from dehazexl.sink import check, total, write
+    from dehazexl.live import _short_of_memory
+    from dehazexl.pipeline import prepare
+    from dehazexl.sink import check
 
-    stopped = stopped or threading.Event()
-    check(image.levels[0], path, image, overwrite=overwrite)
-    yield Progress("loading the weights", 0)
-    job = prepare(image, load(), overlap, strength, limits)
-    tokens = path.with_name(f".{path.name}.tokens")
-    store = _fresh_tokens(job, tokens)
+    note = "memory was short: fewer tiles are computed at once from now on"
+    with claimed(path):
+        check(image.levels[0], path, image, overwrite=overwrite)
+        yield Progress("loading the weights", 0)
+        job = prepare(image, load(), overlap, strength, limits)
+        store = _fresh_tokens(job, tokens_of(path))
+        while True:
+            try:
+                return (yield from _passes(job, store, path, overwrite, stopped))
+            except Exception as error:
+                if not _short_of_memory(error) or job.batch == 1:
+                    raise
+            # The tokens that there are stay; decoding begins anew.
+            job = replace(job, batch=max(1, job.batch // 2))
+            yield Progress("encoding", 0, note)
+            note = ""
+
+
+def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: Callable[[], bool]) -> Steps:
+    """Encode, fuse, decode and write; remove the tokens when the file is there."""
+    from dehazexl.passes import encode, fuse
+    from dehazexl.pipeline import decode_lazily
+    from dehazexl.sink import total, write
+
     tiles = job.grid.rows * job.grid.cols
     for stage, work, count in (
         ("encoding", encode(job, store), tiles),
@@ -82,72 +115,141 @@ def save(
         for some in work:
             done += some
             yield Progress(stage, done / count)
-            if stopped.is_set():
-                return
+            if stopped():
+                return False
 
     def tell(_: int) -> None:
-        if stopped.is_set():
+        if stopped():
             raise Stopped
 
     clear = decode_lazily(job, store, tell)
     try:
-        for pixels in write(clear, path, image, overwrite=overwrite):
+        for pixels in write(clear, path, job.image, overwrite=overwrite):
+            if pixels == total(clear):
+                # Before the last yield, which is where a window that closes leaves the work.
+                shutil.rmtree(tokens_of(path), ignore_errors=True)
             yield Progress("decoding", pixels / total(clear))
     except Stopped:
-        return
-    shutil.rmtree(tokens, ignore_errors=True)
+        return False
+    return True
 
 
 class Stopped(Exception):
     """The save was stopped while it decoded."""
 
 
-def _fresh_tokens(job: Any, folder: Path) -> Any:
+def copy(image: Image, path: Path, stopped: Callable[[], bool] = lambda: False) -> Steps:
+    """Write a picture as it is, in place of what is there; yields and returns as `save`."""
+    from dehazexl.sink import total, write
+
+    pixels = image.levels[0]
+    with claimed(path):
+        for done in write(pixels, path, image, overwrite=True):
+            yield Progress("writing", done / total(pixels))
+            if done < total(pixels) and stopped():
+                return False
+    return True
+
+
+def tokens_of(path: Path) -> Path:
+    """Return the folder of a save's tokens, ``.NAME.tokens`` beside the file."""
+    return path.with_name(f".{path.name}.tokens")
+
+
+def _fresh_tokens(job: Job, folder: Path) -> TokenStore:
     """Open the tokens of a save that was stopped, or begin anew if they are of other settings."""
     from dehazexl.pipeline import open_tokens
 
     try:
         return open_tokens(job, folder)
     except ValueError:
+        if not _holds_tokens(folder):
+            raise ValueError(f"{folder} is in the way and holds no tokens: move it, or choose another name") from None
         shutil.rmtree(folder)
         return open_tokens(job, folder)
 
 
-def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Write an image layer for File > Save: a dehazed one dehazed in full, any other as it is.
+def _holds_tokens(folder: Path) -> bool:
+    """Tell whether a folder is one of ours, to be deleted at will."""
+    import zarr
+
+    try:
+        return "fingerprint" in zarr.open_group(folder, mode="r").attrs
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep others from writing the same file meanwhile: another widget, or napari's own menu.
+
+    Raises
+    ------
+    ValueError
+        If the file is being written.
+    """
+    path = path.resolve()
+    with _claiming:
+        if path in _claimed:
+            raise ValueError(f"{path.name} is being written: wait for it, or cancel that first")
+        _claimed.add(path)
+    try:
+        yield
+    finally:
+        _claimed.discard(path)
+
+
+_claimed: set[Path] = set()
+_claiming = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a save ended: complete, stopped (neither), or with an error."""
+
+    complete: bool = False
+    error: Exception | None = None
+
+
+def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[], bool]) -> Any:
+    """Return a worker, not started yet, that goes through the steps of a save.
 
     Parameters
     ----------
-    path
-        Ends in one of `SUFFIXES`.
-    data
-        The layer's array, or its levels.
-    meta
-        What napari says of the layer.
+    make
+        Returns the steps; is given what tells them to stop.
+    cancelled
+        Whether the user wants no more of it. napari wants no more when it quits.
 
     Returns
     -------
-    list of str
-        The path, or nothing where the suffix is none of ours.
+    GeneratorWorker
+        It yields each `Progress`, and returns an `Outcome`.
     """
-    from napari.utils import progress
+    from napari.qt.threading import create_worker
 
+    def work() -> Generator[Progress, None, Outcome]:
+        try:
+            return Outcome((yield from make(lambda: cancelled() or worker.abort_requested)))
+        except Exception as error:
+            return Outcome(error=error)
+
+    worker: Any = create_worker(work)
+    return worker
+
+
+def read_from_file(layer: napari.layers.Image, path: Path) -> None:
+    """Let a dehazed layer read what was saved of it, and end its work.
+
+    Pictures without a pyramid (PNG, JPEG) are no good for that; the layer then stays as it is.
+    """
     from dehazexl import open_image
-    from dehazexl.sink import write
+    from napari_dehazexl._layer import LIVE
+    from napari_dehazexl._reader import IMAGE, LIMITS, colours_of
 
-    if not path.lower().endswith(SUFFIXES):
-        return []
-    metadata = meta.get("metadata", {})
-    if (live := metadata.get("dehazexl-live")) is not None:
-        settings = {"overlap": live.overlap, "strength": live.strength, "limits": live.limits, "overwrite": True}
-        with progress(total=100, desc=f"Dehazing {live.image.name}") as bar:
-            for step in save(live.image, Path(path), live.load, **settings):
-                bar.set_description(step.stage)
-                bar.update(int(100 * step.share) - bar.n)
-        return [path]
-    finest = data[0] if meta.get("multiscale") else data
-    image = metadata.get("dehazexl")
-    like = image if image is not None and image.levels[0].shape == finest.shape else open_image(finest)
-    for _ in write(like.levels[0], path, like, overwrite=True):
-        pass
-    return [path]
+    if not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
+        return
+    image, live = open_image(path), layer.metadata[LIVE]
+    live.close()
+    layer.metadata = {IMAGE: image, LIMITS: live.limits}
+    layer.data = colours_of(image, limits=live.limits)

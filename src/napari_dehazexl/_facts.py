@@ -1,0 +1,68 @@
+"""What torch, which takes seconds to import, has to be asked: not in the window's thread."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Network:
+    """What has to be known of a network, without building it.
+
+    Attributes
+    ----------
+    channels
+        Of a token.
+    itemsize
+        Bytes of a number in which tokens are kept.
+    pool
+        Side of the square of tokens that share a key and a value.
+    on_cpu
+        Whether it runs on the CPU.
+    """
+
+    channels: int
+    itemsize: int
+    pool: int
+    on_cpu: bool
+
+
+def look_up(weights: str, device: str, dtype: str) -> Network | str:
+    """Return what is known of a network, or why nothing is."""
+    try:
+        return read_network(weights, device, dtype)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def read_network(weights: str, device: str, dtype: str) -> Network:
+    """Read what a weights file says of its network.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        See `dehazexl.load_model`.
+    """
+    from dehazexl.model import SPECS, Spec
+    from dehazexl.weights import choose_device, choose_dtype, describe, find_weights
+
+    target = choose_device(device)
+    ours = find_weights(weights).suffix == ".safetensors"
+    spec = Spec.from_json(json.dumps(describe(weights)["spec"])) if ours else SPECS["official"]
+    itemsize = min(4, choose_dtype(dtype, target).itemsize)
+    return Network(spec.widths[-1], itemsize, spec.context_pool, target.type == "cpu")
+
+
+def devices() -> list[tuple[str, str]]:
+    """List names for people and for torch of the devices that are there."""
+    import psutil
+    import torch
+
+    found = [("auto", "auto"), (f"cpu, {psutil.virtual_memory().total / 2**30:.0f} GB", "cpu")]
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        found.append((f"{about.name}, {about.total_memory / 2**30:.0f} GB", f"cuda:{number}"))
+    if torch.backends.mps.is_available():
+        found.append(("Apple GPU (mps)", "mps"))
+    return found

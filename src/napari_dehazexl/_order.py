@@ -1,0 +1,64 @@
+"""What the widget's choices come to: a picture, and how it is to be dehazed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dehazexl.grid import TileGrid
+from napari_dehazexl._layer import network
+from napari_dehazexl._save import save
+
+if TYPE_CHECKING:
+    from dehazexl.image import Image
+    from dehazexl.live import Live
+    from napari_dehazexl._save import Steps
+
+
+@dataclass(frozen=True)
+class Order:
+    """A picture, or a region of one, to be dehazed.
+
+    Attributes
+    ----------
+    image
+        The picture.
+    network
+        Weights, device and dtype, see `dehazexl.load_model`.
+    overlap, strength, limits
+        See `dehazexl.dehaze`; limits are its value range.
+    """
+
+    image: Image
+    network: tuple[str, str, str]
+    overlap: int
+    strength: float
+    limits: tuple[float, float]
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the picture."""
+        height, width, _ = self.image.levels[0].shape
+        grid = TileGrid(height, width, self.overlap)
+        return grid.rows * grid.cols
+
+    def fits(self, live: Live) -> bool:
+        """Tell whether a layer shows the same pixels dehazed alike; its strength may be another."""
+        theirs = live.image.fingerprint, network_of(live), live.overlap, live.limits
+        return theirs == (self.image.fingerprint, self.network, self.overlap, self.limits)
+
+    def steps(self, path: Path, stopped: Callable[[], bool]) -> Steps:
+        """Return the steps of saving it, in place of what is there."""
+        load = partial(network, *self.network)
+        return save(
+            self.image, path, load, overlap=self.overlap, strength=self.strength, limits=self.limits,
+            overwrite=True, stopped=stopped,
+        )  # fmt: skip
+
+
+def network_of(live: Live) -> tuple[str, ...]:
+    """Return the weights, device and dtype that `dehaze_layer` was called with."""
+    return tuple(str(each) for each in getattr(live.load, "args", ()))

@@ -1,0 +1,63 @@
+"""Which rows and columns of a layer are meant: a rectangle of a Shapes layer, or what is on screen."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari.layers import Image, Shapes
+
+    Region = tuple[int, int, int, int]
+    """First and last row, first and last column: ``(y0, y1, x0, x1)``."""
+
+
+def drawn(shapes: Shapes, layer: Image) -> Region:
+    """Return what the selected, or else the last, shape covers of a layer.
+
+    Raises
+    ------
+    ValueError
+        If there is no shape, or it lies outside.
+    """
+    if not len(shapes.data):
+        raise ValueError(f"the layer {shapes.name!r} holds no shape: draw a rectangle")
+    number = max(shapes.selected_data) if shapes.selected_data else len(shapes.data) - 1
+    corners = [layer.world_to_data(shapes.data_to_world(corner)) for corner in shapes.data[number]]
+    return clipped([corner[-2:] for corner in corners], layer)
+
+
+def on_screen(viewer: Any, layer: Image) -> Region:
+    """Return what is on screen of a layer.
+
+    Raises
+    ------
+    ValueError
+        If nothing is.
+    """
+    if hasattr(viewer, "canvas"):  # since napari 0.9
+        camera, size = viewer.scene.camera, viewer.canvas.size
+        reach = [side / camera.zoom / 2 for side in size]
+        middle = camera.center[-2:]
+        return clipped(
+            [layer.world_to_data([m + sign * r for m, r in zip(middle, reach, strict=True)]) for sign in (-1, 1)],
+            layer,
+        )
+    # Before, napari tells it of the level on show, widened to the picture's chunks.
+    level = layer.data_level if layer.multiscale else 0
+    factors = layer.downsample_factors[level][-2:] if layer.multiscale else (1, 1)
+    return clipped(layer.corner_pixels[:, -2:] * factors, layer)
+
+
+def clipped(corners: Any, layer: Image) -> Region:
+    """Return the rows and columns of a layer between corners ``(y, x)``."""
+    level = layer.data[0] if layer.multiscale else layer.data
+    edges = []
+    for axis in (0, 1):
+        values = [float(corner[axis]) for corner in corners]
+        start = max(0, math.floor(min(values) + 0.5))
+        stop = min(int(level.shape[axis]), math.ceil(max(values) + 0.5))
+        if start >= stop:
+            raise ValueError(f"the region lies outside the layer {layer.name!r}")
+        edges += [start, stop]
+    return edges[0], edges[1], edges[2], edges[3]

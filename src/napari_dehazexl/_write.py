@@ -1,0 +1,202 @@
+"""Writer: what File > Save does with an image layer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_dehazexl._layer import LIVE
+from napari_dehazexl._reader import BAND, IMAGE, Shown, viewers
+from napari_dehazexl._save import SUFFIXES, Outcome, Progress, copy, in_thread, read_from_file, save
+
+if TYPE_CHECKING:
+    from dehazexl.image import Image
+    from dehazexl.live import Live
+    from napari_dehazexl._save import Steps
+
+    Make = Callable[[Callable[[], bool]], Steps]
+
+
+def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write an image layer for File > Save: a dehazed one dehazed in full, any other as it is.
+
+    The window lives meanwhile; napari's activity panel shows how far it is, and cancels. What is at the path is
+    replaced at the end: napari's dialog has asked.
+
+    Parameters
+    ----------
+    path
+        Ends in one of `SUFFIXES`.
+    data
+        The layer's array, or its levels.
+    meta
+        What napari says of the layer.
+
+    Returns
+    -------
+    list of str
+        The path, or nothing where the suffix is none of ours.
+
+    Raises
+    ------
+    OSError
+        If the layer is no picture of two dimensions, if it cannot be written, or if it was cancelled.
+    """
+    from dehazexl.live import Level
+
+    if not path.lower().endswith(SUFFIXES):
+        return []
+    target, live = Path(path), meta.get("metadata", {}).get(LIVE)
+    finest = data[0] if meta.get("multiscale") else data
+    shown = live is not None and isinstance(finest, Level) and finest.live is live
+    try:
+        complete = finished(_dehazed(live, target) if shown else _copied(finest, meta, target), f"saving {target.name}")
+    except ValueError as error:  # which napari takes for a writer that is not there
+        raise OSError(str(error)) from error
+    if not complete:
+        raise OSError(
+            f"{target.name} was cancelled" + (": saving it again goes on after what is done" if shown else "")
+        )
+    if shown:
+        _show_file(live, target)
+    return [path]
+
+
+def _dehazed(live: Live, path: Path) -> Make:
+    """Save a dehazed layer as `dehaze_layer` was asked for it."""
+    return lambda stopped: save(
+        live.image, path, live.load, overlap=live.overlap, strength=live.strength, limits=live.limits,
+        overwrite=True, stopped=stopped,
+    )  # fmt: skip
+
+
+def _copied(finest: Any, meta: dict[str, Any], path: Path) -> Make:
+    """Save any other layer."""
+    return partial(copy, picture_of(finest, meta), path)
+
+
+def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
+    """Return the picture in a layer: the reader's, with all its bands and values, while the layer shows that.
+
+    Parameters
+    ----------
+    finest
+        The layer's array, or its finest level.
+    meta
+        What napari says of the layer.
+
+    Raises
+    ------
+    ValueError
+        If the layer has further dimensions, or values that are no picture's.
+    """
+    dimensions = finest.ndim - bool(meta.get("rgb"))
+    if dimensions != 2:
+        raise ValueError(
+            f"the layer {meta.get('name')!r} has {dimensions} dimensions: a picture of two can be saved, such as a "
+            "slice of it"
+        )
+    metadata = meta.get("metadata", {})
+    shown = _shown_in(finest)
+    if shown is None:
+        return _described(finest, meta, metadata.get(IMAGE))
+    source = shown.image
+    if len(shown.shape) == 3:
+        return source
+    band = metadata[BAND]
+    one = source.levels[0][..., band : band + 1]
+    return replace(source, levels=(one,), bands=(source.bands[band],), rgb=(0, 0, 0), alpha=None)
+
+
+def _shown_in(finest: Any) -> Shown | None:
+    """Return what of the reader's an array shows as it is; None if something else, or something was done to it."""
+    import dask.array as da
+
+    if not isinstance(finest, da.Array) or len(finest.dask.layers) > 2:  # what is read, and its cutting into chunks
+        return None
+    ends = [next(iter(layer.values())) for layer in finest.dask.layers.values() if len(layer) == 1]
+    return next((end for end in ends if isinstance(end, Shown)), None)
+
+
+def _described(finest: Any, meta: dict[str, Any], source: Image | None) -> Image:
+    """Describe a layer's own pixels; those of the size of the picture that they come from lie where it lies."""
+    import dask.array as da
+
+    from dehazexl import open_image
+
+    array = finest if isinstance(finest, da.Array) else da.from_array(finest, chunks=2048, name=False)
+    array = (array if array.ndim == 3 else array[..., None]).rechunk({2: -1})
+    units = meta.get("units") or ("pixel",)
+    image = replace(
+        open_image(array), name=str(meta.get("name", "layer")), alpha=3 if array.shape[2] == 4 else None,
+        scale=tuple(meta.get("scale", (1, 1))), translate=tuple(meta.get("translate", (0, 0))), units=str(units[0]),
+    )  # fmt: skip
+    if source is None or source.levels[0].shape[:2] != array.shape[:2]:
+        return image
+    nodata = source.nodata if source.levels[0].dtype == array.dtype else None
+    return replace(image, geo=source.geo, path=source.path, nodata=nodata)
+
+
+def finished(make: Make, title: str) -> bool:
+    """Go through the steps of a save while the window lives, and tell whether it is complete."""
+    import napari
+    from napari.utils import cancelable_progress
+
+    with cancelable_progress(total=100, desc=title) as bar:
+        if napari.current_viewer() is None or threading.current_thread() is not threading.main_thread():
+            return _followed(make(lambda: False), bar)
+        outcome = _pumped(in_thread(make, lambda: bar.is_canceled), bar)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.complete
+
+
+def _followed(steps: Steps, bar: Any) -> bool:
+    """Go through the steps in this thread: a script has no window to be kept alive."""
+    try:
+        while True:
+            _tell(next(steps), bar)
+    except StopIteration as end:
+        return bool(end.value)
+
+
+def _pumped(worker: Any, bar: Any) -> Outcome:
+    """Let a worker run and handle the window's events until it has ended."""
+    from qtpy.QtCore import QEventLoop
+    from qtpy.QtWidgets import QApplication
+
+    application: Any = QApplication.instance()
+    outcomes: list[Outcome] = []
+    ended = threading.Event()
+    worker.yielded.connect(partial(_tell, bar=bar))
+    worker.returned.connect(outcomes.append)
+    worker.finished.connect(ended.set)
+    application.lastWindowClosed.connect(bar.cancel)
+    worker.start()
+    while not ended.is_set():
+        application.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
+    application.lastWindowClosed.disconnect(bar.cancel)
+    return outcomes[0] if outcomes else Outcome()
+
+
+def _tell(step: Progress, bar: Any) -> None:
+    """Show how far a save is."""
+    from napari.utils.notifications import show_warning
+
+    if step.note:
+        show_warning(step.note)
+    if not bar.is_canceled:
+        bar.set_description(step.stage)
+        bar.update(int(100 * step.share) - bar.n)
+
+
+def _show_file(live: Live, path: Path) -> None:
+    """Let the layer that was saved read from its file."""
+    for viewer in viewers():
+        for layer in viewer.layers:
+            if layer.metadata.get(LIVE) is live:
+                read_from_file(layer, path)
