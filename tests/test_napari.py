@@ -1,90 +1,22 @@
-"""The plugin in a real napari window."""
+"""The plugin in a real napari window: opening, dehazing, the widget's choices."""
 
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from shutil import copy
 
 import numpy as np
 import pytest
 import tifffile
-import torch
 
 import dehazexl
-from dehazexl.model import SPECS, DehazeXL
-from dehazexl.weights import save_model
 
 pytest.importorskip("napari")
 
-
-@pytest.fixture(autouse=True)
-def settings(tmp_path_factory, monkeypatch) -> Path:
-    """Settings and overviews of the test's own."""
-    path = tmp_path_factory.mktemp("settings") / "dehaze.json"
-    monkeypatch.setattr("napari_dehazexl._reader.cache_folder", lambda: path.parent / "overviews")
-    monkeypatch.setattr("napari_dehazexl._widget.settings_file", lambda: path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """A small network, as a file."""
-    torch.manual_seed(0)
-    return save_model(DehazeXL(SPECS["tiny"]), tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture
-def errors() -> Iterator[list[str]]:
-    """What the user is told went wrong."""
-    from napari.utils.notifications import NotificationSeverity, notification_manager
-
-    told: list[str] = []
-
-    def listen(notification: Any) -> None:
-        if notification.severity >= NotificationSeverity.ERROR:
-            told.append(notification.message)
-
-    notification_manager.notification_ready.connect(listen)
-    yield told
-    notification_manager.notification_ready.disconnect(listen)
-
-
-def workers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("dehaze ")]
-
-
-@pytest.fixture
-def opened(make_napari_viewer_proxy, tmp_path, scene):
-    """A viewer that shows a tiled TIFF with overviews, and its layer."""
-    path = tmp_path / "scene.tif"
-    dehazexl.to_tiff(scene, path)
-    viewer = make_napari_viewer_proxy(show=True)
-    (layer,) = viewer.open(str(path), plugin="napari-dehazexl")
-    return viewer, layer
-
-
-@pytest.fixture
-def widget(opened, weights, qtbot):
-    """The widget, with its layer chosen and its devices listed."""
-    viewer, _ = opened
-    _, widget = viewer.window.add_plugin_dock_widget("napari-dehazexl", "Dehaze")
-    widget.weights.value = weights
-    widget.precision.value = "float32"
-    qtbot.waitUntil(lambda: len(widget.device.choices) >= 2, timeout=60_000)
-    return widget
-
-
-def click(button: Any) -> None:
-    button.native.click()
-
-
-@pytest.fixture
-def scene() -> np.ndarray:
-    y, x = np.mgrid[:1100, :1300]
-    return np.stack([y % 256, x % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+from window import *  # noqa: F403
+from window import click, close_dock, save_as, saved, workers
 
 
 def test_manifest_is_valid() -> None:
@@ -156,26 +88,26 @@ def test_napari_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_hazy_pixels_first_dehazed_after(opened, weights, scene, qtbot) -> None:
-    from napari_dehazexl import dehaze_layer
-
+def test_hazy_pixels_first_dehazed_after(widget, opened, weights, scene, tmp_path, monkeypatch, qtbot) -> None:
     viewer, layer = opened
-    dehazed = dehaze_layer(layer, weights=weights, dtype="float32", viewer=viewer)
+    wanted = dehazexl.dehaze(scene, dehazexl.load_model(weights, dtype="float32")).compute()
+    loading, load = threading.Event(), dehazexl.load_model
+    monkeypatch.setattr(dehazexl, "load_model", lambda *args: loading.wait(60) and load(*args))
+    widget.weights.value = copy(weights, tmp_path / "late.safetensors")  # a network that is not kept yet
+    click(widget.dehaze)
+    dehazed = viewer.layers["scene dehazed"]
     assert viewer.layers.index(dehazed) == viewer.layers.index(layer) + 1
     assert dehazed.rgb and dehazed.multiscale and tuple(dehazed.scale) == tuple(layer.scale)
-    live = dehazed.metadata["dehazexl-live"]
     view = np.s_[200:600, 300:700]
-    live.close(60)
-    assert np.abs(dehazed.data[0][view].astype(int) - scene[view]).max() <= 255  # whatever there is, it answers
+    np.testing.assert_array_equal(np.asarray(dehazed.data[0][view]), scene[view])
 
-    viewer.layers.remove(dehazed)
-    dehazed = dehaze_layer(layer, weights=weights, dtype="float32", viewer=viewer)
+    loading.set()
     live = dehazed.metadata["dehazexl-live"]
-    dehazed.data[0][view]
-    assert live.wait(60)
-    wanted = dehazexl.dehaze(scene, dehazexl.load_model(weights, dtype="float32"))[view].compute()
-    assert np.abs(dehazed.data[0][view].astype(int) - wanted).max() <= 1
-    assert np.abs(wanted.astype(int) - scene[view]).mean() > 2, "the network does nothing"
+    for part in (view, np.s_[700:1100, 900:1300]):  # and where one pans to
+        dehazed.data[0][part]
+        qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
+        assert np.abs(dehazed.data[0][part].astype(int) - wanted[part]).max() <= 1
+        assert np.abs(wanted[part].astype(int) - scene[part]).mean() > 2, "the network does nothing"
 
 
 def test_the_canvas_shows_what_has_become_better(opened, weights, qtbot) -> None:
@@ -193,82 +125,157 @@ def test_the_canvas_shows_what_has_become_better(opened, weights, qtbot) -> None
     qtbot.waitUntil(changed, timeout=10_000)
 
 
-def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, qtbot) -> None:
+def camera(viewer):
+    return (viewer.scene if hasattr(viewer, "scene") else viewer).camera  # 0.9 moved it
+
+
+def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypatch, qtbot) -> None:
     viewer, _ = opened
-    assert "30 tiles" in widget.estimate.value
     click(widget.dehaze)
     dehazed = viewer.layers["scene dehazed"]
     live = dehazed.metadata["dehazexl-live"]
-    dehazed.data[0][:400, :400]
-    qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
-
     widget.strength.value = 0.5
     assert live.strength == 0.5
 
-    (viewer.scene if hasattr(viewer, "scene") else viewer).camera.zoom = 4  # 0.9 moved it
-    qtbot.wait(100)
+    camera(viewer).zoom = 4
+    for centre in ((300, 300), (800, 1000)):
+        camera(viewer).center = (0, *centre)
+        qtbot.wait(200)
+        qtbot.waitUntil(lambda: live.status == "all in view is dehazed", timeout=60_000)
+        qtbot.waitUntil(lambda: "all in view" in widget.status.value, timeout=5_000)
+        level, window = live._view
+        assert level == 0 and window.y0 < centre[0] < window.y1 and window.x0 < centre[1] < window.x1
     click(widget.preview)
     shown = viewer.layers["scene preview"]
     height, width, _ = shown.data[0].shape
     assert height < 1100 and width < 1300
-    corner = np.array(shown.translate).astype(int)
-    np.testing.assert_array_less(-1, corner)
+    row, col = (int(place) for place in shown.translate)
+    shown.metadata["dehazexl-live"].strength = 0
+    np.testing.assert_array_equal(shown.data[0][:], scene[row : row + height, col : col + width])
 
     path = tmp_path / "saved.ome.zarr"
-    widget.save(path)
-    qtbot.waitUntil(lambda: widget._saving is None, timeout=120_000)
-    model = dehazexl.load_model(weights, dtype="float32")
-    wanted = dehazexl.dehaze(scene, model, strength=0.5).compute()
-    saved = np.asarray(dehazexl.open_image(path).levels[0])
-    assert np.abs(saved.astype(int) - wanted).max() <= 1
+    save_as(widget, path, monkeypatch)
+    saved(widget, qtbot)
+    wanted = dehazexl.dehaze(scene, dehazexl.load_model(weights, dtype="float32"), strength=0.5).compute()
+    pixels = np.asarray(dehazexl.open_image(path).levels[0])
+    assert np.abs(pixels.astype(int) - wanted).max() <= 1
     assert "dehazexl-live" not in dehazed.metadata and not live.running
-    np.testing.assert_array_equal(np.asarray(dehazed.data[0]), saved)
+    np.testing.assert_array_equal(np.asarray(dehazed.data[0]), pixels)
+    assert "dehazexl-live" in shown.metadata, "only a part of what was saved"
+    (again,) = viewer.open(str(path), plugin="napari-dehazexl")
+    np.testing.assert_array_equal(np.asarray(again.data[0]), pixels)
     assert not list(tmp_path.glob(".*")), "something was left behind"
 
 
-def test_cancel_and_go_on(widget, opened, weights, tmp_path, qtbot) -> None:
+def test_dehaze_goes_on_after_cancel(widget, opened, qtbot) -> None:
     viewer, _ = opened
     click(widget.dehaze)
-    path = tmp_path / "saved.tif"
-    widget.save(path)
+    live = viewer.layers["scene dehazed"].metadata["dehazexl-live"]
     click(widget.cancel)
-    qtbot.waitUntil(lambda: widget._saving is None, timeout=60_000)
-    assert not path.exists()
-    assert not viewer.layers["scene dehazed"].metadata["dehazexl-live"].running
-    widget.save(path)
-    qtbot.waitUntil(lambda: widget._saving is None, timeout=120_000)
-    assert path.exists() and not list(tmp_path.glob(".*"))
+    qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+    assert not live.running
+    click(widget.dehaze)
+    assert live.running and len(viewer.layers) == 2
+    qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
+    click(widget.cancel)
+    widget.overlap.value = 64
+    click(widget.dehaze)
+    assert len(viewer.layers) == 3 and not live.running, "another order is another layer"
 
 
-def test_a_rectangle_is_a_region(widget, opened, tmp_path, scene, qtbot) -> None:
+def test_a_preview_that_fails_leaves_the_last_one(widget, opened, errors) -> None:
+    viewer, layer = opened
+    click(widget.preview)
+    first = viewer.layers["scene preview"]
+    widget.limits.value = "9, 3"
+    click(widget.preview)
+    assert "does not rise" in errors.pop() and not errors
+    assert first in viewer.layers
+    widget.limits.value = ""
+    layer.name = "renamed"
+    click(widget.preview)
+    assert [each.name for each in viewer.layers] == ["renamed", "renamed preview"] and first not in viewer.layers
+
+
+def test_a_rectangle_is_a_region(widget, opened, tmp_path, monkeypatch, qtbot) -> None:
     viewer, _ = opened
     shapes = viewer.add_shapes([[[100, 200], [100, 599], [399, 599], [399, 200]]], shape_type="rectangle")
     widget.region.value = shapes
-    assert "4 tiles" in widget.estimate.value or "6 tiles" in widget.estimate.value
+    qtbot.waitUntil(lambda: "4 tiles" in widget.estimate.value, timeout=5_000)
     click(widget.dehaze)
     part = viewer.layers["scene dehazed"]
     assert part.data[0].shape == (300, 400, 3) and tuple(part.translate) == (100, 200)
-    path = tmp_path / "part.tif"
-    widget.save(path)
-    qtbot.waitUntil(lambda: widget._saving is None, timeout=120_000)
-    assert dehazexl.open_image(path).levels[0].shape == (300, 400, 3)
+    save_as(widget, tmp_path / "part.tif", monkeypatch)
+    saved(widget, qtbot)
+    pixels = dehazexl.open_image(tmp_path / "part.tif").levels[0]
+    assert pixels.shape == (300, 400, 3)
+    assert "dehazexl-live" not in part.metadata, "it does not read from its file"
+    np.testing.assert_array_equal(np.asarray(part.data[0]), np.asarray(pixels))
+    shapes.add_rectangles([[0, 0], [0, 900], [900, 900], [900, 0]])
+    qtbot.waitUntil(lambda: "16 tiles" in widget.estimate.value, timeout=5_000)
+
+
+def test_the_estimate_is_there_before_anything_has_run(widget, opened, settings, tmp_path, monkeypatch, qtbot) -> None:
+    viewer, _ = opened
+    assert "30 tiles" in widget.estimate.value and "on a CPU" in widget.estimate.value
+    widget.overlap.value = 0
+    qtbot.waitUntil(lambda: "30 tiles" in widget.estimate.value, timeout=5_000)
+    viewer.add_image(np.zeros((3000, 3000, 3), np.uint8), name="larger")
+    widget.input.value = viewer.layers["larger"]
+    qtbot.waitUntil(lambda: "144 tiles" in widget.estimate.value, timeout=5_000)
+    widget.input.value = viewer.layers["scene"]
+    save_as(widget, tmp_path / "saved.tif", monkeypatch)
+    saved(widget, qtbot)
+    qtbot.waitUntil(lambda: "on a CPU" not in widget.estimate.value, timeout=5_000)
+    qtbot.waitUntil(lambda: settings.exists() and "seconds_per_tile" in settings.read_text(), timeout=5_000)
 
 
 def test_settings_are_remembered_and_restored(widget, opened, settings, qtbot) -> None:
     viewer, _ = opened
-    widget.overlap.value = 64
+    qtbot.waitUntil(settings.exists, timeout=5_000)
+    settings.unlink()
+    for strength in np.linspace(0.9, 0.1, 50):
+        widget.strength.value = strength
+    widget.overlap.value, widget.cache.value = 64, 100
+    assert not settings.exists(), "written at each step of a slider"
+    qtbot.waitUntil(settings.exists, timeout=5_000)
     assert json.loads(settings.read_text())["overlap"] == 64
-    viewer.window.remove_dock_widget(widget.native)
+    widget.overlap.value = 16
+    close_dock(viewer, widget)
+    assert json.loads(settings.read_text())["overlap"] == 16, "closing the dock lost the last change"
     from napari_dehazexl._widget import Dehaze
 
     again = Dehaze(viewer)
-    assert again.overlap.value == 64 and again.precision.value == "float32"
+    assert (again.overlap.value, again.cache.value, again.precision.value) == (16, 100, "float32")
+    assert again.strength.value == pytest.approx(0.1)
     click(again.defaults)
     assert again.overlap.value == 32 and again.weights.value in (None, Path("."))
     qtbot.waitUntil(lambda: len(again.device.choices) >= 2, timeout=60_000)
 
 
-def test_what_cannot_be_dehazed_is_said_once(widget, opened, errors, tmp_path, qtbot) -> None:
+def test_settings_that_cannot_be_written_are_said_once(widget, settings, errors, qtbot) -> None:
+    settings.parent.write_text("a file where the folder should be")
+    for overlap in (16, 64):
+        widget.overlap.value = overlap
+        qtbot.wait(800)
+    assert len(errors) == 1 and "settings are not remembered" in errors[0]
+
+
+def test_the_slider_s_number_has_room(widget) -> None:
+    from qtpy.QtWidgets import QDoubleSpinBox
+
+    number = widget.strength.native.findChild(QDoubleSpinBox)
+    line = number.lineEdit()
+    assert line.width() >= line.fontMetrics().horizontalAdvance("1.00")
+
+
+def test_everything_says_what_it_is(widget) -> None:
+    assert widget.region.native.currentText() == "the whole picture"
+    rows = {row: [row.tooltip] if row.tooltip else [each.tooltip for each in row] for row in widget}
+    assert all(all(tooltips) for tooltips in rows.values()), rows
+
+
+def test_what_cannot_be_dehazed_is_said_once(widget, opened, errors) -> None:
     viewer, layer = opened
     grey = viewer.add_image(np.zeros((300, 300), np.uint8), name="grey")
     stack = viewer.add_image(np.zeros((4, 300, 300, 3), np.uint8), rgb=True, name="stack")
@@ -281,10 +288,6 @@ def test_what_cannot_be_dehazed_is_said_once(widget, opened, errors, tmp_path, q
     widget.limits.value = "20, 10"
     click(widget.dehaze)
     assert "does not rise" in errors.pop() and not errors
-    widget.limits.value = ""
-    widget.save(tmp_path / "name.xyz")
-    qtbot.waitUntil(lambda: widget._saving is None, timeout=60_000)
-    assert ".xyz" in errors.pop() and not errors
     assert len(viewer.layers) == before
 
 
@@ -337,20 +340,6 @@ def test_scripts_need_no_window(scene, weights) -> None:
     live.close(60)
     with pytest.raises(ValueError, match="is not being dehazed"):
         set_strength(layer, 0.5)
-
-
-def test_file_save_writes_dehazed(opened, weights, scene, tmp_path) -> None:
-    from napari_dehazexl import dehaze_layer
-
-    viewer, layer = opened
-    dehazed = dehaze_layer(layer, weights=weights, dtype="float32", viewer=viewer)
-    path = tmp_path / "written.ome.zarr"
-    assert dehazed.save(str(path), plugin="napari-dehazexl") == [str(path)]
-    wanted = dehazexl.dehaze(scene, dehazexl.load_model(weights, dtype="float32")).compute()
-    saved = np.asarray(dehazexl.open_image(path).levels[0])
-    assert np.abs(saved.astype(int) - wanted).max() <= 1
-    layer.save(str(tmp_path / "plain.tif"), plugin="napari-dehazexl")
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "plain.tif"), scene)
 
 
 @pytest.mark.parametrize(("key", "side"), [("scene", 1500), ("large", 16384)])
