@@ -19,7 +19,8 @@ _LINE, _SAMPLE = (2, 7), (3, 8)
 
 # GeoTIFF 1.1: the keys in the directory of tag 34735, and the values that matter here.
 _MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC_CRS, _PROJECTED_CRS = 1024, 1025, 2048, 3072
-_PIXEL_IS_POINT, _USER_DEFINED = 2, 32767
+_UNITS = 3076
+_PIXEL_IS_POINT, _USER_DEFINED, _PROJECTED, _METRE = 2, 32767, 1, 9001
 
 _CONVENTIONS = {
     "spatial": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "spatial", "Spatial coordinate information"),
@@ -135,6 +136,15 @@ class Geo:
         """EPSG code of the coordinate system, or None when it has none or is user-defined."""
         code = self._key(_PROJECTED_CRS) or self._key(_GEOGRAPHIC_CRS)
         return None if code in (None, _USER_DEFINED) else code
+
+    @property
+    def metres(self) -> tuple[float, float] | None:
+        """Height and width of a pixel, where the coordinate system counts in metres and is not turned."""
+        affine = self.affine
+        if affine is None or self._key(_MODEL_TYPE) != _PROJECTED or self._key(_UNITS) != _METRE:
+            return None
+        width, turned, _, also, height, _ = affine
+        return None if turned or also else (abs(height), abs(width))
 
     def moved(self, y: float, x: float) -> Geo:
         """Georeference of the picture cropped so that it starts at row `y`, column `x` (pixels)."""

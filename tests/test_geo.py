@@ -13,6 +13,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
+from dehazexl import open_image
 from dehazexl.geo import GEO_TAGS, Geo
 
 NORTH_UP = Affine(5.0, 0.0, 485900.0, 0.0, -5.0, 5209247.0)
@@ -57,6 +58,16 @@ def rewritten(path: Path, geo: Geo) -> tuple[Affine, int | None]:
 def composed(outer: Affine, inner: Affine) -> Affine:
     product = np.reshape(tuple(outer), (3, 3)) @ np.reshape(tuple(inner), (3, 3))
     return Affine(*product.ravel()[:6].tolist())
+
+
+def test_a_pixel_has_a_size_where_the_ground_is_measured_in_metres(tmp_path: Path) -> None:
+    tall = Affine(5.0, 0.0, 485900.0, 0.0, -2.5, 5209247.0)
+    assert write(tmp_path / "metres.tif", tall, 26914).metres == (2.5, 5.0)
+    image = open_image(tmp_path / "metres.tif")
+    assert (image.scale, image.units) == ((2.5, 5.0), "meter")
+    for affine, epsg in ((ROTATED, 32633), (DEGREES, 4326), (NORTH_UP, 2263)):  # turned, degrees, feet
+        assert write(tmp_path / "other.tif", affine, epsg).metres is None
+        assert open_image(tmp_path / "other.tif").units == "pixel"
 
 
 @pytest.mark.parametrize(("affine", "epsg", "kind"), PLACES)

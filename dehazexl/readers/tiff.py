@@ -100,7 +100,10 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
         names, roles = [*names, "mask"], [*roles, "alpha"]
     token = file_token([tiff_path(each) for level in tiff_levels(tif) for each in level.pages if each is not None])
     bands, rgb, alpha = describe_bands(names, roles)
+    geo = Geo.from_tags({code: page.tags[code].value for code in GEO_TAGS if code in page.tags})
     scale, units = ome_scale(tif)
+    if units == "pixel" and geo is not None and geo.metres is not None:
+        scale, units = geo.metres, "meter"
     return Image(
         levels=tuple(lazy(each, chunk, f"tiff-{token}-{number}") for number, (each, chunk) in enumerate(opened)),
         name=short_name(path),
@@ -110,7 +113,7 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
         nodata=as_number(page.tags.valueof(42113)),
         scale=scale,
         units=units,
-        geo=Geo.from_tags({code: page.tags[code].value for code in GEO_TAGS if code in page.tags}),
+        geo=geo,
         path=path,
         fingerprint=token,
         metadata=tiff_metadata(page),
