@@ -34,7 +34,9 @@ class Form(Container):  # type: ignore[type-arg]
         self._make_choices()
         self._make_buttons()
         self.estimate = Label(
-            label="Estimate", value="", tooltip="What saving takes; the memory is beside the viewer's own."
+            label="Estimate",
+            value="",
+            tooltip="What saving all of it (or the region) takes; the memory is beside the viewer's own.",
         )
         self.bar = ProgressBar(value=0, min=0, max=100, visible=False, tooltip="How far the save is.")
         self.status = Label(label="Status", value="", tooltip="How far the uppermost dehazed layer is.")
@@ -83,8 +85,8 @@ class Form(Container):  # type: ignore[type-arg]
             tooltip="Black and white in the picture's values, e.g. 0, 3000. Empty: the layer's contrast limits.",
         )  # fmt: skip
         self.cache = SpinBox(
-            label="Cache (MB)", value=512, min=16, max=65536,
-            tooltip="Dehazed tiles that each dehazed layer keeps in memory, in megabytes.",
+            label="Cache", value=512, min=16, max=65536,
+            tooltip="Megabytes of dehazed tiles that each dehazed layer keeps in memory.",
         )  # fmt: skip
 
     def _make_buttons(self) -> None:

@@ -141,8 +141,12 @@ class Dehaze(Form):
             fresh.name = name
 
     def _add(self, layer: Image, region: Region | None, name: str) -> Image:
+        """Add a layer, above those that were dehazed before: else they would hide it."""
         options = self._options() | {"cache": self.cache.value * 2**20}
-        return dehaze_layer(layer, region=region, name=name, viewer=self.viewer, **options)
+        fresh = dehaze_layer(layer, region=region, name=name, viewer=self.viewer, **options)
+        layers = self.viewer.layers
+        layers.move(layers.index(fresh), max(layers.index(each) for each in self._dehazed()) + 1)
+        return fresh
 
     def _order(self, layer: Image) -> Order:
         """Return what the choices come to for a layer."""
@@ -227,7 +231,7 @@ class Dehaze(Form):
             for layer in self._dehazed():
                 if order.fits(live := layer.metadata[LIVE]) and live.strength == order.strength:
                     read_from_file(layer, path)
-            show_info(f"{path} is complete")
+            show_info(f"{path.name} is complete")
             return
         kept = tokens_of(path)
         rest = f"; saving it again with the same settings goes on after what is in {kept}" if kept.exists() else ""
