@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import napari.layers
@@ -201,41 +201,6 @@ def claimed(path: Path) -> Iterator[None]:
 
 _claimed: set[Path] = set()
 _claiming = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a save ended: complete, stopped (neither), or with an error."""
-
-    complete: bool = False
-    error: Exception | None = None
-
-
-def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[], bool]) -> Any:
-    """Return a worker, not started yet, that goes through the steps of a save.
-
-    Parameters
-    ----------
-    make
-        Returns the steps; is given what tells them to stop.
-    cancelled
-        Whether the user wants no more of it. napari wants no more when it quits.
-
-    Returns
-    -------
-    GeneratorWorker
-        It yields each `Progress`, and returns an `Outcome`.
-    """
-    from napari.qt.threading import create_worker
-
-    def work() -> Generator[Progress, None, Outcome]:
-        try:
-            return Outcome((yield from make(lambda: cancelled() or worker.abort_requested)))
-        except Exception as error:
-            return Outcome(error=error)
-
-    worker: Any = create_worker(work)
-    return worker
 
 
 def read_from_file(layer: napari.layers.Image, path: Path) -> None:

@@ -22,8 +22,9 @@ from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import LIVE, dehaze_layer, set_strength, source_of, window_of
 from napari_dehazexl._order import Order, network_of
 from napari_dehazexl._region import drawn, on_screen
-from napari_dehazexl._save import SUFFIXES, Outcome, Progress, in_thread, read_from_file, tokens_of
+from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
 from napari_dehazexl._settings import Settings
+from napari_dehazexl._thread import Outcome, Saving, in_thread
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -61,7 +62,7 @@ class Dehaze(Form):
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self._saving: Any = None
+        self._saving: Saving | None = None
         self._cancelled = threading.Event()
         self._gone = False
         self._facts: Network | str | None = None

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from napari_dehazexl._layer import LIVE
 from napari_dehazexl._reader import BAND, IMAGE, Shown, viewers
-from napari_dehazexl._save import SUFFIXES, Outcome, Progress, copy, in_thread, read_from_file, save
+from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save
 
 if TYPE_CHECKING:
     from dehazexl.image import Image
     from dehazexl.live import Live
     from napari_dehazexl._save import Steps
+    from napari_dehazexl._thread import Outcome
 
     Make = Callable[[Callable[[], bool]], Steps]
 
@@ -149,6 +150,8 @@ def finished(make: Make, title: str) -> bool:
     with cancelable_progress(total=100, desc=title) as bar:
         if napari.current_viewer() is None or threading.current_thread() is not threading.main_thread():
             return _followed(make(lambda: False), bar)
+        from napari_dehazexl._thread import in_thread  # Qt
+
         outcome = _pumped(in_thread(make, lambda: bar.is_canceled), bar)
     if outcome.error is not None:
         raise outcome.error
@@ -180,7 +183,7 @@ def _pumped(worker: Any, bar: Any) -> Outcome:
     while not ended.is_set():
         application.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
     application.lastWindowClosed.disconnect(bar.cancel)
-    return outcomes[0] if outcomes else Outcome()
+    return outcomes[0]
 
 
 def _tell(step: Progress, bar: Any) -> None:
