@@ -9,14 +9,16 @@ step, in both themes, to be looked at.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import napari
+import numpy as np
 from PIL import Image
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QFileDialog
 
 DOCS = Path(__file__).parent
 
@@ -38,50 +40,118 @@ def main() -> None:
         viewer = napari.Viewer(show=True)
         viewer.theme = theme
         viewer.window.resize(1280, 800)
-        play(viewer, theme, args.all)
-        viewer.close()
+        with tempfile.TemporaryDirectory() as scratch:
+            play(viewer, theme, args.all, Path(scratch))
+            viewer.close()
 
 
-def play(viewer: Any, theme: str, folder: Path | None) -> None:
-    """Go through what a user does, with a picture of each step."""
+def play(viewer: Any, theme: str, folder: Path | None, scratch: Path) -> None:
+    """Go through what a user does."""
+    scenes = Play(viewer, theme, folder)
+    scenes.look()
+    if folder is not None:
+        scenes.draw()
+        scenes.save(scratch)
+        scenes.mistake()
 
-    def shot(name: str) -> Image.Image:
+
+class Play:
+    """A window, and a picture of it after each step."""
+
+    def __init__(self, viewer: Any, theme: str, folder: Path | None) -> None:
+        self.viewer, self.theme, self.folder = viewer, theme, folder
+        (self.layer,) = viewer.open_sample("napari-dehazexl", "scene")
+        _, self.widget = viewer.window.add_plugin_dock_widget("napari-dehazexl", "Dehaze")
+
+    def shot(self, name: str) -> Image.Image:
+        """Take a picture of the whole window."""
         spin(0.5)
-        picture = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)[..., :3])
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{theme}-{name}.png")
+        picture = Image.fromarray(self.viewer.screenshot(canvas_only=False, flash=False)[..., :3])
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            picture.save(self.folder / f"{self.theme}-{name}.png")
         return picture
 
-    (layer,) = viewer.open_sample("napari-dehazexl", "scene")
-    _, widget = viewer.window.add_plugin_dock_widget("napari-dehazexl", "Dehaze")
-    widget.defaults.native.click()
-    viewer.reset_view()
-    spin(10, lambda: len(widget.device.choices) > 1)
-    shot("1-opened")
-    widget.dehaze.native.click()
-    live = viewer.layers[-1].metadata["dehazexl-live"]
-    hazy = shot("2-at-work")
-    spin(120, lambda: live.wait(0.001))
-    clear = shot("3-dehazed")
+    def press(self, button: str) -> None:
+        """Click a button of the widget."""
+        getattr(self.widget, button).native.click()
+
+    def wait(self) -> None:
+        """Wait until what is on show is dehazed."""
+        spin(0.5)
+        lives = [each.metadata["dehazexl-live"] for each in self.viewer.layers if "dehazexl-live" in each.metadata]
+        spin(120, lambda: all(live.wait(0.001) for live in lives))
+
+    def look(self) -> None:
+        """Dehaze, zoom, move the slider, preview."""
+        self.press("defaults")
+        self.viewer.reset_view()
+        spin(10, lambda: "GB" in self.widget.estimate.value)
+        self.shot("01-opened")
+        self.press("dehaze")
+        hazy = self.shot("02-at-work")
+        self.wait()
+        clear = self.shot("03-dehazed")
+        if self.theme == "dark":
+            side_by_side(hazy, clear).save(DOCS / "napari.jpg", quality=88)
+        camera(self.viewer).zoom = 2
+        self.wait()
+        self.shot("04-zoomed")
+        self.widget.strength.value = 0.4
+        self.shot("05-strength")
+        self.press("preview")
+        self.wait()
+        self.shot("06-preview")
+        self.widget.strength.value = 1
+        self.viewer.layers.remove(self.viewer.layers["hazy farmland preview"])
+
+    def draw(self) -> None:
+        """Dehaze a rectangle."""
+        self.viewer.reset_view()
+        self.viewer.layers.remove(self.viewer.layers["hazy farmland dehazed"])
+        corners = np.array([[300, 500], [300, 1500], [1100, 1500], [1100, 500]])
+        shapes = self.viewer.add_shapes([corners], name="rectangle", face_color="transparent", edge_color="yellow")
+        self.viewer.layers.move(len(self.viewer.layers) - 1, 0)
+        self.widget.region.value = shapes
+        self.press("dehaze")
+        self.wait()
+        self.shot("07-region")
+        self.widget.region.value = None
+
+    def save(self, folder: Path) -> None:
+        """Save, cancel, go on to the end."""
+        answer = str(folder / "clear.ome.zarr"), ""
+        QFileDialog.getSaveFileName = lambda *_: answer  # what a user would type
+        self.press("save_as")
+        spin(60, lambda: self.widget.bar.value > 20)
+        self.shot("08-saving")
+        self.press("cancel")
+        spin(60, lambda: not self.widget.bar.visible)
+        self.shot("09-cancelled")
+        self.press("dehaze")
+        self.press("save_as")
+        spin(1)
+        spin(120, lambda: not self.widget.bar.visible)
+        self.shot("10-saved")
+
+    def mistake(self) -> None:
+        """Choose what is no RGB."""
+        self.widget.input.value = self.viewer.add_image(self.layer.data[..., 0], name="grey")
+        self.press("dehaze")
+        self.shot("11-not-rgb")
+
+
+def camera(viewer: Any) -> Any:
+    """Return the camera, which napari 0.9 moved."""
+    return (viewer.scene if hasattr(viewer, "scene") else viewer).camera
+
+
+def side_by_side(hazy: Image.Image, clear: Image.Image) -> Image.Image:
+    """Put the right half of the canvas of one window into another."""
     half = hazy.copy()
     middle = 360 + (clear.width - 360 - 420) // 2
     half.paste(clear.crop((middle, 0, clear.width, clear.height)), (middle, 0))
-    if theme == "dark":
-        half.save(DOCS / "napari.jpg", quality=88)
-    (viewer.scene if hasattr(viewer, "scene") else viewer).camera.zoom = 2
-    spin(0.5)
-    spin(120, lambda: live.wait(0.001))
-    shot("4-zoomed")
-    widget.strength.value = 0.4
-    shot("5-strength")
-    widget.preview.native.click()
-    spin(60, lambda: viewer.layers[-1].metadata["dehazexl-live"].wait(0.001))
-    shot("6-preview")
-    grey = viewer.add_image(layer.data[..., 0], name="grey")
-    widget.input.value = grey
-    widget.dehaze.native.click()
-    shot("7-not-rgb")
+    return half
 
 
 if __name__ == "__main__":
