@@ -351,7 +351,7 @@ class Live:
     def _recover(self, error: Exception) -> None:
         """Halve the batch after the device ran out of memory; end the work after any other error."""
         batch = min((work.job.batch for work in self._works.values()), default=1) // 2
-        if not _short_of_memory(error) or not batch:
+        if not short_of_memory(error) or not batch:
             self.lost = self.lost or (self._model is not None and isinstance(error, (OSError, ValueError)))
             self._fail(error)
             return
@@ -446,6 +446,6 @@ def _stretched(plane: NDArray[np.float32], window: Window, shape: tuple[int, ...
     return np.asarray(Pillow.fromarray(plane).resize(size, Pillow.Resampling.BILINEAR, box))
 
 
-def _short_of_memory(error: Exception) -> bool:
+def short_of_memory(error: Exception) -> bool:
     """Tell whether an error says that memory ran out, as torch and Python say so."""
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower()

@@ -103,7 +103,7 @@ def dehaze_layer(
         placed["translate"] = Affine(**linear)((window.y0, window.x0))
     load = partial(network, weights, device, dtype)
     live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
-    metadata = {IMAGE: image, LIVE: live, "dehazexl-source": layer.name}
+    metadata = {IMAGE: image, LIVE: live}
     dehazed = ImageLayer(
         list(live.levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
         contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,

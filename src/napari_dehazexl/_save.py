@@ -78,7 +78,7 @@ def save(
     FileExistsError, FileNotFoundError, ValueError, OSError
         See `dehazexl.sink.write`. ValueError also while the same file is being written.
     """
-    from dehazexl.live import _short_of_memory
+    from dehazexl.live import short_of_memory
     from dehazexl.pipeline import prepare
     from dehazexl.sink import check
 
@@ -92,7 +92,7 @@ def save(
             try:
                 return (yield from _passes(job, store, path, overwrite, stopped))
             except Exception as error:
-                if not _short_of_memory(error) or job.batch == 1:
+                if not short_of_memory(error) or job.batch == 1:
                     raise
             # The tokens that there are stay; decoding begins anew.
             job = replace(job, batch=max(1, job.batch // 2))
