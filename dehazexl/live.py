@@ -218,14 +218,24 @@ class Live:
             self._fail(_bare(error))
             return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
         low, high = self.limits
-        own = raw[..., list(self.image.rgb)].astype(np.float32)
-        hazy = np.nan_to_num((own - np.float32(low)) / np.float32(high - low))
-        change = self._strength * (self._clear(level, window, hazy) - hazy)
-        change[~valid_mask(raw, self.image)] = 0
+        # In place where it can be: a viewer waits for this.
+        hazy = raw[..., list(self.image.rgb)].astype(np.float32)
+        hazy -= np.float32(low)
+        hazy /= np.float32(high - low)
+        if raw.dtype.kind == "f":
+            np.nan_to_num(hazy, copy=False)
+        change = self._clear(level, window, hazy) - hazy
+        change *= np.float32(self._strength)
+        valid = valid_mask(raw, self.image)
+        if not valid.all():
+            change[~valid] = 0
+        shown = np.add(hazy, change, out=hazy)
         if self.dtype == np.uint8:
-            shown = np.rint(np.clip(own + change * np.float32(high - low), 0, 255)).astype(np.uint8)
+            shown *= np.float32(high - low)
+            shown += np.float32(low)
+            shown = np.rint(np.clip(shown, 0, 255, out=shown), out=shown).astype(np.uint8)
         else:
-            shown = np.clip(hazy + change, 0, 1).astype(np.float32)
+            np.clip(shown, 0, 1, out=shown)
         return with_alpha(shown, raw, self.image)
 
     @property
@@ -235,12 +245,14 @@ class Live:
 
     def _clear(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the dehazed pixels of a window: its tiles, where there are any; else what the overview says."""
+        grid = self._grids[level]
+        cells = [*grid.tiles_at(window).cells()] if level < self._first else []
+        there = {cell: answer for cell in cells if (answer := self._tile(level, *cell)) is not None}
+        if not there:
+            return self._guess(level, window, hazy)
         total = np.zeros(hazy.shape, np.float32)
         share = np.zeros((*hazy.shape[:2], 1), np.float32)
-        grid = self._grids[level]
-        for row, col in grid.tiles_at(window).cells() if level < self._first else ():
-            if (answer := self._tile(level, row, col)) is None:
-                continue
+        for (row, col), answer in there.items():
             tile = grid.pixels_of(Window(row, row + 1, col, col + 1))
             part = tile.meet(window)
             weight = grid.share(row, col)[part.within(tile)][..., None]
@@ -257,7 +269,8 @@ class Live:
         clear = np.empty_like(hazy)
         for colour in range(3):
             gain, offset = (_stretched(side[colour], window, self.image.levels[level].shape) for side in self._overview)
-            clear[..., colour] = gain * hazy[..., colour] + offset
+            np.multiply(gain, hazy[..., colour], out=clear[..., colour])
+            clear[..., colour] += offset
         return clear
 
     def _tile(self, level: int, row: int, col: int) -> NDArray[np.float16] | None:
