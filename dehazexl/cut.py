@@ -53,6 +53,8 @@ class Cut(ABC):
             return np.broadcast_to(np.zeros((), self.dtype), self.shape)[parts]
         window = Window(int(rows.min()), int(rows.max()) + 1, int(cols.min()), int(cols.max()) + 1)
         pixels = self.read(window)[(slice(None), slice(None), *parts[2:])]
+        if all(isinstance(part, slice) and part.step in (None, 1) for part in parts[:2]):
+            return np.asarray(pixels)
         return np.asarray(pixels[rows - window.y0].take(cols - window.x0, axis=rows.ndim))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cut:

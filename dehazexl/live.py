@@ -7,7 +7,8 @@ Three answers, each better than the one before:
    they are, after some seconds for a picture of any size;
 3. the network's own answer at the level on show, tile by tile, those nearest the middle of the view first.
 
-One thread owns the network. Nothing here needs a viewer: `Level` is what any viewer of lazy arrays can cut.
+One thread owns the network. Nothing here needs a viewer: `Level` is what any viewer of lazy arrays can cut, and
+`painter.Painted` is for those whose window must not wait for a file.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.answers import Answers
 from dehazexl.cut import Cut, check_there
-from dehazexl.grid import TileGrid, Window
+from dehazexl.grid import Window
 from dehazexl.image import Image, valid_mask, value_range
 from dehazexl.pixels import Pixels
+from dehazexl.shown import shown_dtype, with_alpha
 from dehazexl.worker import Worker
 from dehazexl.works import LevelWork
 
@@ -61,8 +63,12 @@ class Live:
     ----------
     limits : tuple of float
         The values of the picture that are black and white.
+    coarse : int
+        The level that is dehazed first, and whole: the finest of at most 1024 pixels.
     version : int
         Rises when pixels that were handed out could be better now.
+    renewed : int
+        The version at which all of them could, rather than those of some tiles.
     error : Exception or None
         What ended the work. The levels go on to answer with what there is.
     lost : bool
@@ -86,19 +92,17 @@ class Live:
         limits: tuple[float, float] | None = None,
         cache: int = CACHE,
     ) -> None:
-        self.image, self.load, self.overlap, self.cache = image, load, overlap, cache
+        self.image, self.load, self.overlap = image, load, overlap
         self.limits = _checked(value_range(image) if limits is None else limits)
-        self.version, self.lost = 0, False
+        self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self.notes: list[str] = []
         self._pixels = [Pixels(level) for level in image.levels]
-        self._grids = [TileGrid(level.shape[0], level.shape[1], overlap) for level in image.levels]
         fits = [max(level.shape[:2]) <= OVERVIEW for level in image.levels]
-        self._first = fits.index(True) if any(fits) else len(fits) - 1
+        self.coarse = fits.index(True) if any(fits) else len(fits) - 1
+        self._answers = Answers([level.shape for level in image.levels], overlap, self.coarse, cache)
         self._model: DehazeXL | None = None
         self._works: dict[int, LevelWork] = {}
-        self._tiles: OrderedDict[tuple[int, int, int], NDArray[np.float16]] = OrderedDict()
-        self._overview: NDArray[np.float32] | None = None  # gain and offset of each colour, (2, 3, y, x)
         self._view: tuple[int, Window] | None = None
         self._changed = threading.Condition()
         self._idle = False
@@ -124,7 +128,7 @@ class Live:
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be between 0 and 1, not {strength}")
         self._strength = strength
-        self._better()
+        self._better(everywhere=True)
 
     @property
     def running(self) -> bool:
@@ -138,7 +142,7 @@ class Live:
             return "failed"
         if not self.running:
             return "stopped"
-        if self._overview is None:
+        if self._answers.overview is None:
             return "looking at the whole picture"
         done, total = self.progress
         if (work := self._preparing) is not None:
@@ -153,8 +157,8 @@ class Live:
         view = self._view
         if view is None:
             return 0, 0
-        cells = self._wanted(*view)
-        return sum((view[0], *cell) in self._tiles for cell in cells), len(cells)
+        total = len(self._answers.wanted(*view))
+        return total - len(self._answers.missing(*view)), total
 
     @property
     def rate(self) -> float:
@@ -167,8 +171,8 @@ class Live:
     def look_at(self, level: int, window: Window) -> None:
         """Say which pixels of which level are on show, to be dehazed first; `Level` says so when it is cut."""
         # From the overview on all is there; smaller levels are cut for thumbnails, too, which say nothing of the view.
-        view = (level, window) if level < self._first else None
-        if level <= self._first and view != self._view:
+        view = (level, window) if level < self.coarse else None
+        if level <= self.coarse and view != self._view:
             with self._changed:
                 self._view, self._idle = view, False
             self._worker.wake()
@@ -189,14 +193,15 @@ class Live:
         """Go on after `close` or an error; what is dehazed already stays."""
         if not self.running:
             self.error, self.lost, self._idle = None, False, False
+            self._better(everywhere=True)
             self._start(self._worker)
 
     def forget(self) -> None:
         """Drop all that has been computed; what is asked for later is computed again, if the work goes on."""
         with self._changed:
-            self._overview, self._model, self._idle = None, None, False
-            self._works, self._tiles = {}, OrderedDict()
-        self._better()
+            self._model, self._works, self._idle = None, {}, False
+            self._answers.forget()
+        self._better(everywhere=True)
 
     # What is shown
 
@@ -224,7 +229,7 @@ class Live:
         hazy /= np.float32(high - low)
         if raw.dtype.kind == "f":
             np.nan_to_num(hazy, copy=False)
-        change = self._clear(level, window, hazy) - hazy
+        change = self._answers.clear(level, window, hazy) - hazy
         change *= np.float32(self._strength)
         valid = valid_mask(raw, self.image)
         if not valid.all():
@@ -242,43 +247,6 @@ class Live:
     def dtype(self) -> np.dtype[Any]:
         """Of what is shown: uint8 if the picture is, else float32."""
         return shown_dtype(self.image)
-
-    def _clear(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the dehazed pixels of a window: its tiles, where there are any; else what the overview says."""
-        grid = self._grids[level]
-        cells = [*grid.tiles_at(window).cells()] if level < self._first else []
-        there = {cell: answer for cell in cells if (answer := self._tile(level, *cell)) is not None}
-        if not there:
-            return self._guess(level, window, hazy)
-        total = np.zeros(hazy.shape, np.float32)
-        share = np.zeros((*hazy.shape[:2], 1), np.float32)
-        for (row, col), answer in there.items():
-            tile = grid.pixels_of(Window(row, row + 1, col, col + 1))
-            part = tile.meet(window)
-            weight = grid.share(row, col)[part.within(tile)][..., None]
-            total[part.within(window)] += weight * answer[part.within(tile)]
-            share[part.within(window)] += weight
-        if share.size and share.min() > 0.999:
-            return total
-        return np.asarray(total + (1 - share) * self._guess(level, window, hazy), np.float32)
-
-    def _guess(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Apply the overview's change to a window of another level."""
-        if self._overview is None:
-            return hazy
-        clear = np.empty_like(hazy)
-        for colour in range(3):
-            gain, offset = (_stretched(side[colour], window, self.image.levels[level].shape) for side in self._overview)
-            np.multiply(gain, hazy[..., colour], out=clear[..., colour])
-            clear[..., colour] += offset
-        return clear
-
-    def _tile(self, level: int, row: int, col: int) -> NDArray[np.float16] | None:
-        with self._changed:
-            answer = self._tiles.get((level, row, col))
-            if answer is not None:
-                self._tiles.move_to_end((level, row, col))
-            return answer
 
     # What is computed
 
@@ -301,29 +269,21 @@ class Live:
     def _next(self) -> tuple[int, Window] | None:
         """Return what to work at: the overview, then the view; None if both are done."""
         with self._changed:
-            if self._overview is None:
-                height, width = self.image.levels[self._first].shape[:2]
-                return self._first, Window(0, height, 0, width)
+            if self._answers.overview is None:
+                height, width = self.image.levels[self.coarse].shape[:2]
+                return self.coarse, Window(0, height, 0, width)
             view = self._view
-            if view is not None and any((view[0], *cell) not in self._tiles for cell in self._wanted(*view)):
+            if view is not None and self._answers.missing(*view):
                 return view
             self._idle = True
             self._changed.notify_all()
         return None
 
-    def _wanted(self, level: int, window: Window) -> list[tuple[int, int]]:
-        """List the tiles of a window, nearest its middle first, as many as can be kept."""
-        grid = self._grids[level]
-        tiles = grid.tiles_at(window)
-        middle = [(window.y0 + window.y1) / 2 / grid.stride - 0.5, (window.x0 + window.x1) / 2 / grid.stride - 0.5]
-        cells = sorted(tiles.cells(), key=lambda cell: math.dist(cell, middle))
-        return cells[: max(1, self.cache // _TILE_BYTES)]
-
     @property
     def _preparing(self) -> LevelWork | None:
         """The level that is wanted most, while it is encoded or fused."""
         view = self._view
-        work = self._works.get(self._first if self._overview is None or view is None else view[0])
+        work = self._works.get(self.coarse if self._answers.overview is None or view is None else view[0])
         return None if work is None or work.ready else work
 
     def _advance(self, level: int, window: Window) -> None:
@@ -335,12 +295,15 @@ class Live:
         work = self._works[level]
         if not work.ready:
             work.advance()
-        elif self._overview is None:
-            self._overview = work.changes(lambda: not self.running)
-            self._better()
+        elif self._answers.overview is None:
+            self._answers.overview = work.changes(lambda: not self.running)
+            self._better(everywhere=True)
         else:
-            missing = [cell for cell in self._wanted(level, window) if (level, *cell) not in self._tiles]
-            self._keep({(level, *cell): tile for cell, tile in work.decode(missing).items()})
+            tiles = work.decode(self._answers.missing(level, window))
+            with self._changed:
+                if self.running:  # else all may have been forgotten for good
+                    self._answers.keep(level, tiles)
+            self._better()
         # What was read of a file that has gone meanwhile may be anything.
         check_there(self.image.path)
 
@@ -348,18 +311,11 @@ class Live:
         batch = min((work.job.batch for work in self._works.values()), default=None)
         return LevelWork.begin(self.image, level, model, self.overlap, self.limits, batch)
 
-    def _keep(self, tiles: dict[tuple[int, int, int], NDArray[np.float16]]) -> None:
-        """Keep dehazed tiles; forget those that were not looked at for longest."""
-        with self._changed:
-            if self.running:  # else they may have been forgotten for good
-                self._tiles.update(tiles)
-            while len(self._tiles) > max(1, self.cache // _TILE_BYTES):
-                self._tiles.popitem(last=False)
-        self._better()
-
-    def _better(self) -> None:
+    def _better(self, everywhere: bool = False) -> None:
         with self._changed:
             self.version += 1
+            if everywhere:
+                self.renewed = self.version
 
     def _recover(self, error: Exception) -> None:
         """Halve the batch after the device ran out of memory; end the work after any other error."""
@@ -380,10 +336,6 @@ class Live:
     def _tell(self) -> None:
         with self._changed:
             self._changed.notify_all()
-
-
-_TILE_BYTES = 256 * 256 * 3 * 2
-"""Of a dehazed tile in half precision."""
 
 
 def _dehaze(ref: weakref.ref[Live], before: Worker | None) -> Generator[bool, None, None]:
@@ -416,23 +368,6 @@ class Level(Cut):
         return self.live.read(self.number, window)
 
 
-def shown_dtype(image: Image) -> np.dtype[Any]:
-    """Return the dtype in which a picture is shown: uint8 if it is of that, else float32."""
-    own = image.levels[0].dtype
-    return own if own == np.uint8 else np.dtype(np.float32)
-
-
-def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:
-    """Append the alpha of a picture's pixels ``(y, x, c)``, if it has any, to the colours as they are shown."""
-    if image.alpha is None:
-        return shown
-    alpha = raw[..., image.alpha, None]
-    if shown.dtype != np.uint8:
-        opaque = np.iinfo(raw.dtype).max if raw.dtype.kind == "u" else 1
-        alpha = np.clip(np.nan_to_num(alpha.astype(np.float32)) / opaque, 0, 1)
-    return np.concatenate([shown, alpha], axis=-1)
-
-
 def _checked(limits: tuple[float, float]) -> tuple[float, float]:
     low, high = limits
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -447,16 +382,6 @@ def _bare(error: Exception) -> Exception:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
-
-
-def _stretched(plane: NDArray[np.float32], window: Window, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Interpolate a window of a level of `shape` out of an overview ``(y, x)`` of the whole, linearly."""
-    from PIL import Image as Pillow
-
-    fy, fx = plane.shape[0] / shape[0], plane.shape[1] / shape[1]
-    box = (window.x0 * fx, window.y0 * fy, window.x1 * fx, window.y1 * fy)
-    size = window.width, window.height
-    return np.asarray(Pillow.fromarray(plane).resize(size, Pillow.Resampling.BILINEAR, box))
 
 
 def short_of_memory(error: Exception) -> bool:

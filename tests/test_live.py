@@ -125,9 +125,9 @@ def test_what_is_transparent_stays_so(watch, model, hazy) -> None:
 
 def test_the_middle_of_the_view_comes_first(watch, model, hazy) -> None:
     live = watch(opened(hazy), lambda: model)
-    nearest = live._wanted(0, Window(300, 700, 500, 1100))
+    nearest = live._answers.wanted(0, Window(300, 700, 500, 1100))
     assert nearest[0] == (2, 3)  # its middle is at 560, 784, that of the view at 500, 800
-    assert sorted(nearest) == sorted(live._grids[0].tiles_at(Window(300, 700, 500, 1100)).cells())
+    assert sorted(nearest) == sorted(live._answers.grids[0].tiles_at(Window(300, 700, 500, 1100)).cells())
 
 
 def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
@@ -136,13 +136,15 @@ def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
     first, then = Window(0, 500, 0, 500), Window(700, 1100, 1000, 1500)
     live.look_at(0, first)
     live.look_at(0, then)  # before anything of the first has been computed
-    kept: list[list[tuple[int, int, int]]] = []
-    keep = live._keep
-    live._keep = lambda tiles: (kept.append(list(tiles)), keep(tiles))  # type: ignore[method-assign]
+    kept: list[list[tuple[int, int]]] = []
+    keep = live._answers.keep
+    live._answers.keep = lambda level, tiles: (kept.append(list(tiles)), keep(level, tiles))  # type: ignore[method-assign]
     gate.set()
     assert live.wait(60)
-    assert live._wanted(0, then)[0] in [cell[1:] for cell in kept[0]], "not the middle of the new view"
-    assert {cell[1:] for cell in live._tiles} <= set(live._wanted(0, then)), "tiles that nobody looks at"
+    assert live._answers.wanted(0, then)[0] in kept[0], "not the middle of the new view"
+    assert {cell[1:] for cell in live._answers._tiles} <= set(live._answers.wanted(0, then)), (
+        "tiles that nobody looks at"
+    )
 
 
 def test_progress_and_rate_from_the_first_tiles_on(watch, model, hazy) -> None:
@@ -165,10 +167,10 @@ def test_tiles_are_forgotten_when_there_are_too_many(watch, model, hazy) -> None
     live = watch(opened(hazy), lambda: model, cache=5 * tile)
     live.levels[0][:300, :300]
     assert live.wait(60)
-    assert {key[1:] for key in live._tiles} >= {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert {key[1:] for key in live._answers._tiles} >= {(0, 0), (0, 1), (1, 0), (1, 1)}
     live.levels[0][:]  # more than fits: as many as fit, and then rest
     assert live.wait(60)
-    assert 0 < len(live._tiles) <= 5
+    assert 0 < len(live._answers._tiles) <= 5
 
 
 def test_floats_are_shown_from_black_to_white(watch, model, hazy) -> None:
@@ -273,7 +275,7 @@ def test_forgotten_it_holds_nothing(watch, model, hazy) -> None:
     assert live.wait(60)
     live.close(60)
     live.forget()
-    assert not live._tiles and not live._works and live._overview is None
+    assert not live._answers._tiles and not live._works and live._answers.overview is None
     np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
 
 

@@ -143,5 +143,5 @@ def workers() -> list[str]:
     """List the threads that dehaze or save."""
     from napari.qt.threading import WorkerBase
 
-    dehazing = [thread.name for thread in threading.enumerate() if thread.name.startswith("dehaze ")]
+    dehazing = [thread.name for thread in threading.enumerate() if thread.name.startswith(("dehaze ", "paint "))]
     return dehazing + [str(worker) for worker in WorkerBase._worker_set]

@@ -59,6 +59,11 @@ def devices() -> list[tuple[str, str]]:
     import psutil
     import torch
 
+    # What the first click needs besides torch, so that the window does not wait for it then.
+    from PIL import ImageFile  # noqa: F401
+
+    import dehazexl.readers  # noqa: F401
+
     found = [("auto", "auto"), (f"cpu, {psutil.virtual_memory().total / 2**30:.0f} GB", "cpu")]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)

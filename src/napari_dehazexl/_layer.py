@@ -17,6 +17,7 @@ import numpy as np
 
 from dehazexl.live import CACHE, Live
 from dehazexl.overviews import SMALLEST
+from dehazexl.painter import Painter
 from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, tell_unreadable
 
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ def dehaze_layer(
     Returns
     -------
     napari.layers.Image
-        A multiscale RGB layer with the place, scale and units of its source. Its levels answer at once: with the hazy
-        pixels, then with what an overview taught, then with the dehazed tiles. ``layer.metadata["dehazexl-live"]`` is
-        the work: ``wait()`` for it, ``close()`` it.
+        A multiscale RGB layer with the place, scale and units of its source. Its levels answer with the best there is:
+        the hazy pixels, then what an overview taught, then the dehazed tiles; in a window at once, with a blurred
+        picture until the pixels are read. ``layer.metadata["dehazexl-live"]`` is the work: ``wait()`` for it,
+        ``close()`` it, ``read()`` pixels that are not blurred.
 
     Raises
     ------
@@ -103,15 +105,18 @@ def dehaze_layer(
         placed["translate"] = Affine(**linear)((window.y0, window.x0))
     load = partial(network, weights, device, dtype)
     live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
+    viewer = viewer if viewer is not None else napari.current_viewer()
+    shown = viewer is not None and layer in viewer.layers
+    # A window must not wait for pixels; a script has to.
+    painter = Painter(live) if shown and hasattr(viewer, "window") else None
     metadata = {IMAGE: image, LIVE: live}
     dehazed = ImageLayer(
-        list(live.levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
+        list((painter or live).levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
         contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,
     )  # fmt: skip
-    viewer = viewer if viewer is not None else napari.current_viewer()
-    if viewer is not None and layer in viewer.layers:
+    if shown:
         viewer.layers.insert(viewer.layers.index(layer) + 1, dehazed)
-        Watch(viewer, live)
+        Watch(viewer, live, painter)
     return dehazed
 
 
@@ -284,10 +289,11 @@ class Watch:
     holds neither the window nor the picture: both may go.
     """
 
-    def __init__(self, viewer: Any, live: Live) -> None:
+    def __init__(self, viewer: Any, live: Live, painter: Painter | None) -> None:
         viewer = getattr(viewer, "__wrapped__", viewer)  # plugins are handed a proxy, which nobody else holds
         self.layers, self.live = weakref.ref(viewer.layers), weakref.ref(live)
-        self.version, self.notes = live.version, 0
+        self.painter = None if painter is None else weakref.ref(painter)
+        self.version, self.notes = 0, 0
         self.error: Exception | None = None
         viewer.layers.events.removed.connect(self.removed)
         _watches.add(self)
@@ -321,10 +327,13 @@ class Watch:
         if live is None or not layers:  # gone, or reads from a file by now
             _watches.discard(self)
             return
-        if live.version != self.version:
-            self.version = live.version
-            for layer in layers:
-                refresh(layer)
+        painter = self.painter and self.painter()
+        if painter:
+            painter.paint()
+            if painter.version != self.version:
+                self.version = painter.version
+                for layer in layers:
+                    refresh(layer)
         self.tell(live, layers[0].name)
         self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
 

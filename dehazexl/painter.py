@@ -1,0 +1,154 @@
+"""Levels for a window that must not wait: they answer from memory, and are painted anew behind its back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dehazexl.cut import Cut
+from dehazexl.grid import Window
+from dehazexl.shown import enlarged
+from dehazexl.worker import Worker
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dehazexl.live import Live
+
+TINY = 256
+"""Pixels: the longest side of what is read while the window waits, once, when nothing has been painted yet."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A painted window of a level.
+
+    Attributes
+    ----------
+    level, window
+        What it shows.
+    version
+        The picture's when it was painted.
+    pixels
+        ``(y, x, 3)`` or 4, as `Live.read` returns them.
+    """
+
+    level: int
+    window: Window
+    version: int
+    pixels: NDArray[Any]
+
+
+class Painter:
+    """Shows a `Live` picture without reading its file while somebody waits.
+
+    What is cut out of its levels comes from what was painted last, and where that does not reach, from a small
+    picture of the whole, enlarged. A thread then reads and paints what was asked for, and ends.
+
+    Parameters
+    ----------
+    live
+        The picture. A tiny level of it is read at once.
+
+    Attributes
+    ----------
+    version : int
+        Rises when something was painted: what is cut now is better than what was cut before.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.live, self.version = live, 0
+        sides = [max(level.shape[:2]) for level in live.image.levels]
+        tiny = next((number for number, side in enumerate(sides) if side <= TINY), len(sides) - 1)
+        self._whole = replace(self._painted(*self._all_of(tiny)), version=-1)
+        self._view: Frame | None = None
+        self._wanted: tuple[int, Window] | None = None
+        self._worker: Worker | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def levels(self) -> tuple[Painted, ...]:
+        """The levels, finest first."""
+        return tuple(Painted(self, number) for number in range(len(self.live.image.levels)))
+
+    def read(self, level: int, window: Window) -> NDArray[Any]:
+        """Return the pixels of a window that there are, see `Live.read`, at once; better ones are painted next."""
+        self.live.look_at(level, window)
+        if level > self.live.coarse:  # tiny, and cut for thumbnails
+            return self.live.read(level, window)
+        self._wanted = (level, window) if level < self.live.coarse else None
+        self.paint()
+        whole, view = self._whole, self._view
+        shared = None if view is None or view.level != level else window.meet(view.window)
+        # Copies: what was painted is cut again.
+        if view is not None and shared == window:
+            return view.pixels[window.within(view.window)].copy()
+        pixels = np.array(enlarged(whole.pixels, window, self._shape_of(level)))
+        if view is not None and shared is not None and min(shared.height, shared.width) > 0:
+            pixels[shared.within(window)] = view.pixels[shared.within(view.window)]
+        return pixels
+
+    def paint(self) -> None:
+        """Begin to paint what was asked for last, unless it is as good as the picture is by now."""
+        with self._lock:
+            if self._worker is None and self._due() is not None:
+                self._worker = Worker(self._steps(), f"paint {self.live.image.name}")
+                self._worker.start()
+
+    def _steps(self) -> Generator[bool, None, None]:
+        while (due := self._next()) is not None:
+            frame = self._painted(*due)
+            if not self.live.lost:  # else what there is is better
+                if frame.level < self.live.coarse:
+                    self._view = frame
+                else:
+                    self._whole = frame
+                self.version += 1
+            yield True
+
+    def _next(self) -> tuple[int, Window] | None:
+        with self._lock:
+            due = self._due()
+            if due is None:
+                self._worker = None
+            return due
+
+    def _due(self) -> tuple[int, Window] | None:
+        """Return what is to be painted next: the whole, then the view; None if both are as good as the picture."""
+        whole, view, wanted = self._whole, self._view, self._wanted
+        if self.live.lost:
+            return None
+        if whole.version < self.live.renewed:
+            return self._all_of(self.live.coarse)
+        if view is not None and (view.level, view.window) == wanted and view.version == self.live.version:
+            return None
+        return wanted
+
+    def _painted(self, level: int, window: Window) -> Frame:
+        version = self.live.version
+        return Frame(level, window, version, self.live.read(level, window))
+
+    def _all_of(self, level: int) -> tuple[int, Window]:
+        height, width = self._shape_of(level)[:2]
+        return level, Window(0, height, 0, width)
+
+    def _shape_of(self, level: int) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self.live.image.levels[level].shape
+        return shape
+
+
+class Painted(Cut):
+    """A level of a `Painter`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises."""
+
+    def __init__(self, painter: Painter, number: int) -> None:
+        self.painter, self.live, self.number = painter, painter.live, number
+        height, width, _ = self.live.image.levels[number].shape
+        self.shape, self.dtype = (height, width, 3 if self.live.image.alpha is None else 4), self.live.dtype
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Return what there is of a window, see `Painter.read`."""
+        return self.painter.read(self.number, window)

@@ -1,0 +1,57 @@
+"""Pixels as viewers show them: their dtype, their alpha, and small pictures enlarged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dehazexl.grid import Window
+    from dehazexl.image import Image
+
+
+def shown_dtype(image: Image) -> np.dtype[Any]:
+    """Return the dtype in which a picture is shown: uint8 if it is of that, else float32."""
+    own = image.levels[0].dtype
+    return own if own == np.uint8 else np.dtype(np.float32)
+
+
+def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:
+    """Append the alpha of a picture's pixels ``(y, x, c)``, if it has any, to the colours as they are shown."""
+    if image.alpha is None:
+        return shown
+    alpha = raw[..., image.alpha, None]
+    if shown.dtype != np.uint8:
+        opaque = np.iinfo(raw.dtype).max if raw.dtype.kind == "u" else 1
+        alpha = np.clip(np.nan_to_num(alpha.astype(np.float32)) / opaque, 0, 1)
+    return np.concatenate([shown, alpha], axis=-1)
+
+
+def enlarged(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Interpolate a window of a level of `shape` out of a small picture of the whole, linearly.
+
+    Parameters
+    ----------
+    small
+        ``(y, x)`` of float32, or ``(y, x, 3 or 4)`` of uint8 or float32.
+    window
+        Of the level.
+    shape
+        Of the level, ``(y, x, ...)``.
+
+    Returns
+    -------
+    ndarray
+        The window's pixels, with the axes and the dtype of `small`.
+    """
+    from PIL import Image as Pillow
+
+    if small.ndim == 3 and small.dtype != np.uint8:
+        return np.stack([enlarged(plane, window, shape) for plane in np.moveaxis(small, -1, 0)], axis=-1)
+    fy, fx = small.shape[0] / shape[0], small.shape[1] / shape[1]
+    box = (window.x0 * fx, window.y0 * fy, window.x1 * fx, window.y1 * fy)
+    size = window.width, window.height
+    return np.asarray(Pillow.fromarray(small).resize(size, Pillow.Resampling.BILINEAR, box))
