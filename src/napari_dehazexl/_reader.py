@@ -146,7 +146,7 @@ def colours_of(image: Image, growing: Growing | None = None, limits: Limits | No
     import numpy as np
 
     from dehazexl.image import value_range
-    from dehazexl.live import shown_dtype, with_alpha
+    from dehazexl.shown import shown_dtype, with_alpha
 
     dtype = shown_dtype(image)
     low, high = limits or value_range(image)
@@ -200,18 +200,21 @@ class Shown(Cut):
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
     ) -> None:
-        self.image, self.level, self.show, self.shape, self.dtype = image, level, show, shape, dtype
+        import dask.array as da
+
+        from dehazexl.pixels import Pixels
+
+        self.image, self.show, self.shape, self.dtype = image, show, shape, dtype
+        # A window that moves a little needs most chunks again, and waits for them.
+        self.level = Pixels(level) if isinstance(level, da.Array) else level
 
     def read(self, window: Window) -> NDArray[Any]:
         """Read a window; zeros, and one message, if that fails."""
-        import dask.array as da
         import numpy as np
 
         try:
             check_there(self.image.path)
-            part = self.level[window.y0 : window.y1, window.x0 : window.x1]
-            # This is one of dask's threads already.
-            return self.show(part.compute(scheduler="synchronous") if isinstance(part, da.Array) else part)
+            return self.show(self.level.read(window))
         except Exception as error:
             tell_unreadable(self.image, error)
             return np.zeros((window.height, window.width, *self.shape[2:]), self.dtype)

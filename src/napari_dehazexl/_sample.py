@@ -16,6 +16,9 @@ PIECE = 1024
 LARGE = 16384
 """Pixels: side of the large picture."""
 
+CHUNK = 512
+"""Pixels: side of what is made at once; a window waits for all of those that it touches."""
+
 
 def scene() -> list[LayerData]:
     """Make a hazy picture of farmland, 1500 x 2000 pixels. A second or two."""
@@ -38,7 +41,7 @@ def large_scene() -> list[LayerData]:
     piece = aerial(PIECE, PIECE, 1)
     levels = []
     for step in (2**number for number in range(9)):
-        side, chunk = LARGE // step, min(1024, LARGE // step)
+        side, chunk = LARGE // step, min(CHUNK, LARGE // step)
         blocks = da.zeros((side, side, 3), chunks=(chunk, chunk, 3), dtype=np.uint8)
         levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"farmland-{step}"))
     return [(levels, {"name": "hazy farmland, large", "rgb": True, "multiscale": True, "cache": False}, "image")]
@@ -52,9 +55,23 @@ def _block(block: NDArray[np.uint8], piece: NDArray[np.uint8], step: int, block_
     y, x = np.arange(y0, y1) * step, np.arange(x0, x1) * step
     folded = [PIECE - 1 - np.abs(place % (2 * PIECE) - PIECE + 0.5).astype(int) for place in (y, x)]
     clear = piece[folded[0][:, None], folded[1]].astype(np.float32)
-    waves = sum(
-        np.sin(y[:, None] / a + np.sin(x / b) * 2) * np.cos(x / a - np.cos(y[:, None] / b))
-        for a, b in ((3100, 2300), (1400, 900))
-    )
-    t = np.exp(-0.55 - 0.28 * waves)[..., None].astype(np.float32)
-    return np.asarray(np.rint(clear * t + np.array([222, 226, 230], np.float32) * (1 - t)), np.uint8)
+    waves = sum(_waves(y, x, a, b) for a, b in ((3100, 2300), (1400, 900)))
+    t = np.exp(-0.55 - 0.28 * waves)[..., None]
+    airlight = np.array([222, 226, 230], np.float32)
+    clear -= airlight
+    clear *= t
+    clear += airlight
+    return np.asarray(np.rint(clear, out=clear), np.uint8)
+
+
+def _waves(y: NDArray[np.int_], x: NDArray[np.int_], a: float, b: float) -> NDArray[np.float32]:
+    """Compute ``sin(y / a + 2 sin(x / b)) cos(x / a - cos(y / b))``, as products of what depends on y or x alone."""
+    import numpy as np
+
+    def product(rows: list[Any], cols: list[Any]) -> NDArray[np.float32]:
+        return np.stack(rows, axis=1).astype(np.float32) @ np.stack(cols).astype(np.float32)
+
+    bent, lean = 2 * np.sin(x / b), np.cos(y / b)
+    one = product([np.sin(y / a), np.cos(y / a)], [np.cos(bent), np.sin(bent)])
+    other = product([np.cos(lean), np.sin(lean)], [np.cos(x / a), np.sin(x / a)])
+    return np.asarray(one * other)
