@@ -34,6 +34,9 @@ GROWING = "dehazexl-growing"
 LIMITS = "dehazexl-limits"
 """Under this name a layer's metadata hold the values that are shown as 0 and 1, unless they are shown as they are."""
 
+SHOWN = "dehazexl-shown"
+"""Under this name a layer's metadata hold the dask name of its finest level, by which what the reader gave is known."""
+
 BAND = "dehazexl-band"
 """Under this name the metadata of a layer of one band hold its index."""
 
@@ -96,13 +99,19 @@ def layers_of(image: Image) -> list[LayerData]:
     white = 255 if image.levels[0].dtype == "uint8" else 1
     colours = placed(image, image.name, growing) | {"rgb": True, "contrast_limits": (0, white)}
     colours["metadata"][LIMITS] = limits
-    layers: list[LayerData] = [(colours_of(image, growing, limits), colours, "image")]
+    layers = [layer_of(colours_of(image, growing, limits), colours)]
     for band in (band for band in range(len(image.bands)) if band not in (*image.rgb, image.alpha)):
         further = placed(image, f"{image.name} {image.bands[band]}", growing) | {"visible": False}
         further["contrast_limits"] = value_range(replace(image, rgb=(band, band, band)))
         further["metadata"][BAND] = band
-        layers.append((band_of(image, band, growing), further, "image"))
+        layers.append(layer_of(band_of(image, band, growing), further))
     return layers
+
+
+def layer_of(levels: list[da.Array], about: dict[str, Any]) -> LayerData:
+    """Return a layer of some levels, finest first, that are known by the finest one's name."""
+    about["metadata"][SHOWN] = levels[0].name
+    return levels, about, "image"
 
 
 def cache_folder() -> Path:
@@ -299,6 +308,7 @@ def take_over(layer: Any, growing: Growing) -> None:
     """Let a layer read the overviews that were made for it."""
     image, limits, band = growing.image, layer.contrast_limits, layer.metadata.get(BAND)
     metadata = {name: value for name, value in layer.metadata.items() if name != GROWING}
-    layer.metadata = metadata | {IMAGE: image}
-    layer.data = colours_of(image, limits=metadata[LIMITS]) if band is None else band_of(image, band)
+    levels = colours_of(image, limits=metadata[LIMITS]) if band is None else band_of(image, band)
+    layer.metadata = metadata | {IMAGE: image, SHOWN: levels[0].name}
+    layer.data = levels
     layer.contrast_limits = limits

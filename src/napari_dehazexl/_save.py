@@ -210,11 +210,12 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
     """
     from dehazexl import open_image
     from napari_dehazexl._layer import LIVE
-    from napari_dehazexl._reader import IMAGE, LIMITS, colours_of
+    from napari_dehazexl._reader import IMAGE, LIMITS, SHOWN, colours_of
 
     if not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
         return
     image, live = open_image(path), layer.metadata[LIVE]
     live.close()
-    layer.metadata = {IMAGE: image, LIMITS: live.limits}
-    layer.data = colours_of(image, limits=live.limits)
+    levels = colours_of(image, limits=live.limits)
+    layer.metadata = {IMAGE: image, LIMITS: live.limits, SHOWN: levels[0].name}
+    layer.data = levels

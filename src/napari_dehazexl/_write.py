@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from napari_dehazexl._layer import LIVE
-from napari_dehazexl._reader import BAND, IMAGE, Shown, viewers
+from napari_dehazexl._reader import BAND, IMAGE, SHOWN, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save
 
 if TYPE_CHECKING:
@@ -103,25 +103,13 @@ def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
             "slice of it"
         )
     metadata = meta.get("metadata", {})
-    shown = _shown_in(finest)
-    if shown is None:
-        return _described(finest, meta, metadata.get(IMAGE))
-    source = shown.image
-    if len(shown.shape) == 3:
-        return source
-    band = metadata[BAND]
+    source, band = metadata.get(IMAGE), metadata.get(BAND)
+    if getattr(finest, "name", None) != metadata.get(SHOWN, ""):
+        return _described(finest, meta, source)
+    if band is None:
+        return cast("Image", source)
     one = source.levels[0][..., band : band + 1]
     return replace(source, levels=(one,), bands=(source.bands[band],), rgb=(0, 0, 0), alpha=None)
-
-
-def _shown_in(finest: Any) -> Shown | None:
-    """Return what of the reader's an array shows as it is; None if something else, or something was done to it."""
-    import dask.array as da
-
-    if not isinstance(finest, da.Array) or len(finest.dask.layers) > 2:  # what is read, and its cutting into chunks
-        return None
-    ends = [next(iter(layer.values())) for layer in finest.dask.layers.values() if len(layer) == 1]
-    return next((end for end in ends if isinstance(end, Shown)), None)
 
 
 def _described(finest: Any, meta: dict[str, Any], source: Image | None) -> Image:
