@@ -236,6 +236,17 @@ def _as_dtype(value: float, dtype: np.dtype[Any]) -> Any:
         return np.float64(value).astype(dtype)
 
 
+def check_range(limits: Sequence[float]) -> tuple[float, float]:
+    """Return what is given for black and white, if it is a pair of rising, finite numbers; else ValueError."""
+    try:
+        low, high = (float(value) for value in limits)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
+    return low, high
+
+
 def value_range(image: Image) -> tuple[float, float]:
     """Find the values that stand for black and white, one pair for the whole picture.
 

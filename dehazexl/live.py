@@ -24,7 +24,7 @@ import numpy as np
 from dehazexl.answers import Answers
 from dehazexl.cut import Cut, check_there
 from dehazexl.grid import Window
-from dehazexl.image import Image, valid_mask, value_range
+from dehazexl.image import Image, check_range, valid_mask, value_range
 from dehazexl.pixels import Pixels
 from dehazexl.shown import shown_dtype, with_alpha
 from dehazexl.worker import Worker
@@ -93,7 +93,7 @@ class Live:
         cache: int = CACHE,
     ) -> None:
         self.image, self.load, self.overlap = image, load, overlap
-        self.limits = _checked(value_range(image) if limits is None else limits)
+        self.limits = value_range(image) if limits is None else check_range(limits)
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self.notes: list[str] = []
@@ -366,13 +366,6 @@ class Level(Cut):
         """Return the best there is of a window; its tiles are dehazed next."""
         self.live.look_at(self.number, window)
         return self.live.read(self.number, window)
-
-
-def _checked(limits: tuple[float, float]) -> tuple[float, float]:
-    low, high = limits
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
-    return float(low), float(high)
 
 
 def _bare(error: Exception) -> Exception:

@@ -26,8 +26,9 @@ from dehazexl.tokens import BLOCK, TokenStore
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FUSE_TILES = 256
-"""Tiles whose tokens ask at once while fusing."""
+FUSE_TILES, FUSE_SHARE = 256, 64
+"""Tiles whose tokens ask at once while fusing: at most, and for each tile of a batch, so that a smaller batch helps a
+device that is short of memory there, too."""
 
 SIDE = TILE // TOKEN
 
@@ -208,7 +209,8 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
         yield job.grid.rows * job.grid.cols * len(context.layers)
         return
     array, valid = store.tokens()
-    chunks = [slice(i, i + FUSE_TILES) for i in range(0, job.grid.rows * job.grid.cols, FUSE_TILES)]
+    step = min(FUSE_TILES, FUSE_SHARE * job.batch)
+    chunks = [slice(i, i + step) for i in range(0, job.grid.rows * job.grid.cols, step)]
     # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision
     x = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels)
     seen = torch.from_numpy(valid).view(-1, SIDE, SIDE)

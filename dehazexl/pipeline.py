@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from dehazexl.grid import TileGrid, Window
-from dehazexl.image import open_image
+from dehazexl.image import check_range, open_image
 from dehazexl.image import value_range as find_value_range
 from dehazexl.model import DehazeXL
 from dehazexl.passes import Job, decode, encode, fuse
@@ -112,17 +111,6 @@ def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
     if model is None or isinstance(model, (str, Path)):
         return load_model() if model is None else load_model(model)
     raise TypeError(f"model must be a network of load_model, or the name or path of weights, not {model!r}")
-
-
-def check_range(limits: Sequence[float]) -> tuple[float, float]:
-    """Return the pair if it is one of rising, finite numbers."""
-    try:
-        low, high = (float(value) for value in limits)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
-    return low, high
 
 
 def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:

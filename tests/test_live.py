@@ -209,6 +209,28 @@ def test_short_memory_halves_the_batch(watch, hazy) -> None:
     assert live.notes == ["memory was short: 2 tiles are computed at once from now on"]
 
 
+def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:
+    """Fewer tiles ask at once then, too, and the answer stays."""
+    monkeypatch.setattr("dehazexl.passes.FUSE_SHARE", 4)  # of the 35 tiles 16 ask at once
+    torch.manual_seed(0)
+    network = DehazeXL(SPECS["tiny"]).eval()
+    wanted = np.asarray(dehazexl.dehaze(hazy, network)[VIEW]).astype(int)
+    layer = network.context.layers[0]
+    fuse = layer.forward
+
+    def short(queries: torch.Tensor, *keys: torch.Tensor) -> torch.Tensor:
+        if queries.shape[1] > 8 * 64:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return fuse(queries, *keys)
+
+    monkeypatch.setattr(layer, "forward", short)
+    live = watch(opened(hazy), lambda: network)
+    live.levels[0][VIEW]
+    assert live.wait(60) and live.error is None
+    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"]
+    assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
+
+
 def test_weights_that_are_none(watch, hazy) -> None:
     live = watch(opened(hazy), lambda: dehazexl.load_model("nothing.safetensors"))
     assert not live.wait(60)

@@ -25,7 +25,8 @@ def scene() -> list[LayerData]:
     from dehazexl.commands.demo import with_haze
     from dehazexl.scene import aerial
 
-    return [(with_haze(aerial(1500, 2000, 3), 3), {"name": "hazy farmland", "rgb": True}, "image")]
+    about = {"name": "hazy farmland", "rgb": True, "contrast_limits": (0, 255)}
+    return [(with_haze(aerial(1500, 2000, 3), 3), about, "image")]
 
 
 def large_scene() -> list[LayerData]:
@@ -44,7 +45,8 @@ def large_scene() -> list[LayerData]:
         side, chunk = LARGE // step, min(CHUNK, LARGE // step)
         blocks = da.zeros((side, side, 3), chunks=(chunk, chunk, 3), dtype=np.uint8)
         levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"farmland-{step}"))
-    return [(levels, {"name": "hazy farmland, large", "rgb": True, "multiscale": True, "cache": False}, "image")]
+    about = {"name": "hazy farmland, large", "rgb": True, "contrast_limits": (0, 255)}
+    return [(levels, about | {"multiscale": True, "cache": False}, "image")]
 
 
 def _block(block: NDArray[np.uint8], piece: NDArray[np.uint8], step: int, block_info: Any = None) -> NDArray[np.uint8]:
