@@ -2,8 +2,9 @@
 
     xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/viewer.py [--minutes 8]
 
-Prints a table and keeps it as ``benchmarks/results/viewer.json``. The window is 1600 x 1000; the longest block is the
-longest time between two beats of a timer of 5 ms in the window's thread, without opening the file and adding the layer.
+Prints a table and keeps it as ``benchmarks/results/viewer.json``. The window is 1600 x 1000 and has the Dehaze widget;
+a block is the longest time between two beats of a timer of 5 ms in the window's thread. To add any layer takes napari
+some time: that of a picture of 64 x 64 pixels is measured beside ours.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from machine import keep
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
+from dehazexl.grid import Window
 from napari_dehazexl import dehaze_layer
 
 
@@ -54,7 +56,8 @@ def main() -> None:
     args = parser.parse_args()
     viewer = napari.Viewer(show=True)
     viewer.window.resize(1600, 1000)
-    spin(2)
+    viewer.window.add_plugin_dock_widget("napari-dehazexl", "Dehaze")
+    spin(8)
     beat = Beat()
     started = time.perf_counter()
     (layer,) = viewer.open_sample("napari-dehazexl", "large")
@@ -64,13 +67,18 @@ def main() -> None:
     source = time.perf_counter() - started
     spin(1)
 
-    beat.restart()
+    started = time.perf_counter()
+    viewer.add_image(np.zeros((64, 64, 3), np.uint8))
+    any_layer = time.perf_counter() - started
+    viewer.layers.pop()
+    spin(1)
+
     started = time.perf_counter()
     dehazed = dehaze_layer(layer, viewer=viewer)
     added = time.perf_counter() - started
+    beat.restart()
     live = dehazed.metadata["dehazexl-live"]
-    first = layer_pixels(dehazed)
-    spin(60, lambda: not np.array_equal(layer_pixels(dehazed), first))
+    spin(60, lambda: live.renewed > 1)
     overview = time.perf_counter() - started
     spin(1)
     at_rest = beat.longest
@@ -79,31 +87,48 @@ def main() -> None:
     camera = (viewer.scene if hasattr(viewer, "scene") else viewer).camera
     started = time.perf_counter()
     camera.zoom = 1
-    spin(0.01)
-    viewer.screenshot(flash=False)
+    spin(10, lambda: sharp(dehazed))
     zoomed = time.perf_counter() - started
+    spin(2)
+    zooming = beat.longest
+
     beat.restart()
+    y, x = camera.center[-2:]
+    for step in range(1, 21):
+        camera.center = (y + 50 * step, x + 100 * step)
+        spin(0.2)
+    panning = beat.longest
+
+    beat.restart()
+    started = time.perf_counter()
     spin(60 * args.minutes, lambda: live.wait(0.001))
     exact = time.perf_counter() - started if live.wait(0.001) else None
+    spin(1)
     keep(
         "viewer",
         picture="16384 x 16384, lazy, with levels",
         view=[int(side) for side in viewer.screenshot(flash=False).shape[:2]],
         seconds_to_source_pixels=round(source, 2),
-        seconds_to_add_the_layer=round(added, 2),
+        seconds_to_add_any_layer=round(any_layer, 3),
+        seconds_to_add_the_layer=round(added, 3),
         seconds_to_dehazed_overview=round(overview, 2),
         seconds_to_sharp_view_from_the_overview=round(zoomed, 2),
         seconds_to_the_networks_own_view=round(exact, 1) if exact else f"more than {60 * args.minutes:.0f}",
         longest_block_until_overview=round(at_rest, 3),
-        longest_block_zoomed_in=round(beat.longest, 3),
+        longest_block_zooming_in=round(zooming, 3),
+        longest_block_panning=round(panning, 3),
+        longest_block_while_tiles_come=round(beat.longest, 3),
         peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     )
     viewer.close()
 
 
-def layer_pixels(layer: napari.layers.Image) -> np.ndarray:
-    """Return what is drawn of a layer."""
-    return np.asarray(layer._slice.image.view)
+def sharp(layer: napari.layers.Image) -> bool:
+    """Whether what is drawn of a layer is as good as its picture has it."""
+    drawn = np.asarray(layer._slice.image.view)
+    y, x = (int(edge) for edge in layer.corner_pixels[0, :2])
+    window = Window(y, y + drawn.shape[0], x, x + drawn.shape[1])
+    return np.array_equal(drawn, layer.metadata["dehazexl-live"].read(layer.data_level, window))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Answers:
     coarse
         Number of the level whose change `overview` is; it and those after it have no tiles.
     cache
-        Bytes of tiles that are kept; those that were not used for longest are dropped.
+        Bytes of tiles that are kept; those that were not wanted for longest are dropped.
 
     Attributes
     ----------
@@ -60,8 +60,13 @@ class Answers:
         return cells[: self.most]
 
     def missing(self, level: int, window: Window) -> list[Cell]:
-        """List those of the wanted tiles that are not there."""
-        return [cell for cell in self.wanted(level, window) if (level, *cell) not in self._tiles]
+        """List those of the wanted tiles that are not there; those that are will be dropped last."""
+        wanted = self.wanted(level, window)
+        with self._lock:
+            there = {cell for cell in wanted if (level, *cell) in self._tiles}
+            for cell in there:
+                self._tiles.move_to_end((level, *cell))
+        return [cell for cell in wanted if cell not in there]
 
     def keep(self, level: int, tiles: Mapping[Cell, NDArray[np.float16]]) -> None:
         """Keep dehazed tiles ``(256, 256, 3)`` of a level."""
@@ -92,7 +97,8 @@ class Answers:
         """
         grid = self.grids[level]
         cells = [*grid.tiles_at(window).cells()] if level < self.coarse else []
-        there = {cell: answer for cell in cells if (answer := self._tile(level, *cell)) is not None}
+        with self._lock:
+            there = {cell: answer for cell in cells if (answer := self._tiles.get((level, *cell))) is not None}
         if not there:
             return self._guess(level, window, hazy)
         total = np.zeros(hazy.shape, np.float32)
@@ -118,10 +124,3 @@ class Answers:
             np.multiply(gain, hazy[..., colour], out=clear[..., colour])
             clear[..., colour] += offset
         return clear
-
-    def _tile(self, level: int, row: int, col: int) -> NDArray[np.float16] | None:
-        with self._lock:
-            answer = self._tiles.get((level, row, col))
-            if answer is not None:
-                self._tiles.move_to_end((level, row, col))
-            return answer

@@ -97,7 +97,7 @@ class Live:
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self.notes: list[str] = []
-        self._pixels = [Pixels(level) for level in image.levels]
+        self._pixels = [Pixels.of(level) for level in image.levels]
         fits = [max(level.shape[:2]) <= OVERVIEW for level in image.levels]
         self.coarse = fits.index(True) if any(fits) else len(fits) - 1
         self._answers = Answers([level.shape for level in image.levels], overlap, self.coarse, cache)
@@ -192,6 +192,8 @@ class Live:
     def restart(self) -> None:
         """Go on after `close` or an error; what is dehazed already stays."""
         if not self.running:
+            for pixels in self._pixels:
+                pixels.forget()  # what was kept of a file that was gone may be anything
             self.error, self.lost, self._idle = None, False, False
             self._better(everywhere=True)
             self._start(self._worker)
@@ -202,6 +204,7 @@ class Live:
             self._model, self._works, self._idle = None, {}, False
             self._answers.forget()
         self._better(everywhere=True)
+        self._worker.wake()
 
     # What is shown
 
@@ -217,11 +220,14 @@ class Live:
         """
         try:
             check_there(self.image.path)
-            raw = self._pixels[level].read(window)
+            return self._shown(level, window, self._pixels[level].read(window))
         except Exception as error:
             self.lost = True
             self._fail(_bare(error))
             return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
+
+    def _shown(self, level: int, window: Window, raw: NDArray[Any]) -> NDArray[Any]:
+        """Dehaze the pixels ``(y, x, c)`` of a window as well as is known."""
         low, high = self.limits
         # In place where it can be: a viewer waits for this.
         hazy = raw[..., list(self.image.rgb)].astype(np.float32)
@@ -296,12 +302,15 @@ class Live:
         if not work.ready:
             work.advance()
         elif self._answers.overview is None:
-            self._answers.overview = work.changes(lambda: not self.running)
+            overview = work.changes(lambda: not self.running)
+            with self._changed:
+                if self.running:  # else all may have been forgotten for good
+                    self._answers.overview = overview
             self._better(everywhere=True)
         else:
             tiles = work.decode(self._answers.missing(level, window))
             with self._changed:
-                if self.running:  # else all may have been forgotten for good
+                if self.running:
                     self._answers.keep(level, tiles)
             self._better()
         # What was read of a file that has gone meanwhile may be anything.

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 ENOUGH = 2048
 """Pixels: a picture whose coarsest level is no longer than this on any side needs no further overviews."""
 
+GAP = 8
+"""Times as long a level may be as the next one."""
+
 SMALLEST = 64
 """Pixels of the last, tiny level: viewers read that in full."""
 
@@ -43,6 +47,16 @@ _making = threading.Lock()
 def needs_overviews(image: Image) -> bool:
     """Tell whether a picture has no level small enough to be read at once."""
     return max(image.levels[-1].shape[:2]) > ENOUGH
+
+
+def without_gaps(image: Image) -> Image:
+    """Return the picture without the levels after a gap, such as a thumbnail that lies in a file of full size.
+
+    Viewers would show the large level whole where the small one is too coarse.
+    """
+    sides = [max(level.shape[:2]) for level in image.levels]
+    gaps = [n for n, (fine, coarse) in enumerate(pairwise(sides), 1) if fine > ENOUGH and fine > GAP * coarse]
+    return replace(image, levels=image.levels[: gaps[0]]) if gaps else image
 
 
 def with_tail(image: Image) -> Image:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dehazexl.live import Live
 
 TINY = 256
-"""Pixels: the longest side of what is read while the window waits, once, when nothing has been painted yet."""
+"""Pixels: the longest side of what is read while the window waits, once, when a painter is made."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Painter:
         self._lock = threading.Lock()
 
     @property
+    def renewed(self) -> int:
+        """Rises when the whole picture was painted: then thumbnails are better, too."""
+        return self._whole.version
+
+    @property
     def levels(self) -> tuple[Painted, ...]:
         """The levels, finest first."""
         return tuple(Painted(self, number) for number in range(len(self.live.image.levels)))
@@ -78,11 +83,12 @@ class Painter:
     def read(self, level: int, window: Window) -> NDArray[Any]:
         """Return the pixels of a window that there are, see `Live.read`, at once; better ones are painted next."""
         self.live.look_at(level, window)
-        if level > self.live.coarse:  # tiny, and cut for thumbnails
-            return self.live.read(level, window)
-        self._wanted = (level, window) if level < self.live.coarse else None
+        if level <= self.live.coarse:  # smaller ones are cut for thumbnails
+            self._wanted = (level, window) if level < self.live.coarse else None
         self.paint()
         whole, view = self._whole, self._view
+        if whole.level == level:
+            return whole.pixels[window.within(whole.window)].copy()
         shared = None if view is None or view.level != level else window.meet(view.window)
         # Copies: what was painted is cut again.
         if view is not None and shared == window:
@@ -100,33 +106,28 @@ class Painter:
                 self._worker.start()
 
     def _steps(self) -> Generator[bool, None, None]:
-        while (due := self._next()) is not None:
-            frame = self._painted(*due)
-            if not self.live.lost:  # else what there is is better
-                if frame.level < self.live.coarse:
-                    self._view = frame
-                else:
-                    self._whole = frame
-                self.version += 1
-            yield True
-
-    def _next(self) -> tuple[int, Window] | None:
-        with self._lock:
-            due = self._due()
-            if due is None:
-                self._worker = None
-            return due
+        try:
+            while (due := self._due()) is not None:
+                frame = self._painted(*due)
+                if not self.live.lost:  # else what there is is better
+                    if frame.level < self.live.coarse:
+                        self._view = frame
+                    else:
+                        self._whole = frame
+                    self.version += 1
+                yield True
+        finally:
+            self._worker = None
 
     def _due(self) -> tuple[int, Window] | None:
-        """Return what is to be painted next: the whole, then the view; None if both are as good as the picture."""
-        whole, view, wanted = self._whole, self._view, self._wanted
+        """Return what is to be painted next: the view, then the whole; None if both are as good as the picture."""
+        view, wanted = self._view, self._wanted
         if self.live.lost:
             return None
-        if whole.version < self.live.renewed:
-            return self._all_of(self.live.coarse)
-        if view is not None and (view.level, view.window) == wanted and view.version == self.live.version:
-            return None
-        return wanted
+        fresh = view is not None and (view.level, view.window) == wanted and view.version == self.live.version
+        if wanted is not None and not fresh:
+            return wanted
+        return self._all_of(self.live.coarse) if self._whole.version < self.live.renewed else None
 
     def _painted(self, level: int, window: Window) -> Frame:
         version = self.live.version
@@ -142,7 +143,11 @@ class Painter:
 
 
 class Painted(Cut):
-    """A level of a `Painter`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises."""
+    """A level of a `Painter`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises.
+
+    As an array it is all there is of the picture, read now. A copy has a painter of its own: it may be looked at
+    elsewhere.
+    """
 
     def __init__(self, painter: Painter, number: int) -> None:
         self.painter, self.live, self.number = painter, painter.live, number
@@ -152,3 +157,13 @@ class Painted(Cut):
     def read(self, window: Window) -> NDArray[Any]:
         """Return what there is of a window, see `Painter.read`."""
         return self.painter.read(self.number, window)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        height, width = self.shape[:2]
+        return np.asarray(self.live.read(self.number, Window(0, height, 0, width)), dtype=dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Painted:
+        key = id(self.painter)
+        if key not in memo:
+            memo[key] = Painter(self.live)
+        return Painted(memo[key], self.number)

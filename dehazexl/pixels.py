@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -38,6 +39,19 @@ class Pixels:
         self._edges = [np.cumsum([0, *sizes]) for sizes in array.chunks[:2]]
         self._chunk = lru_cache(maxsize=_count_kept(array))(_Chunk)
 
+    @classmethod
+    def of(cls, array: da.Array) -> Pixels:
+        """Return the one that reads an array for all who look at it in this process."""
+        with _sharing:
+            pixels = _shared.get(array.name)
+            if pixels is None:
+                pixels = _shared[array.name] = cls(array)
+            return pixels
+
+    def forget(self) -> None:
+        """Read anew what is asked for from now on."""
+        self._chunk.cache_clear()
+
     def __reduce__(self) -> tuple[type[Pixels], tuple[da.Array]]:
         return Pixels, (self.array,)
 
@@ -67,6 +81,10 @@ class Pixels:
         """Return the chunks along an axis that share a pixel with ``start..stop - 1``."""
         edges = self._edges[axis]
         return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))
+
+
+_shared: WeakValueDictionary[str, Pixels] = WeakValueDictionary()
+_sharing = Lock()
 
 
 def _count_kept(array: da.Array) -> int:

@@ -49,7 +49,7 @@ def enlarged(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDA
     """
     from PIL import Image as Pillow
 
-    if small.ndim == 3 and small.dtype != np.uint8:
+    if small.ndim == 3 and (small.dtype != np.uint8 or small.shape[2] == 4):  # Pillow would blacken what alpha hides
         return np.stack([enlarged(plane, window, shape) for plane in np.moveaxis(small, -1, 0)], axis=-1)
     fy, fx = small.shape[0] / shape[0], small.shape[1] / shape[1]
     box = (window.x0 * fx, window.y0 * fy, window.x1 * fx, window.y1 * fy)

@@ -16,6 +16,7 @@ import tifffile
 import torch
 
 import dehazexl
+from dehazexl.answers import Answers
 from dehazexl.grid import Window
 from dehazexl.live import Live
 from dehazexl.model import SPECS, DehazeXL
@@ -258,6 +259,30 @@ def test_a_zarr_that_vanishes(watch, model, hazy, tmp_path: Path) -> None:
     shutil.rmtree(path)
     assert not live.levels[0][-200:, -200:].any()
     assert live.lost and isinstance(live.error, FileNotFoundError) and "is gone" in str(live.error)
+
+
+def test_forgotten_it_is_computed_again(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    clear = live.levels[0][VIEW]
+    live.forget()
+    assert live.wait(60)
+    np.testing.assert_array_equal(live.levels[0][VIEW], clear)
+
+
+def test_a_cache_smaller_than_the_view_comes_to_rest() -> None:
+    """Tiles that are in view but not wanted must not drive out those that are, or they are decoded for ever."""
+    answers = Answers([(2048, 4096, 3), (1024, 2048, 3)], 32, 1, 40 * 256 * 256 * 6)
+    tile = np.zeros((256, 256, 3), np.float16)
+    for x in (0, 600, 1200):
+        window, decoded = Window(0, 1400, x, x + 2400), 0
+        while missing := answers.missing(0, window):
+            answers.keep(0, dict.fromkeys(missing[:4], tile))
+            answers.clear(0, window, np.zeros((1400, 2400, 3), np.float32))  # the view is drawn after each batch
+            decoded += 4
+            assert decoded <= 80, "the same tiles are asked for again and again"
+    assert len(answers) == 40
 
 
 def test_stopped_it_goes_on_where_it_was(watch, model, hazy) -> None:

@@ -89,6 +89,13 @@ def large(tmp_path) -> Path:
 
 
 @pytest.fixture
+def tiled(tmp_path, scene) -> Path:
+    """A tiled TIFF."""
+    tifffile.imwrite(tmp_path / "scene.tif", scene, tile=(256, 256), photometric="rgb")
+    return tmp_path / "scene.tif"
+
+
+@pytest.fixture
 def gate(monkeypatch) -> threading.Event:
     """Overviews are only made when this is set."""
     from dehazexl import overviews
@@ -167,6 +174,39 @@ def test_limits_are_those_of_the_whole_picture(make_napari_viewer_proxy, dehaze,
     np.testing.assert_array_equal(part.metadata[LIVE].levels[0][:], whole.metadata[LIVE].levels[0][500:900, 600:1100])
     layer.contrast_limits = (0.25, 0.5)
     assert dehaze(layer, viewer=viewer).metadata[LIVE].limits == (15000, 30000)
+
+
+def test_a_layer_with_other_pixels_is_dehazed_from_those(make_napari_viewer_proxy, dehaze, tiled) -> None:
+    viewer = make_napari_viewer_proxy()
+    layer = opened(viewer, tiled)
+    inverted = 255 - np.asarray(layer.data[0])
+    layer.data = [inverted, inverted[::2, ::2]]
+    np.testing.assert_array_equal(dehaze(layer, strength=0).metadata[LIVE].levels[0][:], inverted)
+
+
+def test_a_tiny_picture_is_shown_dehazed(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
+    """napari never shows the last of several levels anew: there must be one more."""
+    viewer = make_napari_viewer_proxy(show=True)
+    dehazed = dehaze(viewer.add_image(scene[:60, :60], rgb=True), viewer=viewer)
+    assert dehazed.metadata[LIVE].wait(60)
+    clear = dehazed.metadata[LIVE].levels[0][:].astype(int)
+    assert np.abs(clear - scene[:60, :60]).mean() > 2, "the network does nothing"
+    qtbot.waitUntil(lambda: np.array_equal(np.asarray(dehazed._slice.image.view), clear), timeout=20_000)
+
+
+def test_what_is_on_screen_of_a_turned_layer(make_napari_viewer_proxy, scene) -> None:
+    from napari_dehazexl._region import on_screen
+
+    viewer = make_napari_viewer_proxy(show=True)
+    layer = viewer.add_image(scene, rgb=True)
+    camera(viewer).zoom = 2
+    upright = on_screen(viewer, layer)
+    layer.rotate = 45
+    camera(viewer).center = (0, *layer.data_to_world((550, 650)))
+    y0, y1, x0, x1 = on_screen(viewer, layer)
+    width, height = (upright[3] - upright[2]), (upright[1] - upright[0])
+    side = (width + height) / 2**0.5  # of the square around what is seen, as long as the layer fills it
+    assert y1 - y0 == pytest.approx(min(side, 1100), abs=3) and x1 - x0 == pytest.approx(min(side, 1300), abs=3)
 
 
 def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:

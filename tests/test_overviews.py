@@ -1,6 +1,7 @@
 """Overviews made for pictures that have none."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 import tifffile
 
 import dehazexl
-from dehazexl.overviews import Growing, kept_overviews, make_overviews, needs_overviews, sampled, with_tail
+from dehazexl.overviews import (
+    Growing,
+    kept_overviews,
+    make_overviews,
+    needs_overviews,
+    sampled,
+    with_tail,
+    without_gaps,
+)
 
 
 @pytest.fixture
@@ -23,6 +32,13 @@ def large(tmp_path: Path) -> dehazexl.Image:
 def test_who_needs_them(large) -> None:
     assert needs_overviews(large)
     assert not needs_overviews(dehazexl.open_image(np.zeros((2048, 2048, 3), np.uint8)))
+
+
+def test_a_thumbnail_is_no_overview(large) -> None:
+    """Viewers would show the large level whole where the thumbnail is too coarse."""
+    half, tiny = (large.levels[0][::step, ::step] for step in (2, 16))
+    assert needs_overviews(without_gaps(replace(large, levels=(large.levels[0], tiny))))
+    assert without_gaps(replace(large, levels=(large.levels[0], half, tiny))).levels[1:] == (half, tiny)
 
 
 def test_made_once_and_kept(large, tmp_path) -> None:

@@ -1,5 +1,6 @@
 """What a window is shown while the pixels are still read: from memory, at once, and soon the best there is."""
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -173,6 +174,64 @@ def test_a_lost_picture_is_shown_as_it_was(start, hazy) -> None:
     np.testing.assert_array_equal(painter.levels[0][1500:2000, 2000:2600], live.read(0, there))
 
 
+def test_a_copy_is_looked_at_by_itself(start, hazy) -> None:
+    """A layer and its moved duplicate show different windows: both get sharp, and then rest."""
+    live, painter, _ = start(hazy)
+    levels = copy.deepcopy(painter.levels)
+    other = levels[0].painter
+    assert other is not painter and all(level.painter is other and level.live is live for level in levels)
+    for _ in range(2):
+        painter.levels[0][VIEW], levels[0][1500:2000, 2000:2600]
+        assert live.wait(60)
+        painted(painter), painted(other)
+    versions = painter.version, other.version
+    np.testing.assert_array_equal(painter.levels[0][VIEW], live.levels[0][VIEW])
+    there = Window(1500, 2000, 2000, 2600)
+    np.testing.assert_array_equal(levels[0][1500:2000, 2000:2600], live.read(0, there))
+    assert (painter.version, other.version) == versions
+
+
+def test_the_view_is_painted_before_the_whole(start, hazy) -> None:
+    """Else a slider that is dragged would show nothing of what it does until it rests."""
+    live, painter, _ = start(hazy)
+    painter.levels[0][VIEW]
+    assert live.wait(60)
+    painted(painter)
+    live.strength = 0.5
+    assert painter._due() == (0, Window(100, 500, 300, 900))
+
+
+def test_short_of_memory_it_goes_on_later(start, hazy, monkeypatch) -> None:
+    live, painter, _ = start(hazy)
+    painter.levels[0][VIEW]
+    assert live.wait(60)
+    painted(painter)
+    clear = live._answers.clear
+    tries = iter([MemoryError("Unable to allocate 9 GB")])
+
+    def short(*args):
+        for error in tries:
+            raise error
+        return clear(*args)
+
+    monkeypatch.setattr(live._answers, "clear", short)
+    painter.levels[0][600:1000, 300:900]
+    painted(painter)
+    assert isinstance(live.error, MemoryError)
+    live.restart()
+    painter.levels[0][600:1000, 300:900]
+    assert live.wait(60)
+    painted(painter)
+    np.testing.assert_array_equal(painter.levels[0][600:1000, 300:900], live.levels[0][600:1000, 300:900])
+
+
+def test_as_an_array_it_is_all_of_the_picture(start, hazy) -> None:
+    gate = threading.Event()
+    _, painter, _ = start(hazy, lambda: gate.wait(60) and None)
+    np.testing.assert_array_equal(np.asarray(painter.levels[0]), hazy)
+    gate.set()
+
+
 def test_alpha_is_enlarged_too(start, hazy) -> None:
     opaque = np.full((*SIDES, 1), 255, np.uint8)
     opaque[:300] = 0
@@ -182,4 +241,5 @@ def test_alpha_is_enlarged_too(start, hazy) -> None:
     live = Live(replace(image, levels=levels, alpha=3), lambda: time.sleep(60) or None)  # type: ignore[func-returns-value]
     shown = Painter(live).levels[0][VIEW]
     assert shown.shape == (400, 600, 4) and not shown[:180, :, 3].any() and shown[220:, :, 3].min() == 255
+    assert np.abs(shown[..., :3].astype(int) - hazy[VIEW]).max() <= 8, "what alpha hides has lost its colours"
     live.close()

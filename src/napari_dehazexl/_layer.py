@@ -18,7 +18,7 @@ import numpy as np
 from dehazexl.live import CACHE, Live
 from dehazexl.overviews import SMALLEST
 from dehazexl.painter import Painter
-from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, tell_unreadable
+from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, shows_what_was_read, tell_unreadable
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -104,19 +104,21 @@ def dehaze_layer(
         linear = {name: placed[name] for name in ("scale", "rotate", "shear", "translate")}
         placed["translate"] = Affine(**linear)((window.y0, window.x0))
     load = partial(network, weights, device, dtype)
+    if len(image.levels) == 1:  # napari never shows the last level of several anew
+        image = replace(image, levels=(image.levels[0], image.levels[0][::2, ::2]))
     live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
     viewer = viewer if viewer is not None else napari.current_viewer()
     shown = viewer is not None and layer in viewer.layers
     # A window must not wait for pixels; a script has to.
-    painter = Painter(live) if shown and hasattr(viewer, "window") else None
+    levels = Painter(live).levels if shown and hasattr(viewer, "window") else live.levels
     metadata = {IMAGE: image, LIVE: live}
     dehazed = ImageLayer(
-        list((painter or live).levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
+        list(levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
         contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,
     )  # fmt: skip
     if shown:
         viewer.layers.insert(viewer.layers.index(layer) + 1, dehazed)
-        Watch(viewer, live, painter)
+        Watch(viewer, live)
     return dehazed
 
 
@@ -174,8 +176,8 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
         raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a picture of two")
     if LIVE in layer.metadata:
         raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
-    own: Image | None = layer.metadata.get(IMAGE)
-    image = own or _picture_of(layer)
+    as_read = layer.multiscale and shows_what_was_read(layer.data[0], layer.metadata)
+    image: Image = layer.metadata[IMAGE] if as_read else _picture_of(layer)
     growing = _growing(layer, image)
     if growing is not None and growing.running:
         raise ValueError(
@@ -253,7 +255,7 @@ def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
     from dehazexl.image import value_range
 
     first, last = (float(limit) for limit in layer.contrast_limits)
-    if IMAGE not in layer.metadata or image.levels[0].dtype == np.uint8:
+    if layer.metadata.get(IMAGE) is not image or image.levels[0].dtype == np.uint8:
         return first, last
     # The reader shows such pictures from 0 to 1.
     low, high = layer.metadata.get(LIMITS) or value_range(image)
@@ -277,9 +279,11 @@ def window_of(region: Sequence[int]) -> Window:
     return Window(*(int(edge) for edge in region))
 
 
-def refresh(layer: napari.layers.Image) -> None:
-    """Show a layer's pixels anew; its extent, thumbnail and highlight are as they were."""
-    layer.refresh(extent=False, thumbnail=False, highlight=False)
+def refresh(layer: napari.layers.Image, thumbnail: bool = False) -> None:
+    """Show a layer's pixels anew, and its thumbnail if asked to; its extent and highlight are as they were."""
+    if thumbnail and hasattr(layer, "_reset_thumbnail_level_data"):  # since 0.9 napari keeps the level that it shows
+        layer._reset_thumbnail_level_data()
+    layer.refresh(extent=False, thumbnail=thumbnail, highlight=False)
 
 
 class Watch:
@@ -289,11 +293,11 @@ class Watch:
     holds neither the window nor the picture: both may go.
     """
 
-    def __init__(self, viewer: Any, live: Live, painter: Painter | None) -> None:
+    def __init__(self, viewer: Any, live: Live) -> None:
         viewer = getattr(viewer, "__wrapped__", viewer)  # plugins are handed a proxy, which nobody else holds
         self.layers, self.live = weakref.ref(viewer.layers), weakref.ref(live)
-        self.painter = None if painter is None else weakref.ref(painter)
-        self.version, self.notes = 0, 0
+        self.seen: weakref.WeakKeyDictionary[Painter, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self.notes = 0
         self.error: Exception | None = None
         viewer.layers.events.removed.connect(self.removed)
         _watches.add(self)
@@ -327,15 +331,21 @@ class Watch:
         if live is None or not layers:  # gone, or reads from a file by now
             _watches.discard(self)
             return
-        painter = self.painter and self.painter()
-        if painter:
-            painter.paint()
-            if painter.version != self.version:
-                self.version = painter.version
-                for layer in layers:
-                    refresh(layer)
+        for layer in layers:
+            self.renew(layer)
         self.tell(live, layers[0].name)
         self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
+
+    def renew(self, layer: napari.layers.Image) -> None:
+        """Show what was painted of a layer since the last look, and have it painted better if it can be."""
+        painter: Painter | None = getattr(layer.data[0], "painter", None)
+        if painter is None:
+            return
+        painter.paint()
+        now, before = (painter.version, painter.renewed), self.seen.get(painter, (0, -1))
+        if now != before:
+            self.seen[painter] = now
+            refresh(layer, thumbnail=now[1] != before[1])
 
     def tell(self, live: Live, name: str) -> None:
         """Report what the user should know, each thing once."""
@@ -359,6 +369,9 @@ class Watch:
 
     def end(self, event: Any = None) -> None:
         """End the work and drop what was computed; the thread is gone within a batch of tiles."""
+        _watches.discard(self)
+        if hasattr(self, "timer"):
+            self.timer.stop()
         live = self.live()
         if live is not None:
             live.close()

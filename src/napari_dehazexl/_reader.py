@@ -84,8 +84,9 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 def layers_of(image: Image) -> list[LayerData]:
     """Return the layers of a picture, see `read`."""
     from dehazexl.image import value_range
-    from dehazexl.overviews import Growing, kept_overviews, needs_overviews, with_tail
+    from dehazexl.overviews import Growing, kept_overviews, needs_overviews, with_tail, without_gaps
 
+    image = without_gaps(image)
     _told.discard(_key(image))
     growing = None
     if needs_overviews(image):
@@ -112,6 +113,11 @@ def layer_of(levels: list[da.Array], about: dict[str, Any]) -> LayerData:
     """Return a layer of some levels, finest first, that are known by the finest one's name."""
     about["metadata"][SHOWN] = levels[0].name
     return levels, about, "image"
+
+
+def shows_what_was_read(finest: Any, metadata: dict[str, Any]) -> bool:
+    """Tell whether a layer's finest level is what the reader gave, and nothing was done to it."""
+    return metadata.get(SHOWN) is not None and getattr(finest, "name", None) == metadata[SHOWN]
 
 
 def cache_folder() -> Path:
@@ -215,18 +221,29 @@ class Shown(Cut):
 
         self.image, self.show, self.shape, self.dtype = image, show, shape, dtype
         # A window that moves a little needs most chunks again, and waits for them.
-        self.level = Pixels(level) if isinstance(level, da.Array) else level
+        self.level = Pixels.of(level) if isinstance(level, da.Array) else level
+        self.changed = _changed(image)
 
     def read(self, window: Window) -> NDArray[Any]:
         """Read a window; zeros, and one message, if that fails."""
         import numpy as np
 
+        from dehazexl.pixels import Pixels
+
         try:
             check_there(self.image.path)
+            if isinstance(self.level, Pixels) and self.changed != (changed := _changed(self.image)):
+                self.changed = changed
+                self.level.forget()
             return self.show(self.level.read(window))
         except Exception as error:
             tell_unreadable(self.image, error)
             return np.zeros((window.height, window.width, *self.shape[2:]), self.dtype)
+
+
+def _changed(image: Image) -> int:
+    """Tell when a picture's file was written last."""
+    return image.path.stat().st_mtime_ns if image.path is not None and image.path.exists() else 0
 
 
 def tell_unreadable(image: Image, error: Exception) -> None:

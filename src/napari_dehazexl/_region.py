@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,12 +38,11 @@ def on_screen(viewer: Any, layer: Image) -> Region:
     """
     if hasattr(viewer, "canvas"):  # since napari 0.9
         camera, size = viewer.scene.camera, viewer.canvas.size
-        reach = [side / camera.zoom / 2 for side in size]
-        middle = camera.center[-2:]
-        return clipped(
-            [layer.world_to_data([m + sign * r for m, r in zip(middle, reach, strict=True)]) for sign in (-1, 1)],
-            layer,
-        )
+        edges = [
+            (middle - side / camera.zoom / 2, middle + side / camera.zoom / 2)
+            for middle, side in zip(camera.center[-2:], size, strict=True)
+        ]
+        return clipped([layer.world_to_data(corner) for corner in product(*edges)], layer)
     # Before, napari tells it of the level on show, widened to the picture's chunks.
     level = layer.data_level if layer.multiscale else 0
     factors = layer.downsample_factors[level][-2:] if layer.multiscale else (1, 1)

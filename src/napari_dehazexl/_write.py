@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from napari_dehazexl._layer import LIVE
-from napari_dehazexl._reader import BAND, IMAGE, SHOWN, viewers
+from napari_dehazexl._reader import BAND, IMAGE, shows_what_was_read, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
         )
     metadata = meta.get("metadata", {})
     source, band = metadata.get(IMAGE), metadata.get(BAND)
-    if getattr(finest, "name", None) != metadata.get(SHOWN, ""):
+    if not shows_what_was_read(finest, metadata):
         return _described(finest, meta, source)
     if band is None:
         return cast("Image", source)
