@@ -254,7 +254,7 @@ def test_alpha_is_shown_as_such(make_napari_viewer_proxy, dehaze, tmp_path, scen
 def test_an_array_is_known_again(scene) -> None:
     from napari.layers import Image
 
-    from napari_dehazexl._layer import source_of
+    from napari_dehazexl._source import source_of
 
     layer = Image(scene, rgb=True)
     token = source_of(layer)[0].fingerprint
@@ -279,8 +279,8 @@ def test_it_goes_on_to_grow_behind_another_window(make_napari_viewer_proxy, larg
 def test_without_a_window_the_overviews_are_used(large) -> None:
     from napari.layers import Image
 
-    from napari_dehazexl._layer import source_of
     from napari_dehazexl._reader import layers_of
+    from napari_dehazexl._source import source_of
 
     data, kwargs, _ = layers_of(dehazexl.open_image(large))[0]
     layer = Image(data, **kwargs)

@@ -209,8 +209,8 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
     Pictures without a pyramid (PNG, JPEG) are no good for that; the layer then stays as it is.
     """
     from dehazexl import open_image
-    from napari_dehazexl._layer import LIVE
     from napari_dehazexl._reader import IMAGE, LIMITS, SHOWN, colours_of
+    from napari_dehazexl._watch import LIVE
 
     if not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
         return

@@ -19,12 +19,14 @@ from dehazexl.grid import TileGrid
 from napari_dehazexl._estimate import Clock, estimated
 from napari_dehazexl._facts import Network, devices, look_up
 from napari_dehazexl._form import Form, parse_range
-from napari_dehazexl._layer import LIVE, dehaze_layer, set_strength, source_of, window_of
+from napari_dehazexl._layer import dehaze_layer, set_strength, window_of
 from napari_dehazexl._order import Order, network_of
 from napari_dehazexl._region import drawn, on_screen
 from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
 from napari_dehazexl._settings import Settings
+from napari_dehazexl._source import source_of
 from napari_dehazexl._thread import Outcome, Saving, in_thread
+from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
     import napari.viewer

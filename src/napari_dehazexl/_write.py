@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from napari_dehazexl._layer import LIVE
 from napari_dehazexl._reader import BAND, IMAGE, shows_what_was_read, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save
+from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
     from dehazexl.image import Image

@@ -1,0 +1,128 @@
+"""The picture in a layer, whoever made the layer."""
+
+from __future__ import annotations
+
+import atexit
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dehazexl.overviews import SMALLEST
+from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, shows_what_was_read
+from napari_dehazexl._watch import LIVE
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import napari.layers
+    from numpy.typing import NDArray
+
+    from dehazexl.image import Image
+    from dehazexl.overviews import Growing
+
+HASHED = 16 * 2**20  # bytes of an array in memory by which it is known again
+
+
+def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
+    """Return the picture in a layer, and which of its values the layer's contrast limits make black and white.
+
+    Raises
+    ------
+    ValueError
+        If the layer is not RGB, has further dimensions, is dehazed already, or its overviews are still being made.
+    """
+    from dehazexl.overviews import with_tail
+
+    if not getattr(layer, "rgb", False):
+        raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
+    if layer.ndim != 2:
+        raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a picture of two")
+    if LIVE in layer.metadata:
+        raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
+    as_read = layer.multiscale and shows_what_was_read(layer.data[0], layer.metadata)
+    image: Image = layer.metadata[IMAGE] if as_read else _picture_of(layer)
+    growing = _growing(layer, image)
+    if growing is not None and growing.running:
+        raise ValueError(
+            f"the overviews of {layer.name!r} are being made, {growing.share:.0%} are there: dehaze it when they are"
+        )
+    return with_tail(image if growing is None else growing.image), _limits_of(layer, image)
+
+
+def _growing(layer: napari.layers.Image, image: Image) -> Growing | None:
+    """Return the layer's picture while, or after, its overviews are made; begin to make them if it needs some."""
+    from dehazexl.overviews import Growing, needs_overviews
+
+    growing: Growing | None = layer.metadata.get(GROWING)
+    if growing is not None and growing.image.fingerprint == image.fingerprint:
+        return growing
+    if not needs_overviews(image):
+        return None
+    layer.metadata[GROWING] = growing = Growing(image, _scratch())
+    return growing
+
+
+@cache
+def _scratch() -> Path:
+    """Make a folder that lives as long as this process, for overviews of pictures that no file holds."""
+    folder = TemporaryDirectory(prefix="napari-dehazexl-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _picture_of(layer: napari.layers.Image) -> Image:
+    """Describe the picture in a layer that this plugin has not read. Of arrays in memory nothing is copied."""
+    from dehazexl import open_image
+
+    data = [*layer.data] if layer.multiscale else [layer.data]
+    token = _hash(data[0]) if isinstance(data[0], np.ndarray) else ""
+    if isinstance(data[-1], np.ndarray):
+        data += _strided(data[-1])
+    levels = tuple(_lazy(level, f"layer-{token}-{number}") for number, level in enumerate(data))
+    return replace(
+        open_image(levels[0]), levels=levels, name=layer.name, alpha=3 if levels[0].shape[2] == 4 else None,
+        scale=tuple(layer.scale), translate=tuple(layer.translate), units=str(layer.units[0]),
+    )  # fmt: skip
+
+
+def _strided(pixels: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return every second, fourth... pixel, down to a tiny picture: at no cost, where means would stop the window."""
+    levels, step = [], 2
+    while max(pixels.shape[:2]) * 2 > SMALLEST * step:
+        steps = [min(step, side) for side in pixels.shape[:2]]
+        levels.append(pixels[tuple(slice(each // 2, None, each) for each in steps)])
+        step *= 2
+    return levels
+
+
+def _lazy(level: Any, name: str) -> da.Array:
+    """Wrap an array ``(y, x, c)`` in dask, all of c in one chunk; the name is for those in memory."""
+    import dask.array as da
+
+    from dehazexl.readers.source import CHUNK, lazy, strided
+
+    if isinstance(level, np.ndarray):  # dask would copy it
+        return lazy(strided(level, "yxc"), (CHUNK, CHUNK), name)
+    return (level if isinstance(level, da.Array) else da.from_array(level)).rechunk({2: -1})
+
+
+def _hash(pixels: NDArray[Any]) -> str:
+    """Hash an array's pixels, of a large one some rows: the window waits for it, a second a gigabyte."""
+    from dask.base import tokenize
+
+    return str(tokenize(pixels.shape, pixels[:: max(1, pixels.nbytes // HASHED)]))
+
+
+def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
+    """Return a layer's contrast limits in the values of its picture."""
+    from dehazexl.image import value_range
+
+    first, last = (float(limit) for limit in layer.contrast_limits)
+    if layer.metadata.get(IMAGE) is not image or image.levels[0].dtype == np.uint8:
+        return first, last
+    # The reader shows such pictures from 0 to 1.
+    low, high = layer.metadata.get(LIMITS) or value_range(image)
+    return low + first * (high - low), low + last * (high - low)
