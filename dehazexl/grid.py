@@ -49,6 +49,18 @@ class Window:
         """Return what lies in both."""
         return Window(max(self.y0, other.y0), min(self.y1, other.y1), max(self.x0, other.x0), min(self.x1, other.x1))
 
+    def parted(self, other: Window) -> tuple[Window, list[Window]]:
+        """Return what lies in both, maybe nothing, and the up to four windows of this one that lie beside it."""
+        y0, x0 = min(max(self.y0, other.y0), self.y1), min(max(self.x0, other.x0), self.x1)
+        both = Window(y0, max(y0, min(self.y1, other.y1)), x0, max(x0, min(self.x1, other.x1)))
+        beside = [
+            Window(self.y0, both.y0, self.x0, self.x1),
+            Window(both.y1, self.y1, self.x0, self.x1),
+            Window(both.y0, both.y1, self.x0, both.x0),
+            Window(both.y0, both.y1, both.x1, self.x1),
+        ]
+        return both, [window for window in beside if window.height and window.width]
+
     def cells(self) -> Iterator[tuple[int, int]]:
         """Yield the row and column of each unit, row by row."""
         for y in range(self.y0, self.y1):

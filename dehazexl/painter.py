@@ -89,13 +89,13 @@ class Painter:
         whole, view = self._whole, self._view
         if whole.level == level:
             return whole.pixels[window.within(whole.window)].copy()
-        shared = None if view is None or view.level != level else window.meet(view.window)
-        # Copies: what was painted is cut again.
-        if view is not None and shared == window:
-            return view.pixels[window.within(view.window)].copy()
-        pixels = np.array(enlarged(whole.pixels, window, self._shape_of(level)))
-        if view is not None and shared is not None and min(shared.height, shared.width) > 0:
+        pixels = np.empty((window.height, window.width, *whole.pixels.shape[2:]), whole.pixels.dtype)
+        rest = [window]
+        if view is not None and view.level == level:
+            shared, rest = window.parted(view.window)
             pixels[shared.within(window)] = view.pixels[shared.within(view.window)]
+        for part in rest:
+            pixels[part.within(window)] = enlarged(whole.pixels, part, self._shape_of(level))
         return pixels
 
     def paint(self) -> None:

@@ -108,3 +108,18 @@ def test_overlaps_out_of_range(overlap: int) -> None:
 def test_pictures_without_pixels(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="at least one pixel"):
         TileGrid(*size)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [(0, 10, 0, 10), (2, 5, 3, 7), (-5, 4, 6, 20), (5, 30, -9, 30), (10, 20, 0, 10), (30, 40, 3, 5), (2, 5, 40, 50)],
+)
+def test_a_window_is_parted_without_gaps(other: tuple[int, int, int, int]) -> None:
+    window, other_window = Window(0, 10, 0, 10), Window(*other)
+    both, beside = window.parted(other_window)
+    times = np.zeros((10, 10), int)
+    for part in (both, *beside):
+        times[part.within(window)] += 1
+    assert (times == 1).all()
+    there = set(window.cells()) & set(other_window.cells())
+    assert set(both.cells()) == there

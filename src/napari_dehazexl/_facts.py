@@ -60,6 +60,7 @@ def devices() -> list[tuple[str, str]]:
     import torch
 
     # What the first click needs besides torch, so that the window does not wait for it then.
+    import zarr  # noqa: F401
     from PIL import ImageFile  # noqa: F401
 
     import dehazexl.readers  # noqa: F401
