@@ -57,9 +57,9 @@ class Recipe:
     ema: float = 0.995
     fft: float = 0.05
     transmission: float = 0.1
-    smooth: float = 2.0
+    smooth: float = 1.0
     airlight: float = 0.2
-    seam: float = 1.0
+    seam: float = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
