@@ -41,11 +41,11 @@ class Pixels:
 
     @classmethod
     def of(cls, array: da.Array) -> Pixels:
-        """Return the one that reads an array for all who look at it in this process."""
+        """Return the one that reads an array for all who look at that very array in this process."""
         with _sharing:
-            pixels = _shared.get(array.name)
+            pixels = _shared.get(id(array))
             if pixels is None:
-                pixels = _shared[array.name] = cls(array)
+                pixels = _shared[id(array)] = cls(array)
             return pixels
 
     def forget(self) -> None:
@@ -83,7 +83,8 @@ class Pixels:
         return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))
 
 
-_shared: WeakValueDictionary[str, Pixels] = WeakValueDictionary()
+# By the array's id, which is its own as long as a `Pixels` holds it; names may be given twice.
+_shared: WeakValueDictionary[int, Pixels] = WeakValueDictionary()
 _sharing = Lock()
 
 

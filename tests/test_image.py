@@ -766,3 +766,13 @@ def test_photograph_cut_short(tmp_path: Path, suffix: str) -> None:
     image = open_image(tmp_path / f"a.{suffix}")
     with pytest.raises(ValueError, match="damaged"):
         pixels(image)
+
+
+def test_arrays_of_one_name_are_read_each() -> None:
+    """Names are given by whoever makes an array: what is shared is what reads the very same array."""
+    pixels = [np.full((40, 50, 3), value, np.uint8) for value in (10, 200)]
+    arrays = [da.from_array(each, chunks=20, name="twice") for each in pixels]
+    readers = [Pixels.of(array) for array in arrays]
+    for reader, own in zip(readers, pixels, strict=True):
+        np.testing.assert_array_equal(reader.read(Window(0, 40, 0, 50)), own)
+    assert Pixels.of(arrays[0]) is readers[0]

@@ -78,7 +78,7 @@ def _picture_of(layer: napari.layers.Image) -> Image:
     from dehazexl import open_image
 
     data = [*layer.data] if layer.multiscale else [layer.data]
-    token = _hash(data[0]) if isinstance(data[0], np.ndarray) else ""
+    token = next((_hash(level) for level in data if isinstance(level, np.ndarray)), "")
     if isinstance(data[-1], np.ndarray):
         data += _strided(data[-1])
     levels = tuple(_lazy(level, f"layer-{token}-{number}") for number, level in enumerate(data))
