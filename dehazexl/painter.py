@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.cut import Cut
 from dehazexl.grid import Window
+from dehazexl.live import Level, Live
 from dehazexl.shown import enlarged
 from dehazexl.worker import Worker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from dehazexl.live import Live
 
 TINY = 256
 """Pixels: the longest side of what is read while the window waits, once, when a painter is made."""
@@ -106,18 +104,23 @@ class Painter:
                 self._worker.start()
 
     def _steps(self) -> Generator[bool, None, None]:
-        try:
-            while (due := self._due()) is not None:
-                frame = self._painted(*due)
-                if not self.live.lost:  # else what there is is better
-                    if frame.level < self.live.coarse:
-                        self._view = frame
-                    else:
-                        self._whole = frame
-                    self.version += 1
-                yield True
-        finally:
-            self._worker = None
+        while (due := self._next()) is not None:
+            frame = self._painted(*due)
+            if not self.live.lost:  # else what there is is better
+                if frame.level < self.live.coarse:
+                    self._view = frame
+                else:
+                    self._whole = frame
+                self.version += 1
+            yield True
+
+    def _next(self) -> tuple[int, Window] | None:
+        """Return what is due, or end the work: at one go with `paint`, or what it asks for meanwhile would be lost."""
+        with self._lock:
+            due = self._due()
+            if due is None:
+                self._worker = None
+            return due
 
     def _due(self) -> tuple[int, Window] | None:
         """Return what is to be painted next: the view, then the whole; None if both are as good as the picture."""
@@ -142,7 +145,7 @@ class Painter:
         return shape
 
 
-class Painted(Cut):
+class Painted(Level):
     """A level of a `Painter`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises.
 
     As an array it is all there is of the picture, read now. A copy has a painter of its own: it may be looked at
@@ -150,9 +153,8 @@ class Painted(Cut):
     """
 
     def __init__(self, painter: Painter, number: int) -> None:
-        self.painter, self.live, self.number = painter, painter.live, number
-        height, width, _ = self.live.image.levels[number].shape
-        self.shape, self.dtype = (height, width, 3 if self.live.image.alpha is None else 4), self.live.dtype
+        super().__init__(painter.live, number)
+        self.painter = painter
 
     def read(self, window: Window) -> NDArray[Any]:
         """Return what there is of a window, see `Painter.read`."""

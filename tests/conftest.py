@@ -43,3 +43,14 @@ def tiny() -> DehazeXL:
     from reference import randomised
 
     return randomised("tiny")
+
+
+@pytest.fixture(scope="session")
+def model() -> DehazeXL:
+    """Return a small network as training would start from."""
+    import torch
+
+    from dehazexl.model import SPECS, DehazeXL
+
+    torch.manual_seed(0)
+    return DehazeXL(SPECS["tiny"]).eval()

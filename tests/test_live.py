@@ -25,12 +25,6 @@ VIEW = (slice(100, 500), slice(300, 900))
 
 
 @pytest.fixture(scope="module")
-def model() -> DehazeXL:
-    torch.manual_seed(0)
-    return DehazeXL(SPECS["tiny"]).eval()
-
-
-@pytest.fixture(scope="module")
 def hazy() -> np.ndarray:
     y, x = np.mgrid[:1100, :1500]
     scene = np.stack([x % 97, y % 89, (x + y) % 83], axis=-1)

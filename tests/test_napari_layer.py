@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import tifffile
@@ -207,6 +208,42 @@ def test_what_is_on_screen_of_a_turned_layer(make_napari_viewer_proxy, scene) ->
     width, height = (upright[3] - upright[2]), (upright[1] - upright[0])
     side = (width + height) / 2**0.5  # of the square around what is seen, as long as the layer fills it
     assert y1 - y0 == pytest.approx(min(side, 1100), abs=3) and x1 - x0 == pytest.approx(min(side, 1300), abs=3)
+
+
+def test_a_file_that_was_written_again_is_read_again(make_napari_viewer_proxy, tmp_path, scene) -> None:
+    path = tmp_path / "scene.ome.zarr"
+    dehazexl.to_zarr(scene, path)
+    layer = opened(make_napari_viewer_proxy(), path)
+    part = np.s_[100:200, 300:400]
+    np.testing.assert_array_equal(np.asarray(layer.data[0][part]), scene[part])
+    dehazexl.to_zarr(255 - scene, path, overwrite=True)
+    np.testing.assert_array_equal(np.asarray(layer.data[0][part]), 255 - scene[part])
+
+
+def test_layers_with_coarse_levels_in_memory_are_told_apart(dehaze) -> None:
+    from napari.layers import Image
+
+    def layer(value: int) -> Image:
+        fine = da.full((600, 600, 3), value, dtype=np.uint8, chunks=300)
+        return Image([fine, np.full((300, 300, 3), value, np.uint8)], rgb=True, contrast_limits=(0, 255))
+
+    both = [dehaze(layer(value), strength=0) for value in (10, 200)]
+    assert [[int(level[:].max()) for level in each.data] for each in both] == [[10] * 5, [200] * 5]
+
+
+def test_short_memory_while_painting_is_no_unreadable_file(
+    make_napari_viewer_proxy, dehaze, tiled, told, monkeypatch, qtbot
+) -> None:
+    viewer = make_napari_viewer_proxy(show=True)
+    dehazed = dehaze(opened(viewer, tiled), viewer=viewer)
+
+    def short(*args: Any) -> Any:
+        raise MemoryError("Unable to allocate 9 GB")
+
+    monkeypatch.setattr(dehazed.metadata[LIVE]._answers, "clear", short)
+    camera(viewer).zoom = 3
+    qtbot.waitUntil(lambda: bool(told), timeout=20_000)
+    assert told == ["scene dehazed: Unable to allocate 9 GB"]
 
 
 def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:

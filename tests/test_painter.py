@@ -9,22 +9,15 @@ from dataclasses import replace
 import dask.array as da
 import numpy as np
 import pytest
-import torch
 
 import dehazexl
 from dehazexl.grid import Window
 from dehazexl.live import Live
-from dehazexl.model import SPECS, DehazeXL
+from dehazexl.model import DehazeXL
 from dehazexl.painter import Painter
 
 VIEW = (slice(100, 500), slice(300, 900))
 SIDES = 2200, 3000
-
-
-@pytest.fixture(scope="module")
-def model() -> DehazeXL:
-    torch.manual_seed(0)
-    return DehazeXL(SPECS["tiny"]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +231,10 @@ def test_alpha_is_enlarged_too(start, hazy) -> None:
     disk = Disk(np.concatenate([hazy, opaque], axis=-1))
     image = dehazexl.open_image(disk.pixels[:8, :8])
     levels = tuple(da.from_array(disk.pixels[::step, ::step], chunks=(512, 512, 4)) for step in (1, 4, 8))
-    live = Live(replace(image, levels=levels, alpha=3), lambda: time.sleep(60) or None)  # type: ignore[func-returns-value]
+    gate = threading.Event()
+    live = Live(replace(image, levels=levels, alpha=3), lambda: gate.wait(60) and None)
     shown = Painter(live).levels[0][VIEW]
     assert shown.shape == (400, 600, 4) and not shown[:180, :, 3].any() and shown[220:, :, 3].min() == 255
     assert np.abs(shown[..., :3].astype(int) - hazy[VIEW]).max() <= 8, "what alpha hides has lost its colours"
-    live.close()
+    gate.set()
+    live.close(60)

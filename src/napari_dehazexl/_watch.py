@@ -94,16 +94,18 @@ class Watch:
         """Report what the user should know, each thing once."""
         from napari.utils.notifications import show_error, show_warning
 
+        from dehazexl.live import short_of_memory
+
         for note in live.notes[self.notes :]:
             show_warning(f"{name}: {note}")
         self.notes = len(live.notes)
         if live.error is None or live.error is self.error:
             return
         self.error = live.error
-        if live.lost:
+        if live.lost and not short_of_memory(live.error):
             tell_unreadable(live.image, live.error)
         else:
-            show_error(f"{name}: {live.error}")
+            show_error(f"{name}: {live.error or 'out of memory'}")
 
     def removed(self, event: Any = None) -> None:
         """End the work when its last layer is gone."""

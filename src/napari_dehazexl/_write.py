@@ -48,13 +48,12 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         If the layer is no picture of two dimensions, if it cannot be written, or if it was cancelled.
     """
     from dehazexl.live import Level
-    from dehazexl.painter import Painted
 
     if not path.lower().endswith(SUFFIXES):
         return []
     target, live = Path(path), meta.get("metadata", {}).get(LIVE)
     finest = data[0] if meta.get("multiscale") else data
-    shown = live is not None and isinstance(finest, (Level, Painted)) and finest.live is live
+    shown = live is not None and isinstance(finest, Level) and finest.live is live
     try:
         complete = finished(_dehazed(live, target) if shown else _copied(finest, meta, target), f"saving {target.name}")
     except ValueError as error:  # which napari takes for a writer that is not there
