@@ -78,7 +78,8 @@ def main() -> None:
     added = time.perf_counter() - started
     beat.restart()
     live = dehazed.metadata["dehazexl-live"]
-    spin(60, lambda: live.renewed > 1)
+    loaded = live.renewed
+    spin(60, lambda: live.renewed > loaded and shown(dehazed))
     overview = time.perf_counter() - started
     spin(1)
     at_rest = beat.longest
@@ -87,7 +88,7 @@ def main() -> None:
     camera = (viewer.scene if hasattr(viewer, "scene") else viewer).camera
     started = time.perf_counter()
     camera.zoom = 1
-    spin(10, lambda: sharp(dehazed))
+    spin(10, lambda: dehazed.data_level == 0 and shown(dehazed))
     zoomed = time.perf_counter() - started
     spin(2)
     zooming = beat.longest
@@ -123,12 +124,19 @@ def main() -> None:
     viewer.close()
 
 
-def sharp(layer: napari.layers.Image) -> bool:
-    """Whether what is drawn of a layer is as good as its picture has it."""
+def shown(layer: napari.layers.Image) -> bool:
+    """Whether a layer's painter has painted all there is by now, and that is drawn; nothing is read for it."""
+    painter = layer.data[0].painter
+    frame = painter._view if layer.data_level < painter.live.coarse else painter._whole
     drawn = np.asarray(layer._slice.image.view)
     y, x = (int(edge) for edge in layer.corner_pixels[0, :2])
     window = Window(y, y + drawn.shape[0], x, x + drawn.shape[1])
-    return np.array_equal(drawn, layer.metadata["dehazexl-live"].read(layer.data_level, window))
+    return (
+        painter._due() is None
+        and frame is not None
+        and frame.level == layer.data_level
+        and np.array_equal(drawn, frame.pixels[window.within(frame.window)])
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def random_crop(pictures: Sequence[Picture], h: int, w: int, random: np.random.G
 def recolour(crop: Tensor, random: np.random.Generator) -> Tensor:
     """Vary exposure, contrast and white balance of ``(1, 3, h, w)`` in [0, 1], of every other crop.
 
-    Slightly: how bright pictures usually are is half of what tells a thick haze from a pale scene.
+    Slightly: how bright pictures usually are helps to tell a thick haze from a pale scene.
     """
     if random.random() < 0.5:
         return crop
