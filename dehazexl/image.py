@@ -202,6 +202,14 @@ def _channel(band: int | str, names: tuple[str, ...]) -> int:
     raise ValueError(f"bands has {band!r}, which this picture has not: choose from {known}")
 
 
+def colours(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
+    """Take the colours ``(y, x, 3)`` out of a block ``(y, x, c)`` of a picture; a view where they lie side by side."""
+    first = image.rgb[0]
+    if image.rgb == (first, first + 1, first + 2):
+        return pixels[..., first : first + 3]
+    return pixels.take(image.rgb, axis=-1)  # an index of lists would leave colour the slowest axis in memory
+
+
 def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
     """Tell which pixels hold data.
 
@@ -218,8 +226,8 @@ def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
         ``(y, x)``, False where a colour band is NaN or infinite, where the colour bands equal ``image.nodata``
         (all three for integers, for which it is often 0; any for floats), or where the alpha band is 0.
     """
-    rgb = pixels[..., list(image.rgb)]
-    valid = np.asarray(np.isfinite(rgb).all(axis=-1))
+    rgb = colours(pixels, image)
+    valid = np.isfinite(rgb).all(axis=-1) if rgb.dtype.kind == "f" else np.ones(rgb.shape[:2], bool)
     if image.nodata is not None:
         held = rgb != _as_dtype(image.nodata, rgb.dtype)
         valid &= held.all(axis=-1) if rgb.dtype.kind == "f" else held.any(axis=-1)
@@ -281,7 +289,7 @@ def _sample(image: Image) -> NDArray[np.float64]:
 
     level = next((a for a in reversed(image.levels) if a.shape[0] * a.shape[1] >= COARSE_AREA), image.levels[0])
     blocks = da.compute(*(level[window] for window in _windows(*level.shape[:2])))
-    rgb = [block[..., list(image.rgb)][valid_mask(block, image)].ravel() for block in blocks]
+    rgb = [colours(block, image)[valid_mask(block, image)].ravel() for block in blocks]
     return np.concatenate(rgb).astype(np.float64)
 
 

@@ -17,6 +17,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy as np
 from dehazexl.answers import Answers
 from dehazexl.cut import Cut, check_there
 from dehazexl.grid import Window
-from dehazexl.image import Image, check_range, valid_mask, value_range
+from dehazexl.image import Image, check_range, colours, valid_mask, value_range
 from dehazexl.pixels import Pixels
 from dehazexl.shown import shown_dtype, with_alpha
 from dehazexl.worker import Worker
@@ -226,11 +227,16 @@ class Live:
             self._fail(_bare(error))
             return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
 
+    def read_ahead(self, level: int, window: Window) -> None:
+        """Read a window's pixels from the file, to be there when the view moves; errors are told then."""
+        with suppress(Exception):
+            self._pixels[level].load(window)
+
     def _shown(self, level: int, window: Window, raw: NDArray[Any]) -> NDArray[Any]:
         """Dehaze the pixels ``(y, x, c)`` of a window as well as is known."""
         low, high = self.limits
         # In place where it can be: a viewer waits for this.
-        hazy = raw[..., list(self.image.rgb)].astype(np.float32)
+        hazy = colours(raw, self.image).astype(np.float32)
         hazy -= np.float32(low)
         hazy /= np.float32(high - low)
         if raw.dtype.kind == "f":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,9 @@ def enlarged(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDA
     if small.ndim == 3 and (small.dtype != np.uint8 or small.shape[2] == 4):  # Pillow would blacken what alpha hides
         return np.stack([enlarged(plane, window, shape) for plane in np.moveaxis(small, -1, 0)], axis=-1)
     fy, fx = small.shape[0] / shape[0], small.shape[1] / shape[1]
-    box = (window.x0 * fx, window.y0 * fy, window.x1 * fx, window.y1 * fy)
-    size = window.width, window.height
-    return np.asarray(Pillow.fromarray(small).resize(size, Pillow.Resampling.BILINEAR, box))
+    # Only what the window needs of the small picture: Pillow copies all it is given.
+    around = [max(1, math.ceil(f)) + 1 for f in (fy, fx)]
+    top, left = max(0, int(window.y0 * fy) - around[0]), max(0, int(window.x0 * fx) - around[1])
+    near = small[top : math.ceil(window.y1 * fy) + around[0], left : math.ceil(window.x1 * fx) + around[1]]
+    box = (window.x0 * fx - left, window.y0 * fy - top, window.x1 * fx - left, window.y1 * fy - top)
+    return np.asarray(Pillow.fromarray(near).resize((window.width, window.height), Pillow.Resampling.BILINEAR, box))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dehazexl.haze import KINDS, LEVELS, Level, synthesise
-from dehazexl.image import Image, open_image, valid_mask, value_range
+from dehazexl.image import Image, colours, open_image, valid_mask, value_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +90,7 @@ def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArra
     pixels = np.array(image.levels[0])
     low, high = value_range(image)
     # What is brighter than white stays brighter: the pair must differ by haze alone.
-    clear = ((pixels[..., list(image.rgb)].astype(np.float32) - low) / (high - low)).clip(min=0)
+    clear = ((colours(pixels, image).astype(np.float32) - low) / (high - low)).clip(min=0)
     made = synthesise(
         torch.from_numpy(clear).permute(2, 0, 1)[None],
         torch.Generator().manual_seed(seed),

@@ -160,14 +160,14 @@ def colours_of(image: Image, growing: Growing | None = None, limits: Limits | No
     """
     import numpy as np
 
-    from dehazexl.image import value_range
+    from dehazexl.image import colours, value_range
     from dehazexl.shown import shown_dtype, with_alpha
 
     dtype = shown_dtype(image)
     low, high = limits or value_range(image)
 
     def show(pixels: NDArray[Any]) -> NDArray[Any]:
-        rgb = pixels[..., list(image.rgb)]
+        rgb = colours(pixels, image)
         if dtype != np.uint8:
             rgb = ((rgb.astype(np.float32) - np.float32(low)) / np.float32(high - low)).clip(0, 1)
         return with_alpha(rgb, pixels, image)
