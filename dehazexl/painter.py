@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from dehazexl.worker import Worker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+AROUND = 512
+"""Pixels around the view that are read when there is nothing to paint: the view may move there."""
 
 TINY = 256
 """Pixels: the longest side of what is read while the window waits, once, when a painter is made."""
@@ -45,7 +49,8 @@ class Painter:
     """Shows a `Live` picture without reading its file while somebody waits.
 
     What is cut out of its levels comes from what was painted last, and where that does not reach, from a small
-    picture of the whole, enlarged. A thread then reads and paints what was asked for, and ends.
+    picture of the whole, enlarged. A thread then reads and paints what was asked for, reads what lies around it, and
+    ends.
 
     Parameters
     ----------
@@ -65,6 +70,7 @@ class Painter:
         self._whole = replace(self._painted(*self._all_of(tiny)), version=-1)
         self._view: Frame | None = None
         self._wanted: tuple[int, Window] | None = None
+        self._around: list[Window] = []
         self._worker: Worker | None = None
         self._lock = threading.Lock()
 
@@ -82,9 +88,9 @@ class Painter:
         """Return the pixels of a window that there are, see `Live.read`, at once; better ones are painted next."""
         self.live.look_at(level, window)
         if level <= self.live.coarse:  # smaller ones are cut for thumbnails
-            self._wanted = (level, window) if level < self.live.coarse else None
-        self.paint()
+            self._want((level, window) if level < self.live.coarse else None)
         whole, view = self._whole, self._view
+        self.paint()
         if whole.level == level:
             return whole.pixels[window.within(whole.window)].copy()
         pixels = np.empty((window.height, window.width, *whole.pixels.shape[2:]), whole.pixels.dtype)
@@ -103,26 +109,38 @@ class Painter:
                 self._worker = Worker(self._steps(), f"paint {self.live.image.name}")
                 self._worker.start()
 
+    @property
+    def fresh(self) -> bool:
+        """Whether what was painted is as good as the picture is by now."""
+        return self._unpainted() is None
+
+    def _want(self, wanted: tuple[int, Window] | None) -> None:
+        """Say what is looked at."""
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._around = [] if wanted is None else wanted[1].grown(AROUND).parted(wanted[1])[1]
+
     def _steps(self) -> Generator[bool, None, None]:
-        while (due := self._next()) is not None:
-            frame = self._painted(*due)
-            if not self.live.lost:  # else what there is is better
-                if frame.level < self.live.coarse:
-                    self._view = frame
-                else:
-                    self._whole = frame
-                self.version += 1
+        while (step := self._next()) is not None:
+            step()
             yield True
 
-    def _next(self) -> tuple[int, Window] | None:
+    def _next(self) -> Callable[[], None] | None:
         """Return what is due, or end the work: at one go with `paint`, or what it asks for meanwhile would be lost."""
         with self._lock:
-            due = self._due()
-            if due is None:
+            step = self._due()
+            if step is None:
                 self._worker = None
-            return due
+            return step
 
-    def _due(self) -> tuple[int, Window] | None:
+    def _due(self) -> Callable[[], None] | None:
+        """Return what is to be done next: paint what is not as good as the picture, then read what lies around."""
+        unpainted, wanted, around = self._unpainted(), self._wanted, self._around
+        if unpainted is not None:
+            return partial(self._paint, *unpainted)
+        return partial(self._read_around, wanted[0], around) if wanted is not None and around else None
+
+    def _unpainted(self) -> tuple[int, Window] | None:
         """Return what is to be painted next: the view, then the whole; None if both are as good as the picture."""
         view, wanted = self._view, self._wanted
         if self.live.lost:
@@ -131,6 +149,20 @@ class Painter:
         if wanted is not None and not fresh:
             return wanted
         return self._all_of(self.live.coarse) if self._whole.version < self.live.renewed else None
+
+    def _paint(self, level: int, window: Window) -> None:
+        frame = self._painted(level, window)
+        if self.live.lost:  # then what there is is better
+            return
+        if level < self.live.coarse:
+            self._view = frame
+        else:
+            self._whole = frame
+        self.version += 1
+
+    def _read_around(self, level: int, around: list[Window]) -> None:
+        """Read one of the windows around the view: then the view may have moved, which is painted first."""
+        self.live.read_ahead(level, around.pop())
 
     def _painted(self, level: int, window: Window) -> Frame:
         version = self.live.version

@@ -65,6 +65,14 @@ class Pixels:
             return pixels
         return pixels[(ys - inner.y0)[:, None], xs - inner.x0]
 
+    def load(self, window: Window) -> None:
+        """Read a window's chunks as far as they lie in the picture, so that they are there when they are asked for."""
+        height, width = self.array.shape[:2]
+        inner = window.meet(Window(0, height, 0, width))
+        for col in self._touched(1, inner.x0, inner.x1):
+            for row in self._touched(0, inner.y0, inner.y1):
+                self._chunk(row, col).read(self.array)
+
     def _assemble(self, window: Window) -> NDArray[Any]:
         """Put a window within the picture together from chunks."""
         out = np.empty((window.height, window.width, self.array.shape[2]), self.array.dtype)

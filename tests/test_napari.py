@@ -357,6 +357,9 @@ def test_sample_data(make_napari_viewer_proxy, key, side) -> None:
     assert layer.rgb and finest.shape[0] == side
     pixels = np.asarray(finest[700:764, 300:364])
     assert pixels.std() > 2 and pixels.mean() > 100
+    if layer.multiscale:  # seen from afar it is the same picture
+        small = np.asarray(layer.data[3][:8, :8])
+        np.testing.assert_array_equal(small, np.asarray(finest[:64:8, :64:8]))
 
 
 def test_overviews_are_made_for_a_large_picture(make_napari_viewer_proxy, tmp_path, errors, qtbot, monkeypatch) -> None:

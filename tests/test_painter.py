@@ -113,8 +113,8 @@ def test_what_stays_in_view_stays_sharp(start, hazy) -> None:
     moved = painter.levels[0][200:600, 300:900]
     np.testing.assert_array_equal(moved[:300], sharp[100:])
     assert np.abs(np.diff(moved[300:].astype(int), axis=1)).mean() < np.abs(np.diff(sharp.astype(int), axis=1)).mean()
-    inner = painter.levels[0][150:160, 400:410]
-    np.testing.assert_array_equal(inner, sharp[50:60, 100:110])
+    inner = painter.levels[0][250:260, 400:410]  # in the view of before and in that of now
+    np.testing.assert_array_equal(inner, sharp[150:160, 100:110])
     disk.gate.set()
 
 
@@ -184,6 +184,19 @@ def test_a_copy_is_looked_at_by_itself(start, hazy) -> None:
     assert (painter.version, other.version) == versions
 
 
+def test_what_lies_around_the_view_is_read_before_the_view_moves_there(start, hazy) -> None:
+    live, painter, disk = start(hazy)
+    painter.levels[0][VIEW]
+    assert live.wait(60)
+    painted(painter)
+    disk.gate.clear()  # else a source layer's window would wait for the disk, too
+    around = slice(0, 1012), slice(0, 1412)
+    np.testing.assert_array_equal(
+        dehazexl.pixels.Pixels.of(live.image.levels[0]).read(Window(0, 1012, 0, 1412)), hazy[around]
+    )
+    disk.gate.set()
+
+
 def test_the_view_is_painted_before_the_whole(start, hazy) -> None:
     """Else a slider that is dragged would show nothing of what it does until it rests."""
     live, painter, _ = start(hazy)
@@ -191,7 +204,8 @@ def test_the_view_is_painted_before_the_whole(start, hazy) -> None:
     assert live.wait(60)
     painted(painter)
     live.strength = 0.5
-    assert painter._due() == (0, Window(100, 500, 300, 900))
+    assert painter._unpainted() == (0, Window(100, 500, 300, 900))
+    assert not painter.fresh
 
 
 def test_short_of_memory_it_goes_on_later(start, hazy, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def large_scene() -> list[LayerData]:
     import dask.array as da
     import numpy as np
 
+    from dehazexl import open_image
     from dehazexl.scene import aerial
+    from napari_dehazexl._reader import layers_of
 
     piece = aerial(PIECE, PIECE, 1)
     levels = []
@@ -45,8 +48,7 @@ def large_scene() -> list[LayerData]:
         side, chunk = LARGE // step, min(CHUNK, LARGE // step)
         blocks = da.zeros((side, side, 3), chunks=(chunk, chunk, 3), dtype=np.uint8)
         levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"farmland-{step}"))
-    about = {"name": "hazy farmland, large", "rgb": True, "contrast_limits": (0, 255)}
-    return [(levels, about | {"multiscale": True, "cache": False}, "image")]
+    return layers_of(replace(open_image(levels[0]), levels=tuple(levels), name="hazy farmland, large"))
 
 
 def _block(block: NDArray[np.uint8], piece: NDArray[np.uint8], step: int, block_info: Any = None) -> NDArray[np.uint8]:
