@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 
@@ -59,12 +60,6 @@ def devices() -> list[tuple[str, str]]:
     import psutil
     import torch
 
-    # What the first click needs besides torch, so that the window does not wait for it then.
-    import zarr  # noqa: F401
-    from PIL import ImageFile  # noqa: F401
-
-    import dehazexl.readers  # noqa: F401
-
     found = [("auto", "auto"), (f"cpu, {psutil.virtual_memory().total / 2**30:.0f} GB", "cpu")]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
@@ -72,3 +67,15 @@ def devices() -> list[tuple[str, str]]:
     if torch.backends.mps.is_available():
         found.append(("Apple GPU (mps)", "mps"))
     return found
+
+
+def get_ready(weights: str, device: str, dtype: str) -> None:
+    """Do ahead what the first click needs: import what the window would wait for, and load the network."""
+    import zarr  # noqa: F401
+    from PIL import ImageFile  # noqa: F401
+
+    import dehazexl.readers  # noqa: F401
+    from napari_dehazexl._layer import network
+
+    with suppress(Exception):  # what is wrong with the weights is said when they are used
+        network(weights, device, dtype)

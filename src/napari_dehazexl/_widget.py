@@ -17,7 +17,7 @@ from napari.utils.notifications import show_error, show_info, show_warning
 
 from dehazexl.grid import TileGrid
 from napari_dehazexl._estimate import Clock, estimated
-from napari_dehazexl._facts import Network, devices, look_up
+from napari_dehazexl._facts import Network, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import dehaze_layer, set_strength, window_of
 from napari_dehazexl._order import Order, network_of
@@ -318,6 +318,7 @@ class Dehaze(Form):
         self.device.choices = found
         if wanted in [name for _, name in found]:
             self.device.value = wanted
+        create_worker(get_ready, *self._network()).start()
 
     # What is remembered
 
