@@ -17,7 +17,6 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
 
 CACHE = 512 * 2**20
 """Bytes of dehazed tiles that are kept."""
+
+AROUND = 512
+"""Pixels around the view that are read before it moves there."""
 
 OVERVIEW = 1024
 """Pixels: the longest side of the level that is dehazed first."""
@@ -227,10 +229,19 @@ class Live:
             self._fail(_bare(error))
             return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
 
-    def read_ahead(self, level: int, window: Window) -> None:
-        """Read a window's pixels from the file, to be there when the view moves; errors are told then."""
-        with suppress(Exception):
-            self._pixels[level].load(window)
+    def around(self, level: int, window: Window) -> list[Window]:
+        """List the chunks of a level's file in and around a window; none if they cannot all be kept."""
+        return self._pixels[level].chunks(window.grown(AROUND))
+
+    def read_ahead(self, level: int, chunk: Window) -> None:
+        """Read a chunk of the file, to be there when the view moves; what goes wrong is told when it is needed."""
+        pixels = self._pixels[level]
+        try:
+            check_there(self.image.path)
+            pixels.load(chunk)
+            check_there(self.image.path)
+        except Exception:
+            pixels.forget()  # what was read of a file that has gone meanwhile may be anything
 
     def _shown(self, level: int, window: Window, raw: NDArray[Any]) -> NDArray[Any]:
         """Dehaze the pixels ``(y, x, c)`` of a window as well as is known."""

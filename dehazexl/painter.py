@@ -18,9 +18,6 @@ from dehazexl.worker import Worker
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-AROUND = 512
-"""Pixels around the view that are read when there is nothing to paint: the view may move there."""
-
 TINY = 256
 """Pixels: the longest side of what is read while the window waits, once, when a painter is made."""
 
@@ -70,7 +67,7 @@ class Painter:
         self._whole = replace(self._painted(*self._all_of(tiny)), version=-1)
         self._view: Frame | None = None
         self._wanted: tuple[int, Window] | None = None
-        self._around: list[Window] = []
+        self._ahead: tuple[int, list[Window]] = 0, []
         self._worker: Worker | None = None
         self._lock = threading.Lock()
 
@@ -118,7 +115,7 @@ class Painter:
         """Say what is looked at."""
         if wanted != self._wanted:
             self._wanted = wanted
-            self._around = [] if wanted is None else wanted[1].grown(AROUND).parted(wanted[1])[1]
+            self._ahead = (0, []) if wanted is None else (wanted[0], self.live.around(*wanted))
 
     def _steps(self) -> Generator[bool, None, None]:
         while (step := self._next()) is not None:
@@ -135,10 +132,12 @@ class Painter:
 
     def _due(self) -> Callable[[], None] | None:
         """Return what is to be done next: paint what is not as good as the picture, then read what lies around."""
-        unpainted, wanted, around = self._unpainted(), self._wanted, self._around
+        unpainted, (level, chunks) = self._unpainted(), self._ahead
         if unpainted is not None:
             return partial(self._paint, *unpainted)
-        return partial(self._read_around, wanted[0], around) if wanted is not None and around else None
+        if chunks and self.live.running and not self.live.lost:
+            return partial(self._read_ahead, level, chunks)
+        return None
 
     def _unpainted(self) -> tuple[int, Window] | None:
         """Return what is to be painted next: the view, then the whole; None if both are as good as the picture."""
@@ -160,9 +159,9 @@ class Painter:
             self._whole = frame
         self.version += 1
 
-    def _read_around(self, level: int, around: list[Window]) -> None:
-        """Read one of the windows around the view: then the view may have moved, which is painted first."""
-        self.live.read_ahead(level, around.pop())
+    def _read_ahead(self, level: int, chunks: list[Window]) -> None:
+        """Read one chunk: then the view may have moved, which is painted first."""
+        self.live.read_ahead(level, chunks.pop())
 
     def _painted(self, level: int, window: Window) -> Frame:
         version = self.live.version

@@ -65,13 +65,22 @@ class Pixels:
             return pixels
         return pixels[(ys - inner.y0)[:, None], xs - inner.x0]
 
-    def load(self, window: Window) -> None:
-        """Read a window's chunks as far as they lie in the picture, so that they are there when they are asked for."""
+    def chunks(self, window: Window) -> list[Window]:
+        """List the chunks that a window touches within the picture; none if they cannot all be kept at a time."""
         height, width = self.array.shape[:2]
         inner = window.meet(Window(0, height, 0, width))
-        for col in self._touched(1, inner.x0, inner.x1):
-            for row in self._touched(0, inner.y0, inner.y1):
-                self._chunk(row, col).read(self.array)
+        rows, cols = self._touched(0, inner.y0, inner.y1), self._touched(1, inner.x0, inner.x1)
+        fit = len(rows) * len(cols) <= (self._chunk.cache_info().maxsize or 0)
+        return [self._place(row, col) for col in cols for row in rows] if fit else []
+
+    def load(self, chunk: Window) -> None:
+        """Read a chunk, so that it is there when it is asked for."""
+        (row,), (col,) = self._touched(0, chunk.y0, chunk.y1), self._touched(1, chunk.x0, chunk.x1)
+        self._chunk(row, col).read(self.array)
+
+    def _place(self, row: int, col: int) -> Window:
+        (y0, y1), (x0, x1) = self._edges[0][row : row + 2], self._edges[1][col : col + 2]
+        return Window(int(y0), int(y1), int(x0), int(x1))
 
     def _assemble(self, window: Window) -> NDArray[Any]:
         """Put a window within the picture together from chunks."""
@@ -79,8 +88,7 @@ class Pixels:
         # Columns first: the next window to the right begins with the chunks that were used last.
         for col in self._touched(1, window.x0, window.x1):
             for row in self._touched(0, window.y0, window.y1):
-                (y0, y1), (x0, x1) = self._edges[0][row : row + 2], self._edges[1][col : col + 2]
-                chunk = Window(int(y0), int(y1), int(x0), int(x1))
+                chunk = self._place(row, col)
                 part = chunk.meet(window)
                 out[part.within(window)] = self._chunk(row, col).read(self.array)[part.within(chunk)]
         return out

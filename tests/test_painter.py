@@ -9,12 +9,14 @@ from dataclasses import replace
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 
 import dehazexl
 from dehazexl.grid import Window
 from dehazexl.live import Live
 from dehazexl.model import DehazeXL
 from dehazexl.painter import Painter
+from dehazexl.pixels import Pixels
 
 VIEW = (slice(100, 500), slice(300, 900))
 SIDES = 2200, 3000
@@ -190,11 +192,34 @@ def test_what_lies_around_the_view_is_read_before_the_view_moves_there(start, ha
     assert live.wait(60)
     painted(painter)
     disk.gate.clear()  # else a source layer's window would wait for the disk, too
-    around = slice(0, 1012), slice(0, 1412)
-    np.testing.assert_array_equal(
-        dehazexl.pixels.Pixels.of(live.image.levels[0]).read(Window(0, 1012, 0, 1412)), hazy[around]
-    )
+    pixels = Pixels.of(live.image.levels[0]).read(Window(0, 1012, 0, 1412))
+    np.testing.assert_array_equal(pixels, hazy[:1012, :1412])
     disk.gate.set()
+
+
+def test_what_could_not_be_kept_is_not_read_ahead(start, hazy, monkeypatch) -> None:
+    monkeypatch.setattr("dehazexl.pixels.CACHE", 0)
+    monkeypatch.setattr("dehazexl.pixels.REACH", 1024)  # 3 x 2 chunks are kept; the view touches 1 x 2
+    live, painter, disk = start(hazy)
+    painter.levels[0][VIEW]
+    assert live.wait(60)
+    painted(painter)
+    disk.gate.clear()
+    pixels = Pixels.of(live.image.levels[0]).read(Window(100, 500, 300, 900))
+    np.testing.assert_array_equal(pixels, hazy[VIEW])  # else the chunks around would have taken its place
+    disk.gate.set()
+
+
+def test_zeros_of_a_file_that_is_gone_are_not_kept(tmp_path) -> None:
+    path = tmp_path / "picture.zarr"
+    zarr.create_array(path, data=np.full((1500, 3000, 3), 7, np.uint8), chunks=(256, 256, 3))
+    live = Live(dehazexl.open_image(path), lambda: None)
+    path.rename(tmp_path / "away.zarr")
+    for chunk in live.around(0, Window(0, 100, 0, 100)):
+        live.read_ahead(0, chunk)
+    (tmp_path / "away.zarr").rename(path)
+    assert (Pixels.of(live.image.levels[0]).read(Window(0, 100, 0, 100)) == 7).all()
+    live.close(60)
 
 
 def test_the_view_is_painted_before_the_whole(start, hazy) -> None:
