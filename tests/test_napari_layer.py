@@ -531,12 +531,15 @@ def test_a_removed_layer_s_tiles_go(make_napari_viewer_proxy, dehaze, scene, qtb
 
 
 def test_x_on_one_of_two_windows(make_napari_viewer, dehaze, scene, qtbot) -> None:
+    from napari_dehazexl._watch import _watches
+
     make_napari_viewer(show=True)
     viewer = make_napari_viewer(show=True)
     live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
     assert live.running
     viewer.window._qt_window.close()
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+    assert not [watch for watch in _watches if watch.live() is live]  # nor a timer, though the viewer is still held
     del viewer.window._qt_window  # so that the fixture does not close it once more
 
 

@@ -14,7 +14,7 @@ class Network:
     Attributes
     ----------
     channels
-        Of a token.
+        Of a token's features.
     itemsize
         Bytes of a number in which tokens are kept.
     pool
@@ -70,12 +70,17 @@ def devices() -> list[tuple[str, str]]:
 
 
 def get_ready(weights: str, device: str, dtype: str) -> None:
-    """Do ahead what the first click needs: import what the window would wait for, and load the network."""
+    """Do ahead what the first click needs: import what the window would wait for, and load the network.
+
+    On a GPU it is not loaded: that would hold its memory for somebody who may never dehaze.
+    """
     import zarr  # noqa: F401
     from PIL import ImageFile  # noqa: F401
 
     import dehazexl.readers  # noqa: F401
+    from dehazexl.weights import choose_device
     from napari_dehazexl._layer import network
 
     with suppress(Exception):  # what is wrong with the weights is said when they are used
-        network(weights, device, dtype)
+        if choose_device(device).type == "cpu":
+            network(weights, device, dtype)
