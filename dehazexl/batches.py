@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dehazexl.crops import center_crop, to_tensor
+from dehazexl.crops import center_crop, to_tensor, with_pale
 from dehazexl.data import Dataset
 from dehazexl.grid import TILE
 from dehazexl.haze import KINDS, synthesise
@@ -30,6 +30,15 @@ PARTIAL = 0.25
 
 TINTED = 0.15
 """Of the hazes this share have the colour of dust, smoke or blue distance."""
+
+LEAST, THICK, MOST = 0.1, 1.2, 2.8
+"""Optical thickness of haze where it is thickest: a share `DENSE` lies between `THICK` and `MOST`, the rest between
+`LEAST` and `MOST`. A network errs most where haze is dense."""
+
+DENSE = 0.4
+
+PALE = 0.15
+"""Of the crops this share get pale things that are no haze."""
 
 FARTHEST = 512
 """Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""
@@ -115,7 +124,11 @@ def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Reci
         clear, hazy = data.crop(h, w, random)
     if hazy is not None:
         return Batch(clear, hazy)
-    made = synthesise(clear, torch.Generator().manual_seed(int(random.integers(2**62))), tinted_share=TINTED)
+    if random.random() < PALE:
+        clear = with_pale(clear, random)
+    thickness = (THICK if random.random() < DENSE else LEAST, MOST)
+    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+    made = synthesise(clear, generator, thickness=thickness, tinted_share=TINTED)
     return Batch(clear, made.pixels, made.transmission, made.airlight)
 
 

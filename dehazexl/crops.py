@@ -71,6 +71,23 @@ def recolour(crop: Tensor, random: np.random.Generator) -> Tensor:
     return (crop ** float(random.uniform(0.85, 1.2)) * gains * float(random.uniform(0.92, 1.06))).clamp(0, 1)
 
 
+def with_pale(crop: Tensor, random: np.random.Generator) -> Tensor:
+    """Put one to three pale rectangles into ``(1, 3, h, w)`` in [0, 1]: roofs, snow, the white border of a scan.
+
+    They teach a network that what is pale need not be haze, and does not tell its colour.
+    """
+    crop = crop.clone()
+    h, w = crop.shape[2:]
+    for _ in range(int(random.integers(1, 4))):
+        height, width = (int(np.exp(random.uniform(np.log(12), np.log(200)))) for _ in range(2))
+        y, x = int(random.integers(-height // 2, h)), int(random.integers(-width // 2, w))
+        colour = torch.from_numpy(random.uniform(0.8, 1.05) * random.uniform(0.95, 1.0, (3, 1, 1)))
+        texture = random.normal(0, random.uniform(0, 0.03), (1, max(0, y + height), max(0, x + width)))
+        part = crop[0, :, max(0, y) : y + height, max(0, x) : x + width]
+        part[:] = (colour + torch.from_numpy(texture)[:, : part.shape[1], : part.shape[2]]).clamp(0, 1)
+    return crop
+
+
 def center_crop(picture: Picture, h: int, w: int) -> Tensor:
     """Cut the middle of a picture ``(height, width, 3)``: at most ``(1, 3, h, w)`` in [0, 1]."""
     height, width, _ = picture.shape

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from dehazexl import load_model
 from dehazexl.batches import Batch, make_step, steps, validation_set
 from dehazexl.checkpoint import State
-from dehazexl.crops import center_crop, random_crop
+from dehazexl.crops import center_crop, random_crop, with_pale
 from dehazexl.data import Dataset, find_pictures
 from dehazexl.haze import clear_sight, synthesise
 from dehazexl.log import plot, read_log
@@ -470,6 +470,16 @@ def test_batches_vary_in_grid_and_place(largest: int) -> None:
     offsets = {batch.offset for batch in made}
     assert (0, 0) in offsets
     assert len(offsets) > 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pale_things_lie_in_a_crop_that_is_else_as_it_was(seed: int) -> None:
+    crop = torch.full((1, 3, 60, 200), 0.3)
+    pale = with_pale(crop, np.random.default_rng(seed))
+    changed = (pale != crop).all(1)
+    assert pale.shape == crop.shape and pale.dtype == crop.dtype and (crop == 0.3).all()
+    assert changed.any() and pale.max() <= 1
+    assert (pale[:, :, changed[0]] > 0.6).all()
 
 
 def test_two_processes_make_the_crops_of_one_step_together() -> None:
