@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dehazexl.grid import TILE, TOKEN, TileGrid, Window
-from dehazexl.image import Image, valid_mask
+from dehazexl.image import Image, colours, valid_mask
 from dehazexl.model import DehazeXL
 from dehazexl.pixels import Pixels
 from dehazexl.tokens import BLOCK, TokenStore
@@ -85,7 +85,7 @@ class Job:
     @property
     def channels(self) -> int:
         """Channels of a token."""
-        return self.model.spec.widths[-1]
+        return self.model.spec.channels
 
     @property
     def token_dtype(self) -> type[np.floating[Any]]:
@@ -120,7 +120,7 @@ class Tiles:
         window = job.grid.pixels_of(tiles).grown(job.model.spec.halo)
         raw = job.pixels.read(window)
         low, high = job.value_range
-        rgb = (raw[..., list(job.image.rgb)].astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        rgb = (colours(raw, job.image).astype(np.float32) - np.float32(low)) / np.float32(high - low)
         valid = valid_mask(raw, job.image)
         rgb[~valid] = 0  # so that NaN and infinities go nowhere
         return cls(raw, rgb, valid, window)
@@ -211,8 +211,10 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     array, valid = store.tokens()
     step = min(FUSE_TILES, FUSE_SHARE * job.batch)
     chunks = [slice(i, i + step) for i in range(0, job.grid.rows * job.grid.cols, step)]
-    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision
-    x = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels)
+    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then the mean
+    # colours that the airlight is voted with, and that it takes the place of
+    width = job.model.spec.widths[-1]
+    x, mean = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels).split([width, job.channels - width], -1)
     seen = torch.from_numpy(valid).view(-1, SIDE, SIDE)
     if not seen.any():
         seen = torch.ones_like(seen)
@@ -225,9 +227,12 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
             for chunk in chunks:
                 queries = _on_device(x[chunk], job)
                 with _network:
-                    fused = layer(queries.reshape(1, -1, job.channels), keys, values)
+                    fused = layer(queries.reshape(1, -1, queries.shape[-1]), keys, values)
                 x[chunk] = fused.view(queries.shape).to(x)
                 yield len(queries)
+        if context.airlight is not None:
+            votes = [_votes(job, context.airlight, x[chunk], mean[chunk], seen[chunk]) for chunk in chunks]
+            mean[:] = context.airlight.elected(torch.cat(votes, dim=1)).to(mean)
     store.put_fused(array)
 
 
@@ -253,12 +258,20 @@ def _keys_values(job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[sli
         mask = seen[chunk].to(job.model.device)
         if mask.any():
             # Tiles one above the other are a grid, too.
-            column = _on_device(x[chunk], job).reshape(1, -1, SIDE, job.channels)
+            column = _on_device(x[chunk], job).reshape(1, -1, SIDE, x.shape[-1])
             full = bool(mask.all())
             with _network:
                 parts.append(layer.keys_values(column, None if full else mask.reshape(1, -1, SIDE)))
     keys, values = zip(*parts, strict=True)
     return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+
+def _votes(job: Job, airlight: Any, fused: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
+    """Let the tokens ``(n, 8, 8, c)`` of some tiles that hold data vote on the airlight, given their mean colours."""
+    some, theirs = (_on_device(part, job)[seen.to(job.model.device)][None] for part in (fused, mean))
+    with _network:
+        votes: Tensor = airlight.votes(some, theirs)
+    return votes
 
 
 def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], object] | None = None) -> NDArray[Any]:

@@ -24,7 +24,7 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
     pixels_of, maps, tokens, seen = (
         {},
         {},
-        np.zeros((rows * 8, cols * 8, model.spec.widths[-1]), np.float32),
+        np.zeros((rows * 8, cols * 8, model.spec.channels), np.float32),
         np.zeros((rows, cols, 64)),
     )
     for row, col in np.ndindex(rows, cols):
@@ -66,8 +66,13 @@ def tent(overlap: int, first: bool, last: bool) -> np.ndarray:
 
 
 def attended(model: DehazeXL, tokens: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
-    """Let all tokens ``(h, w, c)`` attend to those that are keys ``(h, w)``, or to the means of squares of them."""
-    h, w, c = tokens.shape
+    """Let all tokens ``(h, w, c)`` attend to those that are keys ``(h, w)``, or to the means of squares of them.
+
+    Colours among their channels become the airlight.
+    """
+    c = model.spec.widths[-1]
+    tokens, colours = tokens[..., :c], tokens[..., c:]
+    h, w, _ = tokens.shape
     x = model.context.input_proj(tokens) + torch.from_numpy(sines(h, w, c))
     pool = model.spec.context_pool
     for layer in model.context.layers:
@@ -85,7 +90,20 @@ def attended(model: DehazeXL, tokens: torch.Tensor, keys: np.ndarray) -> torch.T
             answers.append(torch.softmax(a @ b.T / a.shape[1] ** 0.5, dim=1) @ d)
         x = x + layer.attn.proj(torch.cat(answers, dim=1)).view(h, w, c)
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return x
+    if not colours.numel():
+        return x
+    seen = torch.from_numpy(keys)
+    return torch.cat([x, airlight(model, x[seen], colours[seen]).expand(h, w, 3)], dim=2)
+
+
+def airlight(model: DehazeXL, fused: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Weigh the tokens' ``(n, c)`` votes: their colours ``(n, 3)``, as logits, with what their features add."""
+    module = model.context.airlight
+    learned = module.output(fused * module.norm.weight / (fused.square().mean(1, keepdim=True) + 1e-5).sqrt())
+    darkest = colours.min(1).values
+    weight = torch.exp(torch.where(darkest < 0.98, 40 * darkest, 0) + learned[:, 0])
+    logits = torch.log(colours.clamp(0.02, 0.98) / (1 - colours.clamp(0.02, 0.98))) + learned[:, 1:]
+    return (weight[:, None] * logits).sum(0) / weight.sum()
 
 
 def sines(h: int, w: int, c: int) -> np.ndarray:

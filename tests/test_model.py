@@ -132,7 +132,7 @@ VARIANTS = {
     "pooled by 4": TINY,
     "prior": replace(TINY, prior=True),
     "guided": replace(TINY, prior=True, guided=True),
-    "airlight": replace(TINY, prior=True, airlight="tokens"),
+    "airlight": replace(TINY, prior=True, airlight="picture"),
     "local": replace(TINY, local=3),
     "pooled by 8": replace(TINY, context_pool=8),
     "no context": replace(TINY, context_layers=0),
@@ -180,6 +180,19 @@ def test_a_fresh_network_with_the_prior_is_the_dark_channel_prior() -> None:
     expected = 1 / (0.05 + 0.95 / (1 + np.exp(-mean)))
     corners = gain[0, :, 3:-1, 3:-1].unfold(1, 2, 4).unfold(2, 2, 4).mean((3, 4))
     assert relative(corners, np.broadcast_to(expected, corners.shape)) < 0.02
+
+
+def test_the_airlight_is_the_colour_of_the_haziest_places_wherever_they_are() -> None:
+    torch.manual_seed(0)
+    model = DehazeXL(replace(TINY, airlight="picture")).eval().requires_grad_(False)
+    x = 0.5 * batch(600, 700)
+    x[..., 300:400, 500:600] = torch.tensor([0.7, 0.8, 0.9]).view(3, 1, 1)
+    x[..., :96, :96] = 1  # a white border tells nothing
+    gain, shift = model.change(x)
+    airlight = shift / (1 - gain)
+    expected = torch.sigmoid(torch.logit(torch.tensor([0.7, 0.8, 0.9])) + 0.5)
+    assert torch.allclose(airlight[0].mean((1, 2)), expected, atol=0.01)
+    assert airlight.std((2, 3)).max() < 1e-4  # one for the whole picture
 
 
 def test_a_head_at_stride_4_is_smooth_within_a_tile() -> None:
@@ -423,8 +436,8 @@ def test_a_spec_comes_back_from_its_text(spec: Spec) -> None:
         ({"inputs": ("depth",)}, r"unknown inputs \['depth'\]"),
         ({"head_stride": 2}, "head_stride is 1 or 4, not 2"),
         ({"guided": True, "head": "gain"}, "guided needs the head 'scattering'"),
-        ({"airlight": "stars"}, "airlight is one of pixels, tokens, not 'stars'"),
-        ({"airlight": "tokens", "head": "gain"}, "airlight 'tokens' needs the head 'scattering' and head_stride 4"),
+        ({"airlight": "stars"}, "airlight is one of pixels, picture, not 'stars'"),
+        ({"airlight": "picture", "head": "gain"}, "airlight 'picture' needs the head 'scattering' and head_stride 4"),
         ({"local": 4}, "local is 0, 3, 5 or 7, not 4"),
         ({"context_pool": 3}, "context_pool is 1, 2, 4 or 8, not 3"),
         ({"depths": (1, 2, 3)}, "depths needs four numbers"),

@@ -76,7 +76,7 @@ def test_streaming_equals_the_whole_picture_with_the_official_network(official: 
     assert relative(dehazed(pixels, official, batch=3), whole(official, pixels)) < 1e-5
 
 
-DETAIL = {"prior": True, "guided": True, "local": 3}
+DETAIL = {"prior": True, "guided": True, "local": 3, "airlight": "picture"}
 
 
 @pytest.mark.parametrize("change", [{"context_pool": 1}, {"head": "gain", "head_stride": 1}, {"inputs": ()}, DETAIL])
@@ -327,6 +327,17 @@ def test_pixels_that_are_no_numbers_stay_and_reach_no_one(tiny: DehazeXL, value:
     expected = plainly(tiny, pixels, overlap, valid)
     assert relative(out[valid], expected[valid]) < 1e-5
     assert relative(plainly(tiny, np.nan_to_num(pixels, posinf=0, neginf=0), overlap)[valid], expected[valid]) > 1e-3
+
+
+@pytest.mark.parametrize("batch", [1, 3])  # of which the tokens fused at a time depend
+def test_pixels_without_data_do_not_vote_on_the_airlight(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dehazexl.passes.FUSE_SHARE", 1)
+    model, (pixels, valid) = randomised(replace(SPECS["tiny"], airlight="picture")), with_holes()
+    torch.nn.init.normal_(model.context.airlight.output.bias)
+    filled = np.where(valid[..., None], pixels, np.nan)
+    expected = plainly(model, filled, 32, valid)
+    assert relative(dehazed(filled, model, overlap=32, batch=batch)[valid], expected[valid]) < 1e-5
+    assert relative(plainly(model, pixels, 32)[valid], expected[valid]) > 1e-4
 
 
 def test_pixels_without_data_stay_by_value(tiny: DehazeXL) -> None:

@@ -64,7 +64,7 @@ def _token_bytes() -> int:
     """Bytes of a tile's tokens with the bundled weights in single precision."""
     from dehazexl.model import SPECS
 
-    return SPECS["compact"].tokens * SPECS["compact"].widths[-1] * 4
+    return SPECS["compact"].tokens * SPECS["compact"].channels * 4
 
 
 def _place(image: Image) -> dict[str, Any] | None:

@@ -11,6 +11,12 @@ from torch.nn import functional as F
 
 from dehazexl.model.spec import Spec
 
+SHARPNESS = 40.0
+"""How much more tokens weigh in the airlight, the brighter their darkest colour: by a factor of e for each 1/40."""
+
+SATURATED = 0.98
+"""Tokens that are brighter throughout tell nothing of haze: borders of scans, clouds, what the camera has blown out."""
+
 
 def positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
     """Sine-cosine code of token positions.
@@ -152,8 +158,50 @@ class ContextLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class Airlight(nn.Module):
+    """One airlight for the whole picture: all tokens vote, and the haziest weigh most.
+
+    Haze that is thick enough has the airlight's colour, wherever in the picture it lies; the dark channel prior
+    takes it from there, too (He, Sun and Tang, 2011). How a token's vote differs from its colour, and its weight from
+    its haze, is learned.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.output = nn.Linear(width, 4)
+
+    def votes(self, fused: Tensor, colours: Tensor) -> Tensor:
+        """Return each token's vote.
+
+        Parameters
+        ----------
+        fused
+            Fused tokens ``(n, tokens, c)``.
+        colours
+            Their mean colours ``(n, tokens, 3)`` in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            ``(n, tokens, 4)``, float32: the logarithm of the vote's weight, and logits of the airlight.
+        """
+        with torch.autocast(fused.device.type, enabled=False):
+            colours = colours.float()
+            learned = F.linear(self.norm(fused).float(), self.output.weight.float(), self.output.bias.float())
+            darkest = colours.amin(-1, keepdim=True)
+            hazy = SHARPNESS * darkest * (darkest < SATURATED)
+            return learned + torch.cat([hazy, torch.logit(colours.clamp(0.02, 0.98))], dim=-1)
+
+    @staticmethod
+    def elected(votes: Tensor) -> Tensor:
+        """Count votes ``(n, tokens, 4)``: logits of the airlight ``(n, 1, 3)``, float32."""
+        weights = votes[..., :1].softmax(1)
+        return (weights * votes[..., 1:]).sum(1, keepdim=True)
+
+
 class Context(nn.Module):
-    """The bottleneck: project, add positions, a few layers of global attention."""
+    """The bottleneck: project, add positions, a few layers of global attention; with them, the airlight."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -162,6 +210,7 @@ class Context(nn.Module):
         self.layers = nn.ModuleList(
             ContextLayer(width, spec.context_heads, spec.context_pool) for _ in range(spec.context_layers)
         )
+        self.airlight = Airlight(width) if spec.airlight == "picture" else None
 
     def embed(self, tokens: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         """Project tokens ``(..., c)`` and add the code of their rows and columns ``(...)``."""
@@ -174,7 +223,8 @@ class Context(nn.Module):
         Parameters
         ----------
         tokens
-            ``(n, h, w, c)``: the grid of tokens of the whole picture.
+            ``(n, h, w, c)``: the grid of tokens of the whole picture. Where the spec's airlight is the picture's,
+            three more channels hold their colours.
         offset
             Row and column of the first token. Training varies it, so that the network meets the
             positions of pictures larger than its crops.
@@ -182,9 +232,12 @@ class Context(nn.Module):
         Returns
         -------
         Tensor
-            Fused tokens ``(n, h, w, c)``.
+            Fused tokens ``(n, h, w, c)``; in place of the colours stand the logits of the airlight, everywhere the
+            same.
         """
         _, h, w, _ = tokens.shape
+        width = self.input_proj.in_features
+        tokens, colours = tokens[..., :width], tokens[..., width:]
         rows, cols = torch.meshgrid(
             torch.arange(h, device=tokens.device) + offset[0],
             torch.arange(w, device=tokens.device) + offset[1],
@@ -193,4 +246,8 @@ class Context(nn.Module):
         x = self.embed(tokens.flatten(1, 2), rows.flatten(), cols.flatten())
         for layer in cast("Iterable[ContextLayer]", self.layers):
             x = layer(x, *layer.keys_values(x.view(tokens.shape)))
-        return x.view(tokens.shape)
+        fused = x.view(tokens.shape)
+        if self.airlight is None:
+            return fused
+        airlight = self.airlight.elected(self.airlight.votes(x, colours.flatten(1, 2)))
+        return torch.cat([fused, airlight[:, None].expand(-1, h, w, -1).to(fused.dtype)], dim=-1)

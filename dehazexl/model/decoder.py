@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dehazexl.grid import TILE, TOKEN
-from dehazexl.model.context import RMSNorm
 from dehazexl.model.encoder import relative_index
 from dehazexl.model.spec import Spec
 from dehazexl.model.windows import CachedBias, Local, Mlp, attend, in_windows, shift_mask, window_and_shift
@@ -100,25 +99,13 @@ class Level(nn.Module):
         return x
 
 
-class Airlight(nn.Module):
-    """Logits of the airlight, of each fused token by itself."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = RMSNorm(width)
-        self.output = nn.Conv2d(width, 3, kernel_size=1)
-
-    def forward(self, fused: Tensor) -> Tensor:
-        """Map fused tokens ``(n, 8, 8, c)`` to ``(n, 3, 8, 8)``, float32."""
-        return last_layer(self.output, self.norm(fused).permute(0, 3, 1, 2).float())
-
-
 class Decoder(nn.Module):
     """Four levels from the tokens' 8 x 8 up to 64 x 64, then the head's parameters for every pixel."""
 
     def __init__(self, spec: Spec, parameters: int) -> None:
         super().__init__()
         widths = [2 * w for w in reversed(spec.widths)]
+        self.width, self.airlight = spec.widths[-1], spec.airlight
         self.levels = nn.ModuleList(
             Level(width, depth, heads, TILE // TOKEN * 2**i, spec.decoder_window, spec.local)
             for i, (width, depth, heads) in enumerate(zip(widths, spec.decoder_depths, spec.decoder_heads, strict=True))
@@ -131,8 +118,7 @@ class Decoder(nn.Module):
         # bright a place is, and haze is brightness.
         self.mix = None if spec.head_stride == 1 else nn.Linear(features + 3 + len(spec.inputs), features)
         self.prior = spec.prior
-        self.airlight = Airlight(spec.widths[-1]) if spec.airlight == "tokens" else None
-        parameters -= 3 if self.airlight is not None else 0
+        parameters -= 3 if spec.airlight == "picture" else 0
         self.output = nn.Conv2d(features, parameters, kernel_size=1, bias=spec.head != "residual")
         self.slopes = nn.Conv2d(features, 3, kernel_size=1) if spec.guided else None
 
@@ -142,7 +128,7 @@ class Decoder(nn.Module):
         Parameters
         ----------
         fused
-            Fused tokens ``(n, 8, 8, c)``.
+            Fused tokens ``(n, 8, 8, c)``, with the logits of the airlight where that is the picture's.
         maps
             The maps ``(n, h, w, c)`` of the same tiles, see `DehazeXL.encode`.
         colours
@@ -153,8 +139,9 @@ class Decoder(nn.Module):
         Tensor
             Parameters of the head ``(n, parameters, 256, 256)``, float32.
         """
-        x = fused
-        for i, (level, skip) in enumerate(zip(self.levels, reversed(maps[-4:]), strict=True)):
+        x, airlight = fused[..., : self.width], fused[..., self.width :]
+        skips = [maps[-1][..., : self.width], *reversed(maps[-4:-1])]
+        for i, (level, skip) in enumerate(zip(self.levels, skips, strict=True)):
             x = level(x, skip)
             x = self.expands[i](x) if i < len(self.expands) else x
         if self.mix is not None:
@@ -163,9 +150,9 @@ class Decoder(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             features = self.upscale(x).permute(0, 3, 1, 2).float()
             parameters = last_layer(self.output, features)
-            if self.airlight is not None:
-                airlight = enlarge(self.airlight(fused), parameters.shape[-1])
-                parameters = torch.cat([parameters, airlight], dim=1)
+            if self.airlight == "picture":
+                logits = enlarge(airlight.permute(0, 3, 1, 2).float(), parameters.shape[-1])
+                parameters = torch.cat([parameters, logits], dim=1)
             if self.prior:
                 parameters = add_prior(parameters, maps[0][..., 3].float()[:, None])
             if self.slopes is None:

@@ -20,7 +20,8 @@ from dehazexl.model.heads import HEADS
 from dehazexl.model.spec import DARK_RADIUS, Spec
 
 AIRLIGHT = 1.4
-"""Logit of the airlight that the scattering head starts from, 0.8; its transmission starts there, too."""
+"""Logit of the transmission that the scattering head starts from, 0.8; its airlight starts there, too, unless it is the
+picture's."""
 
 
 def pad(x: Tensor, halo: int) -> Tensor:
@@ -93,10 +94,10 @@ class DehazeXL(nn.Module):
             nn.init.constant_(self.decoder.output.bias, AIRLIGHT if self.spec.head == "scattering" else 0.0)
             if self.spec.prior:
                 nn.init.zeros_(self.decoder.output.bias[:3])
-        if self.decoder.airlight is not None:
-            nn.init.normal_(self.decoder.airlight.output.weight, std=0.02)
-            assert self.decoder.airlight.output.bias is not None
-            nn.init.constant_(self.decoder.airlight.output.bias, AIRLIGHT)
+        if self.context.airlight is not None:
+            # To begin with, the airlight is a little brighter than the haziest places.
+            nn.init.zeros_(self.context.airlight.output.weight)
+            self.context.airlight.output.bias.data.copy_(torch.tensor([0, 0.5, 0.5, 0.5]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,15 +135,19 @@ class DehazeXL(nn.Module):
         Returns
         -------
         list of Tensor
-            Feature maps ``(n, h, w, c)`` at strides 4, 8, 16, 32. The last ``(n, 8, 8, c)`` is the tokens. Where
-            the spec's head has a stride of 4, the input channels at that stride come before them.
+            Feature maps ``(n, h, w, c)`` at strides 4, 8, 16, 32. The last ``(n, 8, 8, c)`` is the tokens, with their
+            mean colours where the spec's airlight is the picture's. Where the spec's head has a stride of 4, the input
+            channels at that stride come before them.
         """
         x = self.inputs(tiles)
         maps: list[Tensor] = self.encoder(x)
+        if self.spec.airlight == "picture":
+            colours = F.avg_pool2d(crop(tiles, self.spec.halo), TOKEN).permute(0, 2, 3, 1)
+            maps[-1] = torch.cat([maps[-1], colours.to(maps[-1].dtype)], dim=-1)
         return maps if self.spec.head_stride == 1 else [F.avg_pool2d(x, 4).permute(0, 2, 3, 1), *maps]
 
     def fuse(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
-        """Fuse the grid of tokens ``(n, h, w, c)`` of whole pictures; the same shape comes back."""
+        """Fuse the grid of tokens ``(n, h, w, c)`` of whole pictures to the same shape, see `Context.forward`."""
         return self.context(tokens, offset)
 
     def decode(self, fused: Tensor, maps: list[Tensor], tiles: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ DARK_RADIUS = 7
 
 HEADS = ("residual", "gain", "scattering")
 INPUTS = ("dark", "bright")
-AIRLIGHTS = ("pixels", "tokens")
+AIRLIGHTS = ("pixels", "picture")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Spec:
         Take the dark channel prior (t = 1 - 0.95 dark / A) for the transmission, and let the network correct it. For
         the scattering head at stride 4, with the dark channel among its inputs.
     airlight
-        ``pixels``: the scattering head's airlight comes out of the decoder, like the transmission. ``tokens``: it is
-        read off the fused tokens, one for every 32 x 32 pixels, interpolated: what the whole picture tells, and smooth.
-        For the scattering head at stride 4.
+        ``pixels``: the scattering head's airlight comes out of the decoder, like the transmission. ``picture``: there
+        is one for the whole picture, on which all tokens vote, see `context.Airlight`. For the scattering head at
+        stride 4.
     guided
         Let the transmission follow the picture's edges between those 4 x 4 pixels, by a local linear model of the
         colours whose slopes the network tells. For the scattering head at stride 4.
@@ -89,8 +89,8 @@ class Spec:
             raise ValueError("prior needs the head 'scattering', head_stride 4 and 'dark' among the inputs")
         if self.airlight not in AIRLIGHTS:
             raise ValueError(f"airlight is one of {', '.join(AIRLIGHTS)}, not {self.airlight!r}")
-        if self.airlight == "tokens" and not (self.head == "scattering" and self.head_stride == 4):
-            raise ValueError("airlight 'tokens' needs the head 'scattering' and head_stride 4")
+        if self.airlight == "picture" and not (self.head == "scattering" and self.head_stride == 4):
+            raise ValueError("airlight 'picture' needs the head 'scattering' and head_stride 4")
         if self.guided and not (self.head == "scattering" and self.head_stride == 4):
             raise ValueError("guided needs the head 'scattering' and head_stride 4")
         if self.local not in (0, 3, 5, 7):
@@ -122,6 +122,11 @@ class Spec:
     def halo(self) -> int:
         """Pixels around a tile that its input channels depend on."""
         return DARK_RADIUS if self.inputs else 0
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token: its features, and its colour where the airlight is the picture's."""
+        return self.widths[-1] + (3 if self.airlight == "picture" else 0)
 
     @property
     def tokens(self) -> int:
@@ -172,7 +177,7 @@ SPECS = {
         head="scattering",
         head_stride=4,
         prior=True,
-        airlight="tokens",
+        airlight="picture",
         guided=True,
         local=5,
         inputs=("dark", "bright"),
