@@ -21,7 +21,7 @@ Cell = tuple[int, int]
 
 
 class Answers:
-    """Dehazed tiles of a picture's levels, and what was changed of one of the coarse ones; for any thread.
+    """Dehazed tiles of a picture's levels, and what was changed of a coarse one; for any thread.
 
     Parameters
     ----------
@@ -30,14 +30,14 @@ class Answers:
     overlap
         Pixels by which tiles overlap.
     coarse
-        Number of the level whose change `overview` is; it and those after it have no tiles.
+        Number of the first level that has no tiles: it is dehazed whole, and those after it are shown by that.
     cache
         Bytes of tiles that are kept; those that were not wanted for longest are dropped.
 
     Attributes
     ----------
     overview : ndarray or None
-        Gain and offset of each colour of the coarse level, ``(2, 3, y, x)``, once they are known.
+        Gain and offset of each colour of a coarse level, ``(2, 3, y, x)``, once they are known.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], overlap: int, coarse: int, cache: int) -> None:

@@ -3,8 +3,8 @@
 Three answers, each better than the one before:
 
 1. the hazy pixels;
-2. the change that the network made to an overview, as gain and offset, enlarged and applied to the pixels: as sharp as
-   they are, after some seconds for a picture of any size;
+2. the change that the network made to a small overview, then to a larger one, as gain and offset, enlarged and applied
+   to the pixels: as sharp as they are, after one or two seconds for a picture of any size;
 3. the network's own answer at the level on show, tile by tile, those nearest the middle of the view first.
 
 One thread owns the network. Nothing here needs a viewer: `Level` is what any viewer of lazy arrays can cut, and
@@ -41,8 +41,8 @@ CACHE = 512 * 2**20
 AROUND = 512
 """Pixels around the view that are read before it moves there."""
 
-OVERVIEW = 1024
-"""Pixels: the longest side of the level that is dehazed first."""
+GLANCE, OVERVIEW = 512, 1024
+"""Pixels: the longest sides of the levels that are dehazed first, whole: a small one, to have something soon."""
 
 
 class Live:
@@ -67,7 +67,7 @@ class Live:
     limits : tuple of float
         The values of the picture that are black and white.
     coarse : int
-        The level that is dehazed first, and whole: the finest of at most 1024 pixels.
+        The level that is dehazed whole before all tiles: the finest of at most 1024 pixels.
     version : int
         Rises when pixels that were handed out could be better now.
     renewed : int
@@ -101,8 +101,8 @@ class Live:
         self.error: Exception | None = None
         self.notes: list[str] = []
         self._pixels = [Pixels.of(level) for level in image.levels]
-        fits = [max(level.shape[:2]) <= OVERVIEW for level in image.levels]
-        self.coarse = fits.index(True) if any(fits) else len(fits) - 1
+        self.coarse = _finest(image, OVERVIEW)
+        self._wholes = self._first_wholes()
         self._answers = Answers([level.shape for level in image.levels], overlap, self.coarse, cache)
         self._model: DehazeXL | None = None
         self._works: dict[int, LevelWork] = {}
@@ -145,7 +145,7 @@ class Live:
             return "failed"
         if not self.running:
             return "stopped"
-        if self._answers.overview is None:
+        if self._wholes:
             return "looking at the whole picture"
         done, total = self.progress
         if (work := self._preparing) is not None:
@@ -205,6 +205,7 @@ class Live:
         """Drop all that has been computed; what is asked for later is computed again, if the work goes on."""
         with self._changed:
             self._model, self._works, self._idle = None, {}, False
+            self._wholes = self._first_wholes()
             self._answers.forget()
         self._better(everywhere=True)
         self._worker.wake()
@@ -290,11 +291,11 @@ class Live:
         return True
 
     def _next(self) -> tuple[int, Window] | None:
-        """Return what to work at: the overview, then the view; None if both are done."""
+        """Return what to work at: the overviews, then the view; None if all are done."""
         with self._changed:
-            if self._answers.overview is None:
-                height, width = self.image.levels[self.coarse].shape[:2]
-                return self.coarse, Window(0, height, 0, width)
+            if self._wholes:
+                height, width = self.image.levels[self._wholes[0]].shape[:2]
+                return self._wholes[0], Window(0, height, 0, width)
             view = self._view
             if view is not None and self._answers.missing(*view):
                 return view
@@ -305,8 +306,8 @@ class Live:
     @property
     def _preparing(self) -> LevelWork | None:
         """The level that is wanted most, while it is encoded or fused."""
-        view = self._view
-        work = self._works.get(self.coarse if self._answers.overview is None or view is None else view[0])
+        view, wholes = self._view, self._wholes
+        work = self._works.get(wholes[0] if wholes else self.coarse if view is None else view[0])
         return None if work is None or work.ready else work
 
     def _advance(self, level: int, window: Window) -> None:
@@ -318,11 +319,11 @@ class Live:
         work = self._works[level]
         if not work.ready:
             work.advance()
-        elif self._answers.overview is None:
+        elif self._wholes[:1] == [level]:
             overview = work.changes(lambda: not self.running)
             with self._changed:
                 if self.running:  # else all may have been forgotten for good
-                    self._answers.overview = overview
+                    self._answers.overview, self._wholes = overview, self._wholes[1:]
             self._better(everywhere=True)
         else:
             tiles = work.decode(self._answers.missing(level, window))
@@ -332,6 +333,10 @@ class Live:
             self._better()
         # What was read of a file that has gone meanwhile may be anything.
         check_there(self.image.path)
+
+    def _first_wholes(self) -> list[int]:
+        """List the levels to be dehazed whole, the first one first."""
+        return sorted({self.coarse, _finest(self.image, GLANCE)}, reverse=True)
 
     def _begin(self, level: int, model: DehazeXL) -> LevelWork:
         batch = min((work.job.batch for work in self._works.values()), default=None)
@@ -392,6 +397,12 @@ class Level(Cut):
         """Return the best there is of a window; its tiles are dehazed next."""
         self.live.look_at(self.number, window)
         return self.live.read(self.number, window)
+
+
+def _finest(image: Image, side: int) -> int:
+    """Return the number of the finest level of at most so many pixels a side; if there is none, the last."""
+    fits = [max(level.shape[:2]) <= side for level in image.levels]
+    return fits.index(True) if any(fits) else len(fits) - 1
 
 
 def _bare(error: Exception) -> Exception:

@@ -74,6 +74,24 @@ def test_the_overview_s_change_comes_between(watch, model, hazy) -> None:
     assert not np.array_equal(live.levels[3][:], hazy[::8, ::8])
 
 
+def test_a_small_overview_comes_before_the_larger(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model)
+    sizes: list[tuple[int, ...]] = []
+    better = live._better
+
+    def note(everywhere: bool = False) -> None:
+        if everywhere and live._answers.overview is not None:
+            sizes.append(live._answers.overview.shape)
+        better(everywhere)
+
+    live._better = note  # type: ignore[method-assign]
+    assert live.wait(60)
+    assert sizes == [(2, 3, 275, 375), (2, 3, 550, 750)]
+    live.forget()
+    assert live.wait(60)
+    assert sizes[2:] == sizes[:2]
+
+
 def test_strength_needs_no_network(watch, model, hazy) -> None:
     live = watch(opened(hazy), lambda: model)
     live.levels[0][VIEW]
