@@ -22,11 +22,14 @@ from dehazexl.procedural import procedural
 if TYPE_CHECKING:
     from dehazexl.recipe import Recipe
 
-SMALL = 4
+SMALL = 1
 """Of ten batches this many hold crops of one tile: the step then sees the most pictures."""
 
 PARTIAL = 0.25
 """Of the batches this share ends within its last tiles, as most pictures do: they are then continued by reflection."""
+
+CLEAR = 0.1
+"""Of the crops this share stays clear, so that a network learns to leave clear pictures alone."""
 
 TINTED = 0.15
 """Of the hazes this share have the colour of dust, smoke or blue distance."""
@@ -35,7 +38,7 @@ LEAST, THICK, MOST = 0.1, 1.2, 2.8
 """Optical thickness of haze where it is thickest: a share `DENSE` lies between `THICK` and `MOST`, the rest between
 `LEAST` and `MOST`. A network errs most where haze is dense."""
 
-DENSE = 0.4
+DENSE = 0.6
 
 PALE = 0.15
 """Of the crops this share get pale things that are no haze."""
@@ -128,7 +131,7 @@ def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Reci
         clear = with_pale(clear, random)
     thickness = (THICK if random.random() < DENSE else LEAST, MOST)
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    made = synthesise(clear, generator, thickness=thickness, tinted_share=TINTED)
+    made = synthesise(clear, generator, thickness=thickness, clear_share=CLEAR, tinted_share=TINTED)
     return Batch(clear, made.pixels, made.transmission, made.airlight)
 
 

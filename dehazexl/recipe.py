@@ -59,7 +59,7 @@ class Recipe:
     transmission: float = 0.1
     smooth: float = 1.0
     airlight: float = 0.2
-    seam: float = 2.0
+    seam: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:

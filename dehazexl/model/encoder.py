@@ -103,7 +103,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels ``(n, channels, h, w)`` to features ``(n, h / 4, w / 4, width)``."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        # Not rounded to bfloat16 while training: its steps near white are as large as what dense haze leaves to see.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
