@@ -17,6 +17,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +25,9 @@ import numpy as np
 from dehazexl.answers import Answers
 from dehazexl.cut import Cut, check_there
 from dehazexl.grid import Window
-from dehazexl.image import Image, check_range, colours, valid_mask, value_range
+from dehazexl.image import Image, check_range, value_range
 from dehazexl.pixels import Pixels
-from dehazexl.shown import shown_dtype, with_alpha
+from dehazexl.shown import show, shown_dtype
 from dehazexl.worker import Worker
 from dehazexl.works import LevelWork
 
@@ -224,7 +225,8 @@ class Live:
         """
         try:
             check_there(self.image.path)
-            return self._shown(level, window, self._pixels[level].read(window))
+            raw = self._pixels[level].read(window)
+            return show(raw, self.image, self.limits, self._strength, partial(self._answers.clear, level, window))
         except Exception as error:
             self.lost = True
             self._fail(_bare(error))
@@ -243,29 +245,6 @@ class Live:
             check_there(self.image.path)
         except Exception:
             pixels.forget()  # what was read of a file that has gone meanwhile may be anything
-
-    def _shown(self, level: int, window: Window, raw: NDArray[Any]) -> NDArray[Any]:
-        """Dehaze the pixels ``(y, x, c)`` of a window as well as is known."""
-        low, high = self.limits
-        # In place where it can be: a viewer waits for this.
-        hazy = colours(raw, self.image).astype(np.float32)
-        hazy -= np.float32(low)
-        hazy /= np.float32(high - low)
-        if raw.dtype.kind == "f":
-            np.nan_to_num(hazy, copy=False)
-        change = self._answers.clear(level, window, hazy) - hazy
-        change *= np.float32(self._strength)
-        valid = valid_mask(raw, self.image)
-        if not valid.all():
-            change[~valid] = 0
-        shown = np.add(hazy, change, out=hazy)
-        if self.dtype == np.uint8:
-            shown *= np.float32(high - low)
-            shown += np.float32(low)
-            shown = np.rint(np.clip(shown, 0, 255, out=shown), out=shown).astype(np.uint8)
-        else:
-            np.clip(shown, 0, 1, out=shown)
-        return with_alpha(shown, raw, self.image)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -1,11 +1,14 @@
-"""Pixels as viewers show them: their dtype, their alpha, and small pictures enlarged."""
+"""Pixels as viewers show them: dehazed as strongly as asked for, their dtype, their alpha, small pictures enlarged."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from dehazexl.image import colours, valid_mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +21,55 @@ def shown_dtype(image: Image) -> np.dtype[Any]:
     """Return the dtype in which a picture is shown: uint8 if it is of that, else float32."""
     own = image.levels[0].dtype
     return own if own == np.uint8 else np.dtype(np.float32)
+
+
+def show(
+    raw: NDArray[Any],
+    image: Image,
+    limits: tuple[float, float],
+    strength: float,
+    dehaze: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> NDArray[Any]:
+    """Dehaze a picture's pixels as they are shown.
+
+    Parameters
+    ----------
+    raw
+        Pixels of `image`, ``(y, x, c)``.
+    image
+        The picture.
+    limits
+        Its values of black and white.
+    strength
+        Share of the change that is made, from 0 to 1.
+    dehaze
+        From hazy to clear colours ``(y, x, 3)``, 0 and 1 at the limits.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, 3)``, or 4 with the picture's alpha, see `live.Live.read`.
+    """
+    low, high = limits
+    # In place where it can be: a viewer waits for this.
+    hazy = colours(raw, image).astype(np.float32)
+    hazy -= np.float32(low)
+    hazy /= np.float32(high - low)
+    if raw.dtype.kind == "f":
+        np.nan_to_num(hazy, copy=False)
+    change = dehaze(hazy) - hazy
+    change *= np.float32(strength)
+    valid = valid_mask(raw, image)
+    if not valid.all():
+        change[~valid] = 0
+    shown = np.add(hazy, change, out=hazy)
+    if shown_dtype(image) == np.uint8:
+        shown *= np.float32(high - low)
+        shown += np.float32(low)
+        shown = np.rint(np.clip(shown, 0, 255, out=shown), out=shown).astype(np.uint8)
+    else:
+        np.clip(shown, 0, 1, out=shown)
+    return with_alpha(shown, raw, image)
 
 
 def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:
