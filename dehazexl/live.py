@@ -301,17 +301,21 @@ class Live:
         elif self._wholes[:1] == [level]:
             overview = work.changes(lambda: not self.running)
             with self._changed:
-                if self.running:  # else all may have been forgotten for good
+                if overview is not None and self._wants(level, work):
                     self._answers.overview, self._wholes = overview, self._wholes[1:]
             self._better(everywhere=True)
         else:
             tiles = work.decode(self._answers.missing(level, window))
             with self._changed:
-                if self.running:
+                if self._wants(level, work):
                     self._answers.keep(level, tiles)
             self._better()
         # What was read of a file that has gone meanwhile may be anything.
         check_there(self.image.path)
+
+    def _wants(self, level: int, work: LevelWork) -> bool:
+        """Whether what a work has found is still wanted: meanwhile all may have been stopped, or forgotten."""
+        return self.running and self._works.get(level) is work
 
     def _first_wholes(self) -> list[int]:
         """List the levels to be dehazed whole, the first one first."""

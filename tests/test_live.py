@@ -20,6 +20,7 @@ from dehazexl.answers import Answers
 from dehazexl.grid import Window
 from dehazexl.live import Live
 from dehazexl.model import SPECS, DehazeXL
+from dehazexl.works import LevelWork
 
 VIEW = (slice(100, 500), slice(300, 900))
 
@@ -74,22 +75,42 @@ def test_the_overview_s_change_comes_between(watch, model, hazy) -> None:
     assert not np.array_equal(live.levels[3][:], hazy[::8, ::8])
 
 
-def test_a_small_overview_comes_before_the_larger(watch, model, hazy) -> None:
+def test_a_small_overview_comes_before_the_larger(watch, model, hazy, monkeypatch) -> None:
+    sides: list[int] = []
+    changes = LevelWork.changes
+
+    def noted(work: LevelWork, stopped: Callable[[], bool]) -> np.ndarray | None:
+        sides.append(work.job.grid.height)
+        return changes(work, stopped)
+
+    monkeypatch.setattr(LevelWork, "changes", noted)
     live = watch(opened(hazy), lambda: model)
-    sizes: list[tuple[int, ...]] = []
-    better = live._better
-
-    def note(everywhere: bool = False) -> None:
-        if everywhere and live._answers.overview is not None:
-            sizes.append(live._answers.overview.shape)
-        better(everywhere)
-
-    live._better = note  # type: ignore[method-assign]
     assert live.wait(60)
-    assert sizes == [(2, 3, 275, 375), (2, 3, 550, 750)]
+    assert sides == [275, 550]
     live.forget()
     assert live.wait(60)
-    assert sizes[2:] == sizes[:2]
+    assert sides == 2 * [275, 550]
+
+
+def test_forgotten_while_an_overview_is_made(watch, model, hazy, monkeypatch) -> None:
+    """What comes of it is not kept, and both overviews are made anew."""
+    sides: list[int] = []
+    changes = LevelWork.changes
+
+    def forgetful(work: LevelWork, stopped: Callable[[], bool]) -> np.ndarray | None:
+        overview = changes(work, stopped)
+        sides.append(work.job.grid.height)
+        if len(sides) == 1:
+            live.forget()
+        return overview
+
+    monkeypatch.setattr(LevelWork, "changes", forgetful)
+    gate = threading.Event()
+    live = watch(opened(hazy), lambda: gate.wait() and model)
+    gate.set()
+    assert live.wait(60)
+    assert sides == [275, 275, 550]
+    assert live._answers.overview is not None and live._answers.overview.shape == (2, 3, 550, 750)
 
 
 def test_strength_needs_no_network(watch, model, hazy) -> None:

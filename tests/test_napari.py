@@ -1,6 +1,7 @@
 """The plugin in a real napari window: opening, dehazing, the widget's choices."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -261,6 +262,7 @@ def test_settings_are_remembered_and_restored(widget, opened, settings, qtbot) -
 
 
 def test_settings_that_cannot_be_written_are_said_once(widget, settings, errors, qtbot) -> None:
+    shutil.rmtree(settings.parent, ignore_errors=True)  # there once the speed of the network was remembered
     settings.parent.write_text("a file where the folder should be")
     for overlap in (16, 64):
         widget.overlap.value = overlap

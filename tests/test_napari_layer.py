@@ -385,7 +385,7 @@ def test_source_pixels_first_dehazed_pixels_after(make_napari_viewer_proxy, deha
     from napari_dehazexl import _layer
 
     gate, load = threading.Event(), _layer.network
-    monkeypatch.setattr(_layer, "network", lambda *args: gate.wait(60) and load(*args))
+    monkeypatch.setattr(_layer, "network", lambda *args, **more: gate.wait(60) and load(*args, **more))
     viewer = make_napari_viewer_proxy(show=True)
     dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
     hazy = hidden(dehazed, viewer, qtbot)

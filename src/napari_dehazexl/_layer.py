@@ -68,9 +68,9 @@ def dehaze_layer(
     -------
     napari.layers.Image
         A multiscale RGB layer with the place, scale and units of its source. Its levels answer with the best there is:
-        the hazy pixels, then what an overview taught, then the dehazed tiles; in a window at once, with a blurred
-        picture until the pixels are read. ``layer.metadata["dehazexl-live"]`` is the work: ``wait()`` for it,
-        ``close()`` it, ``read()`` pixels that are not blurred.
+        the hazy pixels, then what a small overview taught, and a larger one, then the dehazed tiles; in a window at
+        once, with a blurred picture until the pixels are read. ``layer.metadata["dehazexl-live"]`` is the work:
+        ``wait()`` for it, ``close()`` it, ``read()`` pixels that are not blurred.
 
     Raises
     ------
@@ -89,22 +89,26 @@ def dehaze_layer(
         image = _part(image, window)
         linear = {name: placed[name] for name in ("scale", "rotate", "shear", "translate")}
         placed["translate"] = Affine(**linear)((window.y0, window.x0))
-    load = partial(network, weights, device, dtype)
+    added = threading.Event()  # to load the network while the window adds the layer would make the window wait
+    load = partial(network, weights, device, dtype, after=added)
     if len(image.levels) == 1:  # napari never shows the last level of several anew
         image = replace(image, levels=(image.levels[0], image.levels[0][::2, ::2]))
     live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
     viewer = viewer if viewer is not None else napari.current_viewer()
     shown = viewer is not None and layer in viewer.layers
-    # A window must not wait for pixels; a script has to.
-    levels = Painter(live).levels if shown and hasattr(viewer, "window") else live.levels
-    metadata = {IMAGE: image, LIVE: live}
-    dehazed = ImageLayer(
-        list(levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
-        contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,
-    )  # fmt: skip
-    if shown:
-        viewer.layers.insert(viewer.layers.index(layer) + 1, dehazed)
-        Watch(viewer, live)
+    try:
+        # A window must not wait for pixels; a script has to.
+        levels = Painter(live).levels if shown and hasattr(viewer, "window") else live.levels
+        metadata = {IMAGE: image, LIVE: live}
+        dehazed = ImageLayer(
+            list(levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
+            contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,
+        )  # fmt: skip
+        if shown:
+            viewer.layers.insert(viewer.layers.index(layer) + 1, dehazed)
+            Watch(viewer, live)
+    finally:
+        added.set()
     return dehazed
 
 
@@ -128,8 +132,15 @@ def live_of(layer: napari.layers.Image) -> Live:
     return live
 
 
-def network(weights: str | Path = "compact", device: str = "auto", dtype: str = "auto") -> DehazeXL:
-    """Load a network, see `dehazexl.load_model`; the last one is kept, so that layers and previews share it."""
+def network(
+    weights: str | Path = "compact", device: str = "auto", dtype: str = "auto", after: threading.Event | None = None
+) -> DehazeXL:
+    """Load a network, see `dehazexl.load_model`; the last one is kept, so that layers and previews share it.
+
+    `after` is waited for first.
+    """
+    if after is not None:
+        after.wait()
     path = Path(weights)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
     with _loading:
