@@ -103,7 +103,7 @@ class Live:
         self.notes: list[str] = []
         self._pixels = [Pixels.of(level) for level in image.levels]
         self.coarse = _finest(image, OVERVIEW)
-        self._wholes = self._first_wholes()
+        self._wholes = self._first_wholes()  # levels that are yet to be dehazed whole
         self._answers = Answers([level.shape for level in image.levels], overlap, self.coarse, cache)
         self._model: DehazeXL | None = None
         self._works: dict[int, LevelWork] = {}
