@@ -1,19 +1,26 @@
 # make demo   haze removed from a picture that is made on the spot
 # make test   the whole test suite, in a real napari window
-# Both make their own virtual environment and install what they need.
+# make oldest the tests of the plugin with the oldest napari that it works with
+# Each makes its own virtual environment and installs what it needs.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint system clean
+.PHONY: demo test oldest lint system clean
 
 demo: $(VENV)/.engine
 	$(BIN)/dehazexl demo demo
 
 test: $(VENV)/.test system
 	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" $(BIN)/pytest
+
+oldest: system
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "$$(grep '^torch==' constraints.txt)" napari==0.7.0 --editable ".[test]"
+	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" .venv-oldest/bin/pytest -k "napari or painter"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -51,4 +58,4 @@ system:
 	fi
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) .venv-oldest demo build dist

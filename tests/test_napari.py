@@ -18,7 +18,7 @@ import dehazexl
 pytest.importorskip("napari")
 
 from window import *  # noqa: F403
-from window import click, close_dock, save_as, saved, workers
+from window import camera, click, close_dock, save_as, saved, workers
 
 
 def test_manifest_is_valid() -> None:
@@ -130,10 +130,6 @@ def test_the_canvas_shows_what_has_become_better(opened, weights, qtbot) -> None
         assert np.abs(viewer.screenshot(flash=False).astype(int) - hazy).mean() > 2
 
     qtbot.waitUntil(changed, timeout=10_000)
-
-
-def camera(viewer):
-    return (viewer.scene if hasattr(viewer, "scene") else viewer).camera  # 0.9 moved it
 
 
 def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypatch, qtbot) -> None:

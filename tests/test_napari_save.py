@@ -13,7 +13,7 @@ import dehazexl
 pytest.importorskip("napari")
 
 from window import *  # noqa: F403
-from window import click, close_dock, dock, save_as, saved, workers
+from window import camera, click, close_dock, dock, save_as, saved, workers
 
 
 @pytest.fixture
@@ -206,6 +206,27 @@ def test_file_save_writes_dehazed(opened, weights, scene, tmp_path) -> None:
     assert "dehazexl-live" not in dehazed.metadata, "it does not read from its file"
 
 
+def test_a_saved_layer_may_have_fewer_levels_than_before(
+    make_napari_viewer_proxy, weights, scene, tmp_path, qtbot
+) -> None:
+    """The source's own overviews are smaller than those that are written."""
+    from napari_dehazexl import dehaze_layer
+
+    with tifffile.TiffWriter(tmp_path / "deep.tif") as tiff:
+        tiff.write(scene, tile=(256, 256), photometric="rgb", subifds=6)
+        for level in range(1, 7):
+            tiff.write(scene[:: 2**level, :: 2**level].copy(), tile=(256, 256), photometric="rgb", subfiletype=1)
+    viewer = make_napari_viewer_proxy(show=True)
+    (layer,) = viewer.open(str(tmp_path / "deep.tif"), plugin="napari-dehazexl")
+    dehazed = dehaze_layer(layer, weights=weights, dtype="float32", viewer=viewer)
+    camera(viewer).zoom = 0.005
+    qtbot.waitUntil(lambda: dehazed.data_level == 6)
+    dehazed.save(str(tmp_path / "written.tif"), plugin="napari-dehazexl")
+    written = dehazexl.open_image(tmp_path / "written.tif")
+    np.testing.assert_array_equal(np.asarray(dehazed.data[0]), np.asarray(written.levels[0]))
+    assert len(dehazed.data) == (6 if hasattr(dehazed, "_reset_data_level") else 7)
+
+
 def test_file_save_lives_and_can_be_cancelled(opened, weights, gate, tmp_path, qtbot) -> None:
     from napari._qt.widgets.qt_progress_bar import QtLabeledProgressBar
     from napari.utils import progress
@@ -280,7 +301,7 @@ def test_file_save_keeps_bands_and_values(make_napari_viewer_proxy, scene, tmp_p
 
 def test_file_save_writes_what_took_the_picture_s_place(opened, scene, tmp_path) -> None:
     _, layer = opened
-    layer.data = [np.full_like(scene, 7), np.full_like(scene[::2, ::2], 7)]
+    layer.data = [np.full_like(scene[:: 2**i, :: 2**i], 7) for i in range(len(layer.data))]
     layer.save(str(tmp_path / "new.tif"), plugin="napari-dehazexl")
     assert np.unique(np.asarray(dehazexl.open_image(tmp_path / "new.tif").levels[0])) == [7]
 

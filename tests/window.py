@@ -55,6 +55,10 @@ def errors() -> Iterator[list[str]]:
     notification_manager.notification_ready.disconnect(listen)
 
 
+def camera(viewer: Any) -> Any:
+    return (viewer.scene if hasattr(viewer, "scene") else viewer).camera  # 0.9 moved it
+
+
 @pytest.fixture
 def opened(make_napari_viewer_proxy, tmp_path, scene) -> tuple[Any, Any]:
     """A viewer that shows a tiled TIFF with overviews, and its layer."""

@@ -210,7 +210,7 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
     """
     from dehazexl import open_image
     from napari_dehazexl._reader import IMAGE, LIMITS, SHOWN, colours_of
-    from napari_dehazexl._watch import LIVE
+    from napari_dehazexl._watch import LIVE, replace_levels
 
     if not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
         return
@@ -218,4 +218,4 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
     live.close()
     levels = colours_of(image, limits=live.limits)
     layer.metadata = {IMAGE: image, LIMITS: live.limits, SHOWN: levels[0].name}
-    layer.data = levels
+    replace_levels(layer, levels)

@@ -29,6 +29,13 @@ def refresh(layer: napari.layers.Image, thumbnail: bool = False) -> None:
     layer.refresh(extent=False, thumbnail=thumbnail, highlight=False)
 
 
+def replace_levels(layer: napari.layers.Image, levels: list[Any]) -> None:
+    """Give a multiscale layer other levels, more or fewer."""
+    if not hasattr(layer, "_reset_data_level"):  # before 0.9 napari shows the number that it showed, there or not
+        levels = levels + levels[-1:] * (len(layer.data) - len(levels))
+    layer.data = levels
+
+
 class Watch:
     """Shows what has become better in a dehazed picture, says once what went wrong, and ends the work with its layers.
 
