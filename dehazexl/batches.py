@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dehazexl.crops import center_crop, to_tensor, with_pale
+from dehazexl.crops import beside, calmed, center_crop, to_tensor, with_pale
 from dehazexl.data import Dataset
 from dehazexl.grid import TILE
 from dehazexl.haze import KINDS, synthesise
@@ -42,6 +42,12 @@ DENSE = 0.6
 
 PALE = 0.15
 """Of the crops this share get pale things that are no haze."""
+
+CALM = 0.06
+"""Of the crops this share are as smooth as calm water or sky, where the faintest lattice of tiles is seen."""
+
+BESIDE = 0.2
+"""Of the crops this share are of two pictures side by side: what lies in one picture need not be of one place."""
 
 FARTHEST = 512
 """Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""
@@ -127,6 +133,10 @@ def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Reci
         clear, hazy = data.crop(h, w, random)
     if hazy is not None:
         return Batch(clear, hazy)
+    if random.random() < BESIDE:
+        clear = beside(clear, data.crop(h, w, random)[0], random)
+    if random.random() < CALM:
+        clear = calmed(clear, random)
     if random.random() < PALE:
         clear = with_pale(clear, random)
     thickness = (THICK if random.random() < DENSE else LEAST, MOST)

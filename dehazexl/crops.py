@@ -88,6 +88,22 @@ def with_pale(crop: Tensor, random: np.random.Generator) -> Tensor:
     return crop
 
 
+def calmed(crop: Tensor, random: np.random.Generator) -> Tensor:
+    """Keep the largest shapes of ``(1, 3, h, w)`` in [0, 1] alone, with slight noise: calm water, a clear sky."""
+    few = F.interpolate(crop, size=tuple(random.integers(1, 6, size=2)), mode="bilinear", antialias=True)
+    smooth = F.interpolate(few, size=crop.shape[2:], mode="bicubic")
+    noise = random.normal(0, random.uniform(0, 0.02), crop.shape).astype(np.float32)
+    return (smooth + torch.from_numpy(noise)).clamp(0, 1)
+
+
+def beside(crop: Tensor, other: Tensor, random: np.random.Generator) -> Tensor:
+    """Replace one side of ``(1, 3, h, w)`` by that of another crop of its size, up to a border along an axis."""
+    axis = int(random.integers(2, 4))
+    border = round(random.uniform(0.2, 0.8) * crop.shape[axis])
+    near, far = crop.narrow(axis, 0, border), other.narrow(axis, border, crop.shape[axis] - border)
+    return torch.cat([near, far], dim=axis)
+
+
 def center_crop(picture: Picture, h: int, w: int) -> Tensor:
     """Cut the middle of a picture ``(height, width, 3)``: at most ``(1, 3, h, w)`` in [0, 1]."""
     height, width, _ = picture.shape

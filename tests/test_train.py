@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from dehazexl import load_model
 from dehazexl.batches import Batch, make_step, steps, validation_set
 from dehazexl.checkpoint import State
-from dehazexl.crops import center_crop, random_crop, with_pale
+from dehazexl.crops import beside, calmed, center_crop, random_crop, with_pale
 from dehazexl.data import Dataset, find_pictures
 from dehazexl.haze import clear_sight, synthesise
 from dehazexl.log import plot, read_log
@@ -480,6 +480,23 @@ def test_pale_things_lie_in_a_crop_that_is_else_as_it_was(seed: int) -> None:
     assert pale.shape == crop.shape and pale.dtype == crop.dtype and (crop == 0.3).all()
     assert changed.any() and pale.max() <= 1
     assert (pale[:, :, changed[0]] > 0.6).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_calm_crop_keeps_the_light_and_loses_the_detail(seed: int) -> None:
+    crop = torch.rand((1, 3, 96, 200), generator=torch.Generator().manual_seed(seed)) * 0.5
+    calm = calmed(crop, np.random.default_rng(seed))
+    assert calm.shape == crop.shape and calm.dtype == crop.dtype
+    assert abs(calm.mean() - crop.mean()) < 0.01
+    assert calm.diff(dim=3).abs().mean() < 0.2 * crop.diff(dim=3).abs().mean()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_crop_beside_another_is_each_on_its_side(seed: int) -> None:
+    joined = beside(torch.zeros(1, 3, 60, 200), torch.ones(1, 3, 60, 200), np.random.default_rng(seed))[0, 0]
+    assert joined.shape == (60, 200) and 0.2 <= joined.mean() <= 0.8
+    assert (joined.diff(dim=0) >= 0).all() and (joined.diff(dim=1) >= 0).all()
+    assert joined.diff(dim=0).any() != joined.diff(dim=1).any()
 
 
 def test_two_processes_make_the_crops_of_one_step_together() -> None:
