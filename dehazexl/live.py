@@ -83,7 +83,7 @@ class Live:
     Raises
     ------
     ValueError
-        If overlap or strength is out of range, or the limits do not rise.
+        If overlap, strength or cache is out of range, or the limits do not rise.
     """
 
     def __init__(
@@ -96,6 +96,8 @@ class Live:
         limits: tuple[float, float] | None = None,
         cache: int = CACHE,
     ) -> None:
+        if cache < 0:
+            raise ValueError(f"cache is a number of bytes, 0 or more, not {cache}")
         self.image, self.load, self.overlap = image, load, overlap
         self.limits = value_range(image) if limits is None else check_range(limits)
         self.version, self.renewed, self.lost = 0, 0, False
@@ -140,6 +142,11 @@ class Live:
         return self._worker.running
 
     @property
+    def loaded(self) -> bool:
+        """Whether the network is there."""
+        return self._model is not None
+
+    @property
     def status(self) -> str:
         """What is being done, in a few words."""
         if self.error is not None:
@@ -151,6 +158,8 @@ class Live:
         done, total = self.progress
         if (work := self._preparing) is not None:
             return f"{work.stage} {done} of {total} tiles"
+        if not total:
+            return "the overview is dehazed"
         return f"{done} of {total} tiles in view" if done < total else "all in view is dehazed"
 
     @property

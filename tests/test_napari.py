@@ -304,7 +304,24 @@ def test_weights_that_are_none_are_said_once(widget, opened, errors, tmp_path, q
     qtbot.waitUntil(lambda: bool(errors), timeout=60_000)
     qtbot.wait(500)
     assert len(errors) == 1 and "not a safetensors file" in errors[0]
-    assert viewer.layers["scene dehazed"].data[0][:10, :10].any()
+    assert [layer.name for layer in viewer.layers] == ["scene"], "a layer stays that no network will dehaze"
+    assert not workers()
+
+
+def test_pressed_again_the_layer_that_is_there_is_shown(widget, opened, qtbot) -> None:
+    viewer, layer = opened
+    click(widget.dehaze)
+    dehazed = viewer.layers["scene dehazed"]
+    click(widget.cancel)
+    qtbot.waitUntil(lambda: not workers(), timeout=30_000)
+    dehazed.visible = False
+    viewer.layers.selection.active = layer
+    click(widget.dehaze)
+    assert len(viewer.layers) == 2 and dehazed.visible
+    assert viewer.layers.selection.active.name == "scene dehazed"
+    assert dehazed.metadata["dehazexl-live"].running
+    click(widget.dehaze)
+    assert len(viewer.layers) == 2
 
 
 def test_a_layer_removed_at_work_leaves_no_worker(opened, weights, qtbot) -> None:

@@ -243,6 +243,19 @@ def test_short_memory_while_painting_is_no_unreadable_file(
     assert told == ["scene dehazed: Unable to allocate 9 GB"]
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_limits_that_napari_chose_are_none(dehaze, scene, dtype) -> None:
+    """The least value of a hazy picture is no black."""
+    from napari.layers import Image
+
+    from dehazexl.image import value_range
+
+    pixels = scene.astype(dtype) * 8 + 1000
+    dehazed = dehaze(Image(pixels, rgb=True))
+    assert dehazed.metadata[LIVE].limits == pytest.approx(value_range(dehazexl.open_image(pixels)), rel=0.01)
+    assert dehaze(Image(pixels, rgb=True, contrast_limits=(900, 4000))).metadata[LIVE].limits == (900, 4000)
+
+
 def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:
     from napari.layers import Image
 

@@ -114,6 +114,37 @@ def test_what_is_there_is_replaced_as_the_dialog_asked(widget, tmp_path, monkeyp
     assert dehazexl.open_image(tmp_path / "saved.tif").levels[0].shape == (1100, 1300, 3) and not errors
 
 
+def test_the_file_has_the_range_of_the_layer_on_show(widget, opened, tmp_path, monkeypatch, qtbot) -> None:
+    """Contrast limits that were moved since are for looking at the hazy picture."""
+    viewer, layer = opened
+    click(widget.dehaze)
+    dehazed = viewer.layers["scene dehazed"]
+    layer.contrast_limits = (60, 200)
+    save_as(widget, tmp_path / "saved.tif", monkeypatch)
+    saved(widget, qtbot)
+    assert "dehazexl-live" not in dehazed.metadata, "it does not read from its file"
+    network = dehazexl.load_model(widget.weights.value, dtype="float32")
+    wanted = dehazexl.dehaze(dehazexl.open_image(tmp_path / "scene.tif"), network).compute()
+    assert np.abs(np.asarray(dehazed.data[0]).astype(int) - wanted).max() <= 1
+
+
+def test_what_is_wrong_is_said_before_a_name_is_asked_for(widget, opened, monkeypatch, errors) -> None:
+    from qtpy.QtWidgets import QFileDialog
+
+    viewer, _ = opened
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: pytest.fail("a name was asked for"))
+    viewer.layers.clear()
+    click(widget.save_as)
+    assert errors == ["there is no image layer: open a picture first"]
+
+
+def test_a_save_that_was_stopped_at_once_leaves_nothing(widget, tmp_path, monkeypatch, qtbot) -> None:
+    save_as(widget, tmp_path / "saved.tif", monkeypatch)
+    click(widget.cancel)
+    saved(widget, qtbot)
+    assert [each.name for each in tmp_path.iterdir()] == ["scene.tif"]
+
+
 def test_a_failure_says_how_to_go_on(widget, tmp_path, monkeypatch, qtbot, errors) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")

@@ -39,7 +39,8 @@ def estimated(grid: TileGrid, network: Network | None, measured: float | None) -
     measured
         Seconds that a tile took in an earlier save, or None.
     """
-    tiles = f"{grid.rows * grid.cols} tiles"
+    count = grid.rows * grid.cols
+    tiles = "1 tile" if count == 1 else f"{count} tiles"
     if network is None:
         return f"{tiles}..."
     return f"{tiles}, about {memory(grid, network) / 1e9:.1f} GB of memory, {_time(grid, network, measured)}"

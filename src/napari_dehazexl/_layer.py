@@ -51,7 +51,8 @@ def dehaze_layer(
     overlap
         Pixels by which tiles overlap, 0 to 128.
     weights, device, dtype
-        See `dehazexl.load_model`. The network is loaded when the layer is there already.
+        See `dehazexl.load_model`. The network is loaded when the layer is there already; if it cannot be, a viewer says
+        why and takes the layer away again, and without a viewer ``error`` of the work holds the reason.
     value_range
         The values of the picture that are black and white. None takes the layer's contrast limits.
     region

@@ -42,14 +42,14 @@ def on_screen(viewer: Any, layer: Image) -> Region:
             (middle - side / camera.zoom / 2, middle + side / camera.zoom / 2)
             for middle, side in zip(camera.center[-2:], size, strict=True)
         ]
-        return clipped([layer.world_to_data(corner) for corner in product(*edges)], layer)
+        return clipped([layer.world_to_data(corner) for corner in product(*edges)], layer, "what is on screen")
     # Before, napari tells it of the level on show, widened to the picture's chunks.
     level = layer.data_level if layer.multiscale else 0
     factors = layer.downsample_factors[level][-2:] if layer.multiscale else (1, 1)
-    return clipped(layer.corner_pixels[:, -2:] * factors, layer)
+    return clipped(layer.corner_pixels[:, -2:] * factors, layer, "what is on screen")
 
 
-def clipped(corners: Any, layer: Image) -> Region:
+def clipped(corners: Any, layer: Image, what: str = "the region") -> Region:
     """Return the rows and columns of a layer between corners ``(y, x)``."""
     level = layer.data[0] if layer.multiscale else layer.data
     edges = []
@@ -58,6 +58,6 @@ def clipped(corners: Any, layer: Image) -> Region:
         start = max(0, math.floor(min(values) + 0.5))
         stop = min(int(level.shape[axis]), math.ceil(max(values) + 0.5))
         if start >= stop:
-            raise ValueError(f"the region lies outside the layer {layer.name!r}")
+            raise ValueError(f"{what} lies outside the layer {layer.name!r}: move it there")
         edges += [start, stop]
     return edges[0], edges[1], edges[2], edges[3]

@@ -46,9 +46,9 @@ def save(
 ) -> Steps:
     """Dehaze a whole picture into a file, as `dehazexl run` does.
 
-    The tokens are kept beside the file (see `tokens_of`) until it is complete: a save that was stopped, or failed, goes
-    on after them when it is asked for again with the same settings. What stood under the name is only replaced at the
-    end. Where the device's memory is short, fewer tiles are computed at once.
+    The tokens are kept beside the file (see `tokens_of`), recorded in squares of 8 x 8 tiles, until it is complete: a
+    save that was stopped, or failed, goes on after them when it is asked for again with the same settings. What stood
+    under the name is only replaced at the end. Where the device's memory is short, fewer tiles are computed at once.
 
     Parameters
     ----------
@@ -81,6 +81,7 @@ def save(
     from dehazexl.live import short_of_memory
     from dehazexl.pipeline import prepare
     from dehazexl.sink import check
+    from dehazexl.tokens import BLOCK
 
     note = "memory was short: fewer tiles are computed at once from now on"
     with claimed(path):
@@ -88,16 +89,20 @@ def save(
         yield Progress("loading the weights", 0)
         job = prepare(image, load(), overlap, strength, limits)
         store = _fresh_tokens(job, tokens_of(path))
-        while True:
-            try:
-                return (yield from _passes(job, store, path, overwrite, stopped))
-            except Exception as error:
-                if not short_of_memory(error) or job.batch == 1:
-                    raise
-            # The tokens that there are stay; decoding begins anew.
-            job = replace(job, batch=max(1, job.batch // 2))
-            yield Progress("encoding", 0, note)
-            note = ""
+        try:
+            while True:
+                try:
+                    return (yield from _passes(job, store, path, overwrite, stopped))
+                except Exception as error:
+                    if not short_of_memory(error) or job.batch == 1:
+                        raise
+                # The tokens that there are stay; decoding begins anew.
+                job = replace(job, batch=max(1, job.batch // 2))
+                yield Progress("encoding", 0, note)
+                note = ""
+        finally:
+            if not any(store.done(block) for block in job.grid.blocks(BLOCK)):
+                shutil.rmtree(tokens_of(path), ignore_errors=True)
 
 
 def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: Callable[[], bool]) -> Steps:

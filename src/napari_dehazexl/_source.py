@@ -117,12 +117,18 @@ def _hash(pixels: NDArray[Any]) -> str:
 
 
 def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
-    """Return a layer's contrast limits in the values of its picture."""
+    """Return a layer's contrast limits in the values of its picture.
+
+    Those that napari chose itself, the least and the largest value, are none: haze has no black.
+    """
     from dehazexl.image import value_range
 
     first, last = (float(limit) for limit in layer.contrast_limits)
-    if layer.metadata.get(IMAGE) is not image or image.levels[0].dtype == np.uint8:
+    if image.levels[0].dtype == np.uint8:
         return first, last
+    if layer.metadata.get(IMAGE) is not image:
+        chosen = getattr(layer, "_calc_data_range", lambda: None)()
+        return value_range(image) if chosen is not None and (first, last) == tuple(chosen) else (first, last)
     # The reader shows such pictures from 0 to 1.
     low, high = layer.metadata.get(LIMITS) or value_range(image)
     return low + first * (high - low), low + last * (high - low)

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,13 +123,16 @@ class Dehaze(Form):
         return None if self.region.value is None else drawn(self.region.value, layer)
 
     def _dehaze(self) -> None:
-        """Add a dehazed layer, or go on with one that was stopped."""
+        """Add a dehazed layer, or show the one that is there, and go on with it if it was stopped."""
         with reported():
             layer = self._source()
             order = self._order(layer)
-            stopped = [live for live in self._lives() if not live.running and order.fits(live)]
-            if stopped:
-                stopped[-1].restart()
+            there = [each for each in self._dehazed() if PREVIEW not in each.metadata]
+            alike = [each for each in there if order.fits(each.metadata[LIVE])]
+            if alike:
+                alike[-1].metadata[LIVE].restart()
+                alike[-1].visible = True
+                self.viewer.layers.selection.active = alike[-1]
             else:
                 self._add(layer, self._region(layer), f"{layer.name} dehazed")
 
@@ -159,6 +163,15 @@ class Dehaze(Form):
         chosen = self._options()
         return Order(image, self._network(), chosen["overlap"], chosen["strength"], chosen["value_range"] or limits)
 
+    def _order_to_save(self, layer: Image) -> Order:
+        """Return the same for a file: of the range that the dehazed layer has, unless another was typed."""
+        order = self._order(layer)
+        if self._options()["value_range"] is None:
+            for live in self._lives():
+                if replace(order, limits=live.limits).fits(live):
+                    order = replace(order, limits=live.limits)
+        return order
+
     def _dehazed(self) -> list[Image]:
         """List the layers that are being dehazed, or were until they were stopped."""
         return [layer for layer in self.viewer.layers if LIVE in layer.metadata]
@@ -185,16 +198,18 @@ class Dehaze(Form):
     def _ask_and_save(self) -> None:
         from qtpy.QtWidgets import QFileDialog
 
-        name = self.input.value.name if self.input.value is not None else "picture"
-        answer, kind = QFileDialog.getSaveFileName(
-            self.native, SAVE, f"{name} dehazed".replace("/", "-"), ";;".join(FILTERS)
-        )
-        if not answer:
-            return
-        path = named(Path(answer), kind)
-        # The dialog has asked for the name that was typed, not for the one with the suffix.
-        if path == Path(answer) or self._may_replace(path):
-            self._save(path)
+        with reported():
+            layer = self._source()
+            self._order_to_save(layer)  # what is wrong is better said before a name is asked for
+            answer, kind = QFileDialog.getSaveFileName(
+                self.native, SAVE, f"{layer.name} dehazed".replace("/", "-"), ";;".join(FILTERS)
+            )
+            if not answer:
+                return
+            path = named(Path(answer), kind)
+            # The dialog has asked for the name that was typed, not for the one with the suffix.
+            if path == Path(answer) or self._may_replace(path):
+                self._save(path)
 
     def _may_replace(self, path: Path) -> bool:
         """Ask before something is replaced."""
@@ -209,7 +224,7 @@ class Dehaze(Form):
         with reported():
             if self._saving is not None:
                 raise ValueError("a picture is being saved: wait for it, or cancel it")
-            order = self._order(self._source())
+            order = self._order_to_save(self._source())
             self._cancelled = threading.Event()
             self._clock = Clock(anew=not tokens_of(path).exists())
             self._saving = in_thread(partial(order.steps, path), self._cancelled.is_set)
@@ -269,8 +284,8 @@ class Dehaze(Form):
     # What the user sees
 
     def _look(self) -> None:
-        """Say how far the uppermost layer is, and what all of the picture would take."""
-        shown = self._dehazed()
+        """Say how far the uppermost layer in sight is, and what all of the picture would take."""
+        shown = [layer for layer in self._dehazed() if layer.visible]
         _say(self.status, f"{shown[-1].name}: {shown[-1].metadata[LIVE].status}" if shown else "")
         for live in self._lives():
             if math.isfinite(live.rate):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from napari_dehazexl._reader import BAND, IMAGE, shows_what_was_read, viewers
-from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save
+from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save, tokens_of
 from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         raise OSError(str(error)) from error
     if not complete:
         raise OSError(
-            f"{target.name} was cancelled" + (": saving it again goes on after what is done" if shown else "")
+            f"{target.name} was cancelled"
+            + (": saving it again goes on after what is done" if tokens_of(target).exists() else "")
         )
     if shown:
         _show_file(live, target)
