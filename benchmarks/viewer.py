@@ -91,6 +91,8 @@ def main() -> None:
     loaded = live.renewed
     spin(60, lambda: live.renewed > loaded and shown(dehazed))
     overview = time.perf_counter() - started
+    spin(60, lambda: live.status != "looking at the whole picture" and shown(dehazed))
+    larger = time.perf_counter() - started
     spin(1)
     at_rest = beat.longest
 
@@ -117,9 +119,10 @@ def main() -> None:
         seconds_to_add_any_layer=round(any_layer, 3),
         seconds_to_add_the_layer=round(added, 3),
         seconds_to_dehazed_overview=round(overview, 2),
+        seconds_to_the_larger_overview=round(larger, 2),
         seconds_to_sharp_view_from_the_overview=round(zoomed, 2),
         seconds_to_the_networks_own_view=round(exact, 1) if exact else f"more than {60 * args.minutes:.0f}",
-        longest_block_until_overview=round(at_rest, 3),
+        longest_block_until_both_overviews=round(at_rest, 3),
         longest_block_zooming_in=round(zooming, 3),
         longest_block_zooming_in_without_us=round(zooming_source, 3),
         longest_block_panning=round(panning, 3),
