@@ -420,6 +420,9 @@ def test_async_slicing(make_napari_viewer_proxy, dehaze, scene, monkeypatch, qtb
     dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
     hazy = hidden(dehazed, viewer, qtbot)
     qtbot.waitUntil(lambda: np.abs(canvas(viewer) - hazy).mean() > 2, timeout=60_000)
+    assert dehazed.metadata[LIVE].wait(60)
+    qtbot.wait(500)  # a slice that is under way when the test ends would hold the window
+    gc.collect()
 
 
 def test_short_memory_is_said_once(make_napari_viewer_proxy, dehaze, scene, told, monkeypatch, qtbot) -> None:

@@ -382,6 +382,7 @@ from dehazexl.train import train
 
 dist.init_process_group("gloo")
 reports = list(train(PICTURES, NONE, Path(sys.argv[1]), TINY, PAIR))
+dist.barrier()  # a process that still talks to one that has gone may abort
 dist.destroy_process_group()
 """
 
