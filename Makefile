@@ -20,7 +20,8 @@ oldest: system
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  "$$(grep '^torch==' constraints.txt)" napari==0.7.0 --editable ".[test]"
-	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" .venv-oldest/bin/pytest -k "napari or painter"
+	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" .venv-oldest/bin/pytest \
+	  tests/test_napari*.py tests/test_painter.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
