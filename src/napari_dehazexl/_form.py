@@ -82,7 +82,7 @@ class Form(Container):  # type: ignore[type-arg]
         )  # fmt: skip
         self.limits = LineEdit(
             label="Range", value="",
-            tooltip="Black and white in the picture's values, e.g. 0, 3000. Empty: the layer's contrast limits.",
+            tooltip="Black and white in the picture's values, e.g. 0, 3000. Empty: the contrast limits, if chosen.",
         )  # fmt: skip
         self.cache = SpinBox(
             label="Cache", value=512, min=16, max=65536,

@@ -54,7 +54,8 @@ def dehaze_layer(
         See `dehazexl.load_model`. The network is loaded when the layer is there already; if it cannot be, a viewer says
         why and takes the layer away again, and without a viewer ``error`` of the work holds the reason.
     value_range
-        The values of the picture that are black and white. None takes the layer's contrast limits.
+        The values of the picture that are black and white. None takes the layer's contrast limits,
+        or those of `dehazexl.image.value_range` where napari itself chose them for a picture that is not of uint8.
     region
         First and last row and column to dehaze, ``(y0, y1, x0, x1)``; None takes all.
     name

@@ -84,10 +84,10 @@ class Watch:
         for layer in layers:
             self.renew(layer)
         self.tell(live, layers[0].name)
-        viewers = self.layers()
-        if viewers is not None and live.error is not None and not live.lost and not live.loaded:
+        present = self.layers()
+        if present is not None and live.error is not None and not live.lost and not live.loaded:
             for layer in layers:  # without a network they would show the hazy picture for ever
-                viewers.remove(layer)
+                present.remove(layer)
             return
         self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
 

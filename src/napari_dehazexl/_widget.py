@@ -166,11 +166,10 @@ class Dehaze(Form):
     def _order_to_save(self, layer: Image) -> Order:
         """Return the same for a file: of the range that the dehazed layer has, unless another was typed."""
         order = self._order(layer)
-        if self._options()["value_range"] is None:
-            for live in self._lives():
-                if replace(order, limits=live.limits).fits(live):
-                    order = replace(order, limits=live.limits)
-        return order
+        if self._options()["value_range"] is not None:
+            return order
+        alike = [each for live in self._lives() if (each := replace(order, limits=live.limits)).fits(live)]
+        return alike[-1] if alike else order
 
     def _dehazed(self) -> list[Image]:
         """List the layers that are being dehazed, or were until they were stopped."""
@@ -200,7 +199,7 @@ class Dehaze(Form):
 
         with reported():
             layer = self._source()
-            self._order_to_save(layer)  # what is wrong is better said before a name is asked for
+            order = self._order_to_save(layer)  # what is wrong is better said before a name is asked for
             answer, kind = QFileDialog.getSaveFileName(
                 self.native, SAVE, f"{layer.name} dehazed".replace("/", "-"), ";;".join(FILTERS)
             )
@@ -209,7 +208,7 @@ class Dehaze(Form):
             path = named(Path(answer), kind)
             # The dialog has asked for the name that was typed, not for the one with the suffix.
             if path == Path(answer) or self._may_replace(path):
-                self._save(path)
+                self._save(order, path)
 
     def _may_replace(self, path: Path) -> bool:
         """Ask before something is replaced."""
@@ -219,20 +218,18 @@ class Dehaze(Form):
         yes = QMessageBox.StandardButton.Yes
         return not path.exists() or QMessageBox.question(self.native, SAVE, question) == yes
 
-    def _save(self, path: Path) -> None:
-        """Begin to save the input layer (or the region), dehazed, in place of what is there."""
-        with reported():
-            if self._saving is not None:
-                raise ValueError("a picture is being saved: wait for it, or cancel it")
-            order = self._order_to_save(self._source())
-            self._cancelled = threading.Event()
-            self._clock = Clock(anew=not tokens_of(path).exists())
-            self._saving = in_thread(partial(order.steps, path), self._cancelled.is_set)
-            self._saving.yielded.connect(self._while_here(self._show_progress))
-            self._saving.returned.connect(self._while_here(partial(self._saved, order, path)))
-            self._saving.finished.connect(self._while_here(self._end_saving))
-            self.bar.visible = True
-            self._saving.start()
+    def _save(self, order: Order, path: Path) -> None:
+        """Begin to save a picture (or a region of it), dehazed, in place of what is there."""
+        if self._saving is not None:
+            raise ValueError("a picture is being saved: wait for it, or cancel it")
+        self._cancelled = threading.Event()
+        self._clock = Clock(anew=not tokens_of(path).exists())
+        self._saving = in_thread(partial(order.steps, path), self._cancelled.is_set)
+        self._saving.yielded.connect(self._while_here(self._show_progress))
+        self._saving.returned.connect(self._while_here(partial(self._saved, order, path)))
+        self._saving.finished.connect(self._while_here(self._end_saving))
+        self.bar.visible = True
+        self._saving.start()
 
     def _show_progress(self, progress: Progress) -> None:
         self._clock.see(progress)
