@@ -301,7 +301,10 @@ def train(
     normalise: Annotated[
         bool, typer.Option("--normalise", help="Normalise colours as the official --nor does.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of weights, crops and haze.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Of weights, crops and haze; another one after --init brings new crops."),
+    ] = 0,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Steps between validations and checkpoints.")] = 250,
     minutes: Annotated[
         float,

@@ -194,8 +194,12 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         raise ValueError(f"unknown dtype {dtype!r}; choose auto, {', '.join(names)}")
     if device.type == "cuda":
         return torch.float16
-    fast_bfloat16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast_bfloat16 else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and has_bfloat16() else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Tell whether this processor computes in bfloat16; others do it step by step, far slower than in float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

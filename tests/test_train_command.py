@@ -16,7 +16,7 @@ import torch
 from dehazexl.checkpoint import read_checkpoint
 from dehazexl.cli import main
 from dehazexl.procedural import procedural
-from dehazexl.weights import describe, load_model, save_model
+from dehazexl.weights import describe, has_bfloat16, load_model, save_model
 
 TINY = ["--spec", "tiny", "--tiles", "1", "--crop", "1", "--device", "cpu", "--every", "1"]
 
@@ -109,6 +109,16 @@ def test_pictures_that_memory_cannot_keep_are_spoken_of(
     monkeypatch.setattr("dehazexl.commands.train.KEPT", 200 * 260 * 3 * 2)
     assert main(["train", "pictures", "--out", "run", *TINY, "--steps", "1", "--hold-out", "p0*"]) == 0
     assert "loading is faster from tiled TIFF or Zarr" in said(capsys)
+
+
+def test_a_precision_that_the_processor_has_not_is_spoken_of(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for precision in ("float32", "bfloat16"):
+        run = ["train", "pictures", "--out", precision, *TINY, "--steps", "1", "--precision", precision]
+        assert main(run) == 0
+        slow = precision == "bfloat16" and not has_bfloat16()
+        assert ("far slower than --precision float32" in said(capsys)) == slow
 
 
 def test_nothing_but_small_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from dehazexl.model.spec import spec_from_text
 from dehazexl.recipe import Recipe
 from dehazexl.stored import KEPT
 from dehazexl.train import train
-from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, load_model
+from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, has_bfloat16, load_model
 
 SMALLEST = 128
 """Pixels: pictures with a shorter side are left out; a crop of a tile would show them more than twice as large."""
@@ -75,6 +75,8 @@ def train_with_bar(
         training, held = open_datasets(folders, hold_out)
         training = without_small(training, say)
         speak_of_large(training, say)
+        if target == "cpu" and recipe.precision == "bfloat16" and not has_bfloat16():
+            say("this processor does not compute in bfloat16: it is far slower than --precision float32 here")
         if resume and before["about"].get("held_out", list(held.names)) != list(held.names):
             say("other pictures are held out than before: scores cannot be compared, the best begins anew")
         say(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}")
