@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dehazexl.crops import beside, calmed, center_crop, to_tensor, with_pale
 from dehazexl.data import Dataset
-from dehazexl.grid import TILE
+from dehazexl.grid import TILE, TOKEN
 from dehazexl.haze import KINDS, synthesise
 from dehazexl.procedural import procedural
 
@@ -104,7 +104,7 @@ def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: in
     """
     random = np.random.default_rng((recipe.seed, step))
     rows, cols = draw_grid(random, recipe.crop)
-    cut = random.integers(TILE - 32, size=2) if random.random() < PARTIAL else (0, 0)
+    cut = random.integers(TILE - TOKEN, size=2) if random.random() < PARTIAL else (0, 0)
     h, w = rows * TILE - int(cut[0]), cols * TILE - int(cut[1])
     far = random.random() < 0.5
     offset = (int(random.integers(FARTHEST)), int(random.integers(FARTHEST))) if far else (0, 0)
@@ -161,10 +161,12 @@ def steps(
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     workers = workers or max(1, min(8, (os.cpu_count() or 1) // 2) // here)
     with ThreadPoolExecutor(workers) as pool:
-        coming = deque(pool.submit(make_step, data, s, recipe, rank, ranks) for s in range(first, first + workers))
+        ahead = range(first, min(first + workers, recipe.steps))
+        coming = deque(pool.submit(make_step, data, s, recipe, rank, ranks) for s in ahead)
         for step in range(first, recipe.steps):
             batches = coming.popleft().result()
-            coming.append(pool.submit(make_step, data, step + workers, recipe, rank, ranks))
+            if step + workers < recipe.steps:
+                coming.append(pool.submit(make_step, data, step + workers, recipe, rank, ranks))
             yield batches
 
 
@@ -174,13 +176,14 @@ def validation_set(data: Dataset, size: int = 512, most: int = 64) -> list[Batch
     Of more than `most` pictures those that are evenly spread.
     """
     cases = []
-    for i in sorted({round(place) for place in np.linspace(0, len(data) - 1, min(most, len(data)))}):
+    chosen = sorted({round(place) for place in np.linspace(0, len(data) - 1, min(most, len(data)))})
+    for turn, i in enumerate(chosen):
         clear = center_crop(data.clear[i], size, size)
         if data.hazy is not None:
             cases.append(Batch(clear, center_crop(data.hazy[i], size, size)))
             continue
-        kind = list(KINDS)[i % len(KINDS)]
-        generator = torch.Generator().manual_seed(1000 + i)
+        kind = list(KINDS)[turn % len(KINDS)]
+        generator = torch.Generator().manual_seed(1000 + turn)
         made = synthesise(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
         cases.append(Batch(clear, made.pixels, made.transmission, made.airlight))
     return cases

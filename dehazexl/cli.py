@@ -277,7 +277,9 @@ def train(
         str, typer.Option(metavar="SPEC", help="The network: compact, official, tiny..., or JSON.")
     ] = "compact",
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the whole run.")] = 3000,
-    tiles: Annotated[int, typer.Option(min=1, metavar="N", help="Tiles of 256 x 256 pixels a step.")] = 8,
+    tiles: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tiles of 256 x 256 pixels in a batch; a crop may hold more.")
+    ] = 8,
     crop: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Side of the largest crops, in tiles.")] = 3,
     accumulate: Annotated[
         int, typer.Option(min=1, metavar="N", help="Batches of --tiles whose gradients make a step.")
@@ -318,7 +320,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training in RUN; options not given are as they were.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on in RUN; what is not given is as it was, but --device, --every and --minutes."
+        ),
     ] = False,
 ) -> None:
     """Train a network on clear pictures, on which it makes the haze, or on pairs.
@@ -335,22 +340,13 @@ def train(
         procedural=procedural, lr=lr, ema=ema, seed=seed,
     )  # fmt: skip
     try:
-        print(
-            train_with_bar(
-                folders,
-                hold_out,
-                out,
-                spec,
-                recipe,
-                device=device,
-                init=init,
-                normalise=normalise,
-                resume=resume,
-                minutes=minutes,
-                every=every,
-                given=given(context),
-            )
-        )
+        done = train_with_bar(
+            folders, hold_out, out, spec, recipe,
+            device=device, init=init, normalise=normalise, resume=resume, minutes=minutes, every=every,
+            given=given(context),
+        )  # fmt: skip
+        if done is not None:
+            print(done)
     except KeyboardInterrupt:
         fail(f"stopped; --resume goes on from the last checkpoint in {out}, if there was one")
         raise typer.Exit(130) from None
@@ -363,6 +359,10 @@ def evaluate(
         typer.Argument(metavar="FOLDER", help="Folders of clear pictures, of pairs (hazy/, clear/), or 8KDehaze's."),
     ],
     weights: Weights = ["compact"],  # noqa: B006
+    hold_out: Annotated[
+        list[str],
+        typer.Option(metavar="PATTERN", help="Score these pictures alone, as in train. Repeatable. [default: all]"),
+    ] = [],  # noqa: B006
     overlap: Annotated[int, typer.Option(metavar="PIXELS", help="By which tiles overlap, 0 to 128.")] = 32,
     size: Annotated[
         int, typer.Option(min=32, metavar="PIXELS", help="Side of the middle of clear pictures; pairs are taken whole.")
@@ -378,7 +378,8 @@ def evaluate(
 ) -> None:
     """Score weights beside the hazy input and the dark channel prior.
 
-    On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, always the same.
+    On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, the same each time.
+    Score what was held out: of what was trained on, scores are too good.
     Scores are taken at full resolution, RGB, data range 1: PSNR, SSIM, CIEDE2000, the ratio of jumps at tile borders
     to others, seconds a picture, and the most memory held.
     """
@@ -387,7 +388,7 @@ def evaluate(
 
     files = {name or path.stem: path for name, path in find_weights(weights).items()}
     try:
-        print(score(folders, files, loader(device, dtype), overlap, size, out))
+        print(score(folders, files, loader(device, dtype), overlap, size, out, hold_out))
     except KeyboardInterrupt:
         fail(f"stopped; the scores so far are in {out / 'scores.csv'}" if out else "stopped; --out DIR keeps scores")
         raise typer.Exit(130) from None

@@ -86,13 +86,18 @@ def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
     return open_sources(training, memory), open_sources([s for s in sources if s.clear in held], memory)
 
 
-def open_for_evaluation(folders: Sequence[Path]) -> Dataset:
-    """Open folders, see `open_datasets`: of 8KDehaze the pictures for validation, else all."""
+def open_for_evaluation(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> Dataset:
+    """Open what matches the patterns in folders, see `open_datasets`.
+
+    Without patterns it is all, of 8KDehaze what is for validation.
+    """
     layout, sources = find_sources(folders)
-    if layout == "8KDehaze" and len({source.clear for source in sources}) > 1:
+    held = {source.clear for source in sources}
+    if hold_out:
+        held = matching(sources, hold_out)
+    elif layout == "8KDehaze" and len(held) > 1:
         held = hold_back(layout, sources)
-        sources = [source for source in sources if source.clear in held]
-    return open_sources(sources, Memory())
+    return open_sources([source for source in sources if source.clear in held], Memory())
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,13 @@ def layout_of(folder: Path) -> Layout:
     return "pairs" if (folder / "hazy").is_dir() else "clear pictures"
 
 
+def check_beside(out: Path, folders: Sequence[Path]) -> None:
+    """Raise ValueError if what is written to a folder would later be taken for one of the clear pictures in another."""
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()) and layout_of(folder) == "clear pictures":
+            raise ValueError(f"--out {out} lies among the pictures in {folder}: choose a folder beside them")
+
+
 def find_pairs(folder: Path, layout: Layout) -> Iterator[Source]:
     """Pair the pictures of ``clear`` with those of the same name in the folders of hazy ones beside it.
 
@@ -190,11 +202,9 @@ def hold_back(layout: Layout, sources: Sequence[Source], hold_out: Sequence[str]
     """
     clear = sorted({source.clear for source in sources})
     if hold_out:
-        held = {source.clear for source in sources if source.matches(hold_out)}
-        said = f"--hold-out {' '.join(hold_out)}"
-        if not held:
-            raise ValueError(f"{said}: no picture matches; patterns are like 'naip/*' or 'DJI_003*'")
+        held = matching(sources, hold_out)
         if len(held) == len(clear):
+            said = f"--hold-out {' '.join(hold_out)}"
             raise ValueError(f"{said}: all {len(clear)} pictures match, there are no pictures to train on")
         return held
     if len(clear) < 2:
@@ -203,6 +213,21 @@ def hold_back(layout: Layout, sources: Sequence[Source], hold_out: Sequence[str]
         return set(clear[::10])
     standard_random.Random(22).shuffle(clear)
     return set(clear[min(round(0.85 * len(clear)), len(clear) - 1) :])
+
+
+def matching(sources: Sequence[Source], hold_out: Sequence[str]) -> set[Path]:
+    """Choose the clear pictures that match patterns, see `find_pictures`.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    held = {source.clear for source in sources if source.matches(hold_out)}
+    if not held:
+        said = f"--hold-out {' '.join(hold_out)}"
+        raise ValueError(f"{said}: no picture matches; patterns are like 'naip/*' or 'DJI_003*'")
+    return held
 
 
 def open_sources(sources: Sequence[Source], memory: Memory) -> Dataset:
@@ -279,8 +304,8 @@ def walk(folder: Path) -> Iterator[Path]:
     """Yield the pictures in a folder and its subfolders."""
     for place, folders, _ in os.walk(folder):
         yield from list_pictures(Path(place))
-        # A Zarr is a picture, not a folder of some.
-        folders[:] = [name for name in folders if not name.lower().endswith(".zarr")]
+        # A Zarr is a picture, not a folder of some; what is hidden is none, as in list_pictures.
+        folders[:] = [name for name in folders if not name.lower().endswith(".zarr") and not name.startswith(".")]
 
 
 def list_pictures(folder: Path) -> list[Path]:

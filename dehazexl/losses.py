@@ -15,26 +15,31 @@ if TYPE_CHECKING:
     from dehazexl.recipe import Recipe
 
 
-def losses(batch: Batch, gain: Tensor, shift: Tensor, recipe: Recipe) -> Tensor:
+FAINT = 1e-3
+"""A mean squared error that is good enough (30 dB): below it, the loss on its logarithm goes on no further."""
+
+
+def losses(batch: Batch, gain: Tensor, shift: Tensor, recipe: Recipe, *, scattering: bool = True) -> Tensor:
     """Compute the loss of what the network answered to a batch: gain and shift ``(n, 3, h, w)``.
 
-    The answer is clamped near [0, 1], or what dense haze hides would rule the rest. By Koschmieder's law the gain
-    is one over the transmission t, and the shift is (1 - gain) times the airlight, whose error counts by 1 - t: as
-    much as there is haze to show it. Both are left out where they are not known.
+    The answer is clamped near [0, 1], or what dense haze hides would rule the rest; and of each picture the logarithm
+    of the squared error counts, too, as in its PSNR, or dense haze would rule thin haze.
+
+    By Koschmieder's law the gain is one over the transmission t, and the shift is (1 - gain) times the airlight, whose
+    error counts by 1 - t: as much as there is haze to show it. Both are left out where they are not known, or where
+    the head does not follow that law (`scattering` is False).
     """
     out = (gain * batch.hazy + shift).clamp(-0.1, 1.1)
     error = out - batch.clear
-    loss = error.abs().mean()
     spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho")).abs().mean()
-    loss = loss + recipe.fft * spectrum + recipe.seam * seam(error)
-    if batch.transmission is None or batch.airlight is None:
+    noise = (error.square().mean((1, 2, 3)) / FAINT).log1p().mean()
+    loss = error.abs().mean() + recipe.fft * spectrum + recipe.psnr * noise + recipe.seam * seam(error)
+    if batch.transmission is None or batch.airlight is None or not scattering:
         return loss
     density = gain.clamp(min=0.05).log() + batch.transmission.clamp(min=0.05).log()
-    # In dense haze the eye sees each step between the head's cells, many times enlarged.
-    cells = F.avg_pool2d(density, 4)
-    jumps = cells.diff(dim=2).abs().mean() + cells.diff(dim=3).abs().mean()
-    colour = ((shift + (gain - 1) * batch.airlight) / gain.clamp(min=1)).abs().mean()
-    return loss + recipe.transmission * density.abs().mean() + recipe.smooth * jumps + recipe.airlight * colour
+    airlight = -shift / (gain - 1).clamp(min=0.05)
+    colour = ((1 - batch.transmission) * (airlight - batch.airlight).abs()).mean()
+    return loss + recipe.transmission * density.abs().mean() + recipe.smooth * slope(density) + recipe.airlight * colour
 
 
 def seam(error: Tensor) -> Tensor:
@@ -51,3 +56,21 @@ def seam(error: Tensor) -> Tensor:
         for at in range(TILE, error.shape[axis], TILE)
     ]
     return torch.stack(jumps).mean() if jumps else error.new_zeros(())
+
+
+def slope(error: Tensor) -> Tensor:
+    """Slope of an error ``(n, 3, h, w)``, for each 4 pixels: down plus across, of means over cells of three sizes.
+
+    In dense haze the eye sees each step of the transmission many times enlarged: between the head's cells of 4 pixels,
+    and of what is larger, bands and the lattice of tiles, between cells of 16 and 64.
+    """
+    return sum(
+        (
+            4 / side * cells.diff(dim=axis).abs().mean()
+            for side in (4, 16, 64)
+            for cells in (F.avg_pool2d(error, side, ceil_mode=True, count_include_pad=False),)
+            for axis in (2, 3)
+            if cells.shape[axis] > 1
+        ),
+        error.new_zeros(()),
+    )

@@ -36,9 +36,9 @@ class Recipe:
         Peak learning rate of AdamW, steps until it is reached, weight decay, largest norm of the gradient.
     ema
         Decay of the moving average of the weights that is validated and saved.
-    fft, transmission, smooth, airlight, seam
-        Weights of the losses beside L1: on the Fourier transform, on the logarithm of the transmission, on its jumps
-        from cell to cell, on the airlight, on what differs around tile borders.
+    fft, psnr, transmission, smooth, airlight, seam
+        Weights of the losses beside L1: on the Fourier transform, on the logarithm of the squared error, on that of the
+        transmission, on its slopes, on the airlight, on what differs around tile borders.
     seed
         Of weights, crops and haze.
     """
@@ -56,9 +56,10 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.995
     fft: float = 0.05
+    psnr: float = 0.05
     transmission: float = 0.1
     smooth: float = 1.0
-    airlight: float = 0.2
+    airlight: float = 1.0
     seam: float = 3.0
     seed: int = 0
 

@@ -93,7 +93,7 @@ def train(
     state = State.load(checkpoint, spec, recipe, target) if resume else State.start(spec, recipe, target, init)
     if state.about.get("held_out", list(held_out.names)) != list(held_out.names):
         state.best = -math.inf  # it was scored on other pictures
-    state.about = {"licence": "BSD-3-Clause", **(about or {}), "recipe": asdict(recipe)}
+    state.about = {**(about or {}), "processes": ranks, "recipe": asdict(recipe)}
     state.about["held_out"] = list(held_out.names)
     answer = shared(state.model)
     cases = validation_set(held_out) if rank == 0 else []
@@ -109,7 +109,7 @@ def train(
         except (OSError, ValueError) as error:  # a damaged picture: some are only found out when they are read
             if rank == 0 and failed == 0:
                 state.save(checkpoint)
-            raise ValueError(f"{error}; mend or remove it, then --resume goes on from step {state.step}") from error
+            raise ValueError(f"{error}; mend or remove it, then --resume goes on") from error
         state.waited += time.perf_counter() - asked
         if batches is None:
             return
@@ -168,7 +168,7 @@ def step(state: State, batches: Sequence[Batch], lr: float, recipe: Recipe, answ
     for batch in (batch.to(device) for batch in batches):
         with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
             gain, shift = answer(batch.hazy, batch.offset, recipe.part)
-        loss = losses(batch, gain, shift, recipe) / len(batches)
+        loss = losses(batch, gain, shift, recipe, scattering=state.model.spec.head == "scattering") / len(batches)
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     total = mean_of_all(total, device)

@@ -148,6 +148,7 @@ def test_suffixes_and_trees_of_every_kind(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a" / "three.zarr", shape=(40, 60, 3), dtype="u1", chunks=(16, 16, 3))[:] = photo(3)
     np.save(tmp_path / "four.npy", photo(4))
     write(tmp_path / ".hidden.png", photo(5))
+    write(tmp_path / ".trash" / "old.png", photo(5))
     write(tmp_path / "a" / "three.zarr" / "thumbnail.png", photo(6))
     training, held = open_datasets([tmp_path, tmp_path / "b"], ["two*"])
     assert held.names == ["two"]
@@ -183,7 +184,13 @@ def test_the_smallest_8kdehaze_has_something_to_validate_on(tmp_path: Path) -> N
 
 
 def test_pairs_are_all_evaluated(tmp_path: Path) -> None:
-    assert len(open_for_evaluation([pairs(tmp_path, 3)])) == 3
+    folder = pairs(tmp_path, 3)
+    assert len(open_for_evaluation([folder])) == 3
+    chosen, (_, held) = open_for_evaluation([folder], ["*1*"]), open_datasets([folder], ["*1*"])
+    assert chosen.names == held.names and len(chosen) == 1
+    assert len(open_for_evaluation([folder], ["*"])) == 3
+    with pytest.raises(ValueError, match="no picture matches"):
+        open_for_evaluation([folder], ["zzz"])
 
 
 def test_hazy_pictures_are_not_taken_for_clear_ones(tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ def test_8kdehaze_shows_what_training_holds_out(tmp_path: Path, weights: str) ->
         (["in", "--overlap", "200"], "overlap must be between 0 and 128"),
         (["in", "--weights", "frob"], "no weights 'frob'"),
         (["in", "--size", "3"], "--size"),
+        (["in", "--out", "in/scores"], "choose a folder beside"),
         (["in", "grey"], "8-bit RGB"),
         ([], "FOLDER"),
     ],
@@ -228,7 +229,7 @@ def test_what_cannot_be_evaluated(
     write(Path("in/one.png"), eight_bits(CLEAR))
     write(Path("grey/one.png"), eight_bits(CLEAR)[..., 0])
     Path("empty").mkdir()
-    assert main(["evaluate", *given, "--out", "out"]) == 2
+    assert main(["evaluate", "--out", "out", *given]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("dehazexl: error: ") and message in error and "\n" not in error
     assert not Path("out").exists()

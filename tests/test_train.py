@@ -27,7 +27,7 @@ from dehazexl.crops import beside, calmed, center_crop, random_crop, with_pale
 from dehazexl.data import Dataset, find_pictures
 from dehazexl.haze import clear_sight, synthesise
 from dehazexl.log import plot, read_log
-from dehazexl.losses import losses, seam
+from dehazexl.losses import losses, seam, slope
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.model.spec import spec_from_text
 from dehazexl.recipe import Recipe, learning_rate
@@ -104,6 +104,25 @@ def test_the_loss_of_the_truth_is_nothing() -> None:
     assert losses(unknown, gain, shift, Recipe()) < 1e-4
 
 
+def test_a_head_that_knows_no_transmission_is_not_asked_for_one() -> None:
+    crop = one_crop()
+    gain, shift = torch.ones_like(crop.hazy), crop.clear - crop.hazy  # the residual head's best answer
+    assert losses(crop, gain, shift, Recipe(), scattering=False) < 1e-4
+    assert losses(crop, gain, shift, Recipe()) > 0.1
+
+
+def test_of_a_batch_of_thin_and_dense_haze_the_thin_counts_as_in_the_mean_psnr() -> None:
+    clear = torch.full((2, 3, 256, 256), 0.5)
+    wrong = torch.tensor([0.05, 0.2]).view(2, 1, 1, 1).requires_grad_()
+    recipe = Recipe(psnr=1, fft=0, seam=0)
+    loss = losses(Batch(clear, clear), torch.ones_like(clear), wrong.expand_as(clear), recipe)
+    loss.backward()
+    thin, dense = wrong.grad.flatten() - 0.5  # less the gradient of L1
+    assert thin == pytest.approx(0.05 / (0.05**2 + 1e-3), rel=1e-4)
+    assert dense == pytest.approx(0.2 / (0.2**2 + 1e-3), rel=1e-4)
+    assert thin > 2 * dense
+
+
 def test_steps_of_the_transmission_between_cells_cost() -> None:
     crop = one_crop()
     t = crop.transmission * torch.where(torch.arange(256) // 4 % 2 == 0, 0.97, 1.03)  # every other column of cells
@@ -115,6 +134,18 @@ def test_steps_of_the_transmission_between_cells_cost() -> None:
 
     assert jumps(t) == pytest.approx(math.log(1.03 / 0.97), rel=0.02)
     assert jumps(even) < 1e-4
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_the_slope_of_an_error_is_seen_at_three_scales(axis: int) -> None:
+    along = torch.arange(512.0).view(512, 1) if axis == 2 else torch.arange(512.0)
+    even = torch.zeros(1, 3, 512, 512)
+    assert slope(even + 0.3) == 0
+    assert slope(even + 0.01 * along) == pytest.approx(3 * 4 * 0.01, rel=1e-4)
+    tiles = even + 0.2 * (along // 256)
+    assert slope(tiles) == pytest.approx(0.2 * (1 / 127 + 1 / 4 / 31 + 1 / 16 / 7), rel=1e-4)
+    cut = (even + 0.01 * along)[:, :, :190, :51]
+    assert slope(cut) > 0.02
 
 
 def test_a_seam_is_what_jumps_around_tile_borders() -> None:
@@ -182,7 +213,8 @@ def test_a_run_leaves_weights_a_log_and_a_checkpoint(tmp_path: Path) -> None:
     assert float(rows[1]["loss"]) == pytest.approx(reports[1]["loss"])
     about = describe(tmp_path / "run" / "last.safetensors")
     assert about["data"] == "mine"
-    assert about["licence"] == "BSD-3-Clause"
+    assert about["processes"] == 1
+    assert "licence" not in about  # of weights that are not ours we know none
     assert about["recipe"]["steps"] == 3
     assert about["trained"]["step"] == 3
     model = load_model(tmp_path / "run" / "last.safetensors", "cpu", "float32")
@@ -325,9 +357,7 @@ def test_a_damaged_picture_costs_no_step(tmp_path: Path) -> None:
 
     run = train(dataset(photo(300, 400), Damaged()), NONE, tmp_path, TINY, replace(SHORT, steps=40), every=1000)
     done = 0
-    with pytest.raises(
-        ValueError, match=r"x\.png is a damaged PNG; mend or remove it, then --resume goes on from step"
-    ):
+    with pytest.raises(ValueError, match=r"x\.png is a damaged PNG; mend or remove it, then --resume goes on"):
         for report in run:
             done = report["step"]
     if done:
@@ -480,7 +510,7 @@ def test_pale_things_lie_in_a_crop_that_is_else_as_it_was(seed: int) -> None:
     changed = (pale != crop).all(1)
     assert pale.shape == crop.shape and pale.dtype == crop.dtype and (crop == 0.3).all()
     assert changed.any() and pale.max() <= 1
-    assert (pale[:, :, changed[0]] > 0.6).all()
+    assert (pale[:, :, changed[0]] > 0.35).all()
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -547,6 +577,12 @@ def test_validation_shows_each_kind_of_haze_and_never_changes() -> None:
     assert len(cases) == 6
     assert all(torch.equal(a.hazy, b.hazy) for a, b in zip(cases, again, strict=True))
     assert all((case.transmission < 1).any() for case in cases)
+
+
+def test_of_many_pictures_not_all_get_one_kind_of_haze() -> None:
+    cases = validation_set(dataset(*[photo(48, 48)] * 379), 48)  # every sixth picture, and there are six kinds
+    even = [case.transmission.min() > 0.7 * case.transmission.max() for case in cases]
+    assert len(cases) == 64 and 0 < sum(even) < 32
 
 
 # ---- Pictures in folders ----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import keep
 
 from dehazexl import load_model
+from dehazexl.crops import center_crop
 from dehazexl.data import find_pictures
 from dehazexl.evaluate import BRIGHTNESS, KINDS, THICKNESS, by_network, dark_channel_prior, evaluate, synthesised
 from dehazexl.stored import read_rgb
@@ -83,10 +84,10 @@ def main() -> None:
             means = {name: np.mean([row[name] for row in some]) for name in ("psnr", "ssim", "ciede2000", "seam")}
             table[kind][method] = {name: round(float(mean), 3) for name, mean in means.items() if np.isfinite(mean)}
     # A clear picture should stay as it is.
-    middles = [picture[:512, :512] / np.float32(255) for _, picture in pictures]
+    middles = {name: center_crop(picture, 512, 512)[0].permute(1, 2, 0).numpy() for name, picture in pictures}
     stays = {
-        name: round(float(np.mean([psnr(run(clear), clear) for clear in middles])), 2)
-        for name, run in (("network", by_network(model)), ("dark channel prior", dark_channel_prior))
+        method: {name: round(psnr(run(clear), clear), 2) for name, clear in middles.items()}
+        for method, run in (("network", by_network(model)), ("dark channel prior", dark_channel_prior))
     }
     largest = max(pictures, key=lambda named: named[1].size)[1]
     keep(
@@ -97,7 +98,8 @@ def main() -> None:
         thickness=THICKNESS,
         airlight=BRIGHTNESS,
         scores=table,
-        clear_picture_stays_psnr=stays,
+        clear_picture_stays_psnr={method: round(float(np.mean(list(of.values()))), 2) for method, of in stays.items()},
+        of_each_picture=stays,
         in_one_go_and_in_pieces=whole_and_in_pieces(by_network(model), largest),
     )
 

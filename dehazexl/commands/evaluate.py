@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.data import open_for_evaluation
+from dehazexl.data import check_beside, open_for_evaluation
 from dehazexl.evaluate import KINDS, Case, by_network, dark_channel_prior, evaluate, paired, synthesised
 from dehazexl.grid import TileGrid
 
@@ -43,6 +43,7 @@ def score(
     overlap: int = 32,
     size: int = 512,
     out: Path | None = None,
+    hold_out: Sequence[str] = (),
 ) -> str:
     """Score weights on folders of pictures, and return the table of means and the protocol.
 
@@ -60,6 +61,8 @@ def score(
     out
         Folder that gets ``scores.csv`` (a row for each picture and method, written as they come), ``summary.csv``
         (means by method and kind of haze) and ``sheet.png``, which are replaced.
+    hold_out
+        Patterns of the pictures to score, see `data.open_for_evaluation`.
 
     Raises
     ------
@@ -70,7 +73,9 @@ def score(
 
     check_skimage()
     TileGrid(size, size, overlap)
-    cases, count, what = open_cases(folders, size)
+    if out is not None:
+        check_beside(out, folders)
+    cases, count, what = open_cases(folders, size, hold_out)
     dehazers: dict[str, Dehazer] = {"dark channel prior": dark_channel_prior}
     dehazers |= {name: by_network(load(path), overlap) for name, path in weights.items()}
     shown = {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count))} if out is not None else set()
@@ -95,9 +100,9 @@ def score(
     return f"{table(means(rows))}\n{what}; {PROTOCOL}"
 
 
-def open_cases(folders: Sequence[Path], size: int) -> tuple[Iterable[Case], int, str]:
+def open_cases(folders: Sequence[Path], size: int, hold_out: Sequence[str] = ()) -> tuple[Iterable[Case], int, str]:
     """Return what to evaluate on, one by one, how many they are, and a line that says what they are."""
-    data = open_for_evaluation(folders)
+    data = open_for_evaluation(folders, hold_out)
     if data.hazy is not None:
         return paired(data), len(data), f"means of {len(data)} pairs"
     pictures = zip(data.names, data.clear, strict=True)

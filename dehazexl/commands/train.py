@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dehazexl.checkpoint import read_checkpoint
-from dehazexl.data import Dataset, open_datasets
+from dehazexl.data import Dataset, check_beside, open_datasets
 from dehazexl.grid import TILE
 from dehazexl.log import plot
 from dehazexl.model import Spec
@@ -21,7 +21,7 @@ from dehazexl.model.spec import spec_from_text
 from dehazexl.recipe import Recipe
 from dehazexl.stored import KEPT
 from dehazexl.train import train
-from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, has_bfloat16, load_model
+from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, choose_device, describe, has_bfloat16, load_model
 
 SMALLEST = 128
 """Pixels: pictures with a shorter side are left out; a crop of a tile would show them more than twice as large."""
@@ -41,8 +41,8 @@ def train_with_bar(
     minutes: float = math.inf,
     every: int = 250,
     given: Collection[str] = (),
-) -> str:
-    """Train on folders of pictures, with a bar on stderr, and return what came of it.
+) -> str | None:
+    """Train on folders of pictures, with a bar on stderr, and return what came of it; of several processes one does.
 
     With `init`, the training starts from those weights, and their spec. With `normalise`, the network sees colours
     less the mean and over the deviation of the official training set, as with its ``--nor``. With `resume`, what is not
@@ -60,18 +60,21 @@ def train_with_bar(
     """
     with processes(device) as (target, rank):
         say: Callable[[str], None] = partial(print, file=sys.stderr) if rank == 0 else lambda _: None
-        check_folder(out, resume)
-        first = None if init is None or resume else load_model(init, device="cpu", dtype="float32")
+        check_folder(out, folders, resume)
+        if resume and init is not None:
+            raise ValueError(f"--resume goes on with the weights in {out}, not those of --init: leave one of them out")
+        first = None if init is None else load_model(init, device="cpu", dtype="float32")
         network = spec_from_text(spec) if first is None else first.spec
         if first is not None and "spec" in given and spec_from_text(spec) != first.spec:
             raise ValueError(f"--init {init} has a spec of its own, which is not --spec {spec}: leave one of them out")
+        if resume:
+            before = read_checkpoint(out / "checkpoint.pt")
+            network = network if "spec" in given else Spec.from_json(before["spec"])
+            recipe, hold_out = as_before(before, recipe, hold_out, given, say)
         if normalise:
             network = replace(network, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)
             if first is not None and network != first.spec:
                 raise ValueError(f"--init {init} was trained without --normalise: leave it out")
-        if resume:
-            before = read_checkpoint(out / "checkpoint.pt")
-            network, recipe, hold_out = as_before(before, network, recipe, hold_out, given, say)
         training, held = open_datasets(folders, hold_out)
         training = without_small(training, say)
         speak_of_large(training, say)
@@ -80,7 +83,9 @@ def train_with_bar(
         if resume and before["about"].get("held_out", list(held.names)) != list(held.names):
             say("other pictures are held out than before: scores cannot be compared, the best begins anew")
         say(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}")
-        about = {"data": [str(folder) for folder in folders], "hold_out": list(hold_out)}
+        about: dict[str, Any] = {"data": [folder.resolve().name for folder in folders], "hold_out": list(hold_out)}
+        if init is not None or resume:
+            about["init"] = before["about"].get("init") if resume else Path(init or "").name
         reports = train(
             training, held, out, network, recipe,
             device=target, init=first, resume=resume, minutes=minutes, every=every, about=about,
@@ -90,17 +95,16 @@ def train_with_bar(
         finally:
             if rank == 0:
                 draw(out)
-    return summary(out, last, recipe) if rank == 0 else ""
+    return summary(out, last, recipe) if rank == 0 else None
 
 
 def as_before(
     before: dict[str, Any],
-    network: Spec,
     recipe: Recipe,
     hold_out: Sequence[str],
     given: Collection[str],
     say: Callable[[str], None],
-) -> tuple[Spec, Recipe, Sequence[str]]:
+) -> tuple[Recipe, Sequence[str]]:
     """Take what was not given from a checkpoint, and say what is otherwise than before."""
     about = before["about"]
     old = {name: value for name, value in about.get("recipe", {}).items() if hasattr(recipe, name)}
@@ -110,11 +114,7 @@ def as_before(
     ]
     if changed:
         say(f"going on with another recipe than before: {', '.join(changed)}")
-    return (
-        network if {"spec", "normalise"} & set(given) else Spec.from_json(before["spec"]),
-        recipe,
-        hold_out if "hold_out" in given else about.get("hold_out", hold_out),
-    )
+    return recipe, hold_out if "hold_out" in given else about.get("hold_out", hold_out)
 
 
 def without_small(data: Dataset, say: Callable[[str], None]) -> Dataset:
@@ -167,10 +167,14 @@ def summary(out: Path, last: dict[str, float], recipe: Recipe) -> str:
     """Say in a line what came of a training."""
     if not last:
         return f"{out}: there was nothing left to do of {recipe.steps} steps"
-    score = f", {last['psnr']:.2f} dB at the last validation" if "psnr" in last else ""
+    done = f"step {last['step']:.0f} of {recipe.steps}"
     left_out = f", {last['skipped']:.0f} steps left out" if last["skipped"] else ""
-    weights = next((name for name in ("best", "last") if (out / f"{name}.safetensors").exists()), "last")
-    return f"{out / weights}.safetensors: step {last['step']:.0f} of {recipe.steps}{score}{left_out}"
+    weights = out / "best.safetensors"
+    if not weights.exists():
+        return f"{out}: {done}{left_out}; no weights were kept"
+    best = describe(weights)["trained"]
+    score = f", {best['psnr']:.2f} dB" if "psnr" in best else ""
+    return f"{weights}: of step {best['step']:.0f}{score}; {done}{left_out}"
 
 
 @contextmanager
@@ -198,9 +202,10 @@ def draw(out: Path) -> None:
         print("no plot.png: it needs pip install 'napari-dehazexl[train]'", file=sys.stderr)
 
 
-def check_folder(out: Path, resume: bool) -> None:
-    """Keep a training from being overwritten, or resumed where there is none."""
+def check_folder(out: Path, folders: Sequence[Path], resume: bool) -> None:
+    """Keep a training from being overwritten, resumed where there is none, or its plot from being trained on."""
     checkpoint = out / "checkpoint.pt"
+    check_beside(out, folders)
     if resume and not checkpoint.exists():
         raise FileNotFoundError(f"{out} holds no checkpoint to resume from: leave --resume out, or give its folder")
     if not resume and checkpoint.exists():
