@@ -64,7 +64,7 @@ def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
         Each holds ``clear`` and some of `LEVELS` (8KDehaze), or ``hazy`` and ``clear`` (pairs by name, whatever the
         suffix), or is any tree of clear pictures.
     hold_out
-        Patterns of what to validate on, see `find_pictures`; a clear picture goes with all its hazy ones. Without
+        Patterns of what to validate on, see `matching`; a clear picture goes with all its hazy ones. Without
         any, it is every tenth clear picture; of 8KDehaze the last 15 % of the sorted names shuffled by
         ``random.Random(22)``. Share and seed are those of the official split; how it shuffles is not known, so that
         its pictures may be others.
@@ -216,7 +216,7 @@ def hold_back(layout: Layout, sources: Sequence[Source], hold_out: Sequence[str]
 
 
 def matching(sources: Sequence[Source], hold_out: Sequence[str]) -> set[Path]:
-    """Choose the clear pictures that match patterns, see `find_pictures`.
+    """Choose the clear pictures that match patterns such as ``"naip/*"`` or ``"kodim0[48]*"``: so their paths end.
 
     Raises
     ------
@@ -248,33 +248,6 @@ def open_sources(sources: Sequence[Source], memory: Memory) -> Dataset:
             )
     pairs = [hazy[source.hazy] for source in sources if source.hazy is not None]
     return Dataset([clear[source.clear] for source in sources], pairs or None, [source.name for source in sources])
-
-
-def find_pictures(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
-    """List the pictures in folders and their subfolders.
-
-    Parameters
-    ----------
-    folders
-        Where to look.
-    hold_out
-        Patterns such as ``"naip/*"`` or ``"*kodim0[48]*"``; pictures that match one are for validation.
-
-    Returns
-    -------
-    training, validation : list of Path
-
-    Raises
-    ------
-    ValueError
-        If there is no picture to train on.
-    """
-    sources = find_clear(folders)
-    held = sorted({source.clear for source in sources if source.matches(hold_out)})
-    kept = sorted({source.clear for source in sources} - set(held))
-    if not kept:
-        raise no_pictures(folders)
-    return kept, held
 
 
 def find_clear(folders: Sequence[Path]) -> list[Source]:

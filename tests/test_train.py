@@ -24,7 +24,7 @@ from dehazexl import load_model
 from dehazexl.batches import Batch, make_step, steps, validation_set
 from dehazexl.checkpoint import State
 from dehazexl.crops import beside, calmed, center_crop, random_crop, with_pale
-from dehazexl.data import Dataset, find_pictures
+from dehazexl.data import Dataset, find_clear, hold_back, open_datasets
 from dehazexl.haze import clear_sight, synthesise
 from dehazexl.log import plot, read_log
 from dehazexl.losses import losses, seam, slope
@@ -602,9 +602,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_pictures_are_found_in_folders_below(folder: Path) -> None:
-    kept, held = find_pictures([folder])
-    assert [p.name for p in kept] == ["one.tif", "two.tif", "three.tif", "four.npy"]
-    assert held == []
+    found = [source.clear.name for source in find_clear([folder])]
+    assert found == ["one.tif", "two.tif", "three.tif", "four.npy"]
 
 
 @pytest.mark.parametrize(
@@ -616,16 +615,15 @@ def test_pictures_are_found_in_folders_below(folder: Path) -> None:
     ],
 )
 def test_pictures_are_held_out_by_pattern(folder: Path, patterns: list[str], names: list[str]) -> None:
-    kept, held = find_pictures([folder], patterns)
-    assert [p.name for p in held] == names
-    assert len(kept) + len(held) == 4
+    held = hold_back("clear pictures", find_clear([folder]), patterns)
+    assert {path.name for path in held} == set(names)
 
 
 @pytest.mark.parametrize(("patterns", "place"), [(["*"], "."), ([], "empty"), ([], "missing")])
 def test_nothing_to_train_on(folder: Path, patterns: list[str], place: str) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match="no such folder" if place == "missing" else "no pictures in"):
-        find_pictures([folder / place], patterns)
+    with pytest.raises(ValueError, match="no such folder" if place == "missing" else "no pictures"):
+        open_datasets([folder / place], patterns)
 
 
 def test_pictures_are_read_as_eight_bit_rgb(folder: Path) -> None:

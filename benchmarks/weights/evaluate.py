@@ -20,7 +20,7 @@ from machine import keep
 
 from dehazexl import load_model
 from dehazexl.crops import center_crop
-from dehazexl.data import find_pictures
+from dehazexl.data import find_clear
 from dehazexl.evaluate import BRIGHTNESS, KINDS, THICKNESS, by_network, dark_channel_prior, evaluate, synthesised
 from dehazexl.stored import read_rgb
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--keep", default="evaluation", help="name of the JSON in benchmarks/results")
     args = parser.parse_args()
     model = load_model(args.weights, device="cpu", dtype="float32")
-    pictures = [(path.stem, read_rgb(path)) for path in find_pictures([args.folder])[0]]
+    pictures = [(source.clear.stem, read_rgb(source.clear)) for source in find_clear([args.folder])]
     # Each overlap by itself: the seam ratio has to know where tile borders are.
     dehazers = {
         32: {"overlap 32": by_network(model, 32)},

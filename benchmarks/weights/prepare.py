@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dehazexl.data import find_pictures
+from dehazexl.data import find_clear
 from dehazexl.stored import read_rgb
 
 HELD_OUT = ("brighton/DJI_003[01]*", "kodak/kodim0[49]*", "kodak/kodim14*", "kodak/kodim2[02]*")
@@ -22,7 +22,8 @@ HELD_OUT = ("brighton/DJI_003[01]*", "kodak/kodim0[49]*", "kodak/kodim14*", "kod
 def main(pictures: Path, out: Path) -> None:
     for part in ("train", "valid"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    for path in find_pictures([pictures / "brighton", pictures / "kodak", pictures / "naip"])[0]:
+    for source in find_clear([pictures / "brighton", pictures / "kodak", pictures / "naip"]):
+        path = source.clear
         pixels, name = read_rgb(path), f"{path.parent.name}-{path.stem}.npy"
         if path.parent.name == "naip":
             middle = pixels.shape[1] // 2
