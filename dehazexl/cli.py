@@ -361,7 +361,10 @@ def evaluate(
     weights: Weights = ["compact"],  # noqa: B006
     hold_out: Annotated[
         list[str],
-        typer.Option(metavar="PATTERN", help="Score these pictures alone, as in train. Repeatable. [default: all]"),
+        typer.Option(
+            metavar="PATTERN",
+            help="Score what matches, as train holds it out. [default: all; of 8KDehaze what train holds out]",
+        ),
     ] = [],  # noqa: B006
     overlap: Annotated[int, typer.Option(metavar="PIXELS", help="By which tiles overlap, 0 to 128.")] = 32,
     size: Annotated[
@@ -379,7 +382,7 @@ def evaluate(
     """Score weights beside the hazy input and the dark channel prior.
 
     On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, the same each time.
-    Score what was held out: of what was trained on, scores are too good.
+    Score what was held out (dehazexl info WEIGHTS lists it): of what was trained on, scores are too good.
     Scores are taken at full resolution, RGB, data range 1: PSNR, SSIM, CIEDE2000, the ratio of jumps at tile borders
     to others, seconds a picture, and the most memory held.
     """

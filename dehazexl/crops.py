@@ -81,7 +81,7 @@ def with_pale(crop: Tensor, random: np.random.Generator) -> Tensor:
     for _ in range(int(random.integers(1, 4))):
         height, width = (int(np.exp(random.uniform(np.log(12), np.log(400)))) for _ in range(2))
         y, x = int(random.integers(-height // 2, h)), int(random.integers(-width // 2, w))
-        part = crop[0, :, max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)]
+        part = crop[0, :, max(0, y) : y + height, max(0, x) : x + width]
         colour = random.uniform(0.5, 1.05) * random.uniform(0.95, 1.0, (3, 1, 1))
         texture = random.normal(0, random.uniform(0, 0.03), (1, *part.shape[1:]))
         part[:] = torch.from_numpy(colour + texture).clamp(0, 1)

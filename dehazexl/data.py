@@ -152,8 +152,9 @@ def layout_of(folder: Path) -> Layout:
 def check_beside(out: Path, folders: Sequence[Path]) -> None:
     """Raise ValueError if what is written to a folder would later be taken for one of the clear pictures in another."""
     for folder in folders:
-        if out.resolve().is_relative_to(folder.resolve()) and layout_of(folder) == "clear pictures":
-            raise ValueError(f"--out {out} lies among the pictures in {folder}: choose a folder beside them")
+        parts = (".",) if layout_of(folder) == "clear pictures" else ("clear", "hazy", *LEVELS)
+        if any(out.resolve().is_relative_to((folder / part).resolve()) for part in parts):
+            raise ValueError(f"--out {out} lies among the pictures in {folder}: a folder beside them is needed")
 
 
 def find_pairs(folder: Path, layout: Layout) -> Iterator[Source]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 FAINT = 1e-3
-"""A mean squared error that is good enough (30 dB): below it, the loss on its logarithm goes on no further."""
+"""Mean squared error (of 30 dB) about which the loss turns from its logarithm to the error itself."""
 
 
 def losses(batch: Batch, gain: Tensor, shift: Tensor, recipe: Recipe, *, scattering: bool = True) -> Tensor:
@@ -37,8 +37,9 @@ def losses(batch: Batch, gain: Tensor, shift: Tensor, recipe: Recipe, *, scatter
     if batch.transmission is None or batch.airlight is None or not scattering:
         return loss
     density = gain.clamp(min=0.05).log() + batch.transmission.clamp(min=0.05).log()
-    airlight = -shift / (gain - 1).clamp(min=0.05)
-    colour = ((1 - batch.transmission) * (airlight - batch.airlight).abs()).mean()
+    # The shift's error over 1 - gain is the airlight's; where that is next to nothing, so must be the shift's.
+    wrong = (shift + (gain - 1) * batch.airlight) / (gain - 1).clamp(min=0.05)
+    colour = ((1 - batch.transmission) * wrong.abs()).mean()
     return loss + recipe.transmission * density.abs().mean() + recipe.smooth * slope(density) + recipe.airlight * colour
 
 
@@ -64,13 +65,10 @@ def slope(error: Tensor) -> Tensor:
     In dense haze the eye sees each step of the transmission many times enlarged: between the head's cells of 4 pixels,
     and of what is larger, bands and the lattice of tiles, between cells of 16 and 64.
     """
-    return sum(
-        (
-            4 / side * cells.diff(dim=axis).abs().mean()
-            for side in (4, 16, 64)
-            for cells in (F.avg_pool2d(error, side, ceil_mode=True, count_include_pad=False),)
-            for axis in (2, 3)
-            if cells.shape[axis] > 1
-        ),
-        error.new_zeros(()),
-    )
+    total = error.new_zeros(())
+    for side in (4, 16, 64):
+        cells = F.avg_pool2d(error, side, ceil_mode=True, count_include_pad=False)
+        for axis in (2, 3):
+            if cells.shape[axis] > 1:
+                total = total + 4 / side * cells.diff(dim=axis).abs().mean()
+    return total

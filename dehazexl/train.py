@@ -84,7 +84,7 @@ def train(
     OSError
         If a checkpoint cannot be written; the one before stands.
     ValueError
-        If a picture turns out to be damaged; a checkpoint is written before.
+        If a picture turns out to be damaged; the first process writes a checkpoint before, if its last step succeeded.
     """
     recipe = recipe or Recipe()
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -109,7 +109,8 @@ def train(
         except (OSError, ValueError) as error:  # a damaged picture: some are only found out when they are read
             if rank == 0 and failed == 0:
                 state.save(checkpoint)
-            raise ValueError(f"{error}; mend or remove it, then --resume goes on") from error
+            then = ", then --resume goes on" if checkpoint.exists() else ""
+            raise ValueError(f"{error}; mend or remove it{then}") from error
         state.waited += time.perf_counter() - asked
         if batches is None:
             return

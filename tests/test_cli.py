@@ -574,7 +574,7 @@ def test_train(inside: Path, capsys: pytest.CaptureFixture[str], error: Errors) 
     assert "best.safetensors: of step 1, " in out and "step 1 of 1" in out
     assert "1 pictures to train on, 1 to validate on" in err and "dB" in err
     assert "holds a training" in error(*given, "--out", "new")
-    assert "choose a folder beside" in error(*given, "--out", "clear/new")
+    assert "a folder beside them is needed" in error(*given, "--out", "clear/new")
     assert "leave one of them out" in error(*given, "--out", "new", "--resume", "--init", "compact")
     assert main([*given, "--out", "new", "--steps", "2", "--resume"]) == 0
     assert "step 2 of 2" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--keep", default="evaluation", help="name of the JSON in benchmarks/results")
     args = parser.parse_args()
     model = load_model(args.weights, device="cpu", dtype="float32")
-    pictures = [(source.clear.stem, read_rgb(source.clear)) for source in find_clear([args.folder])]
+    pictures = [(source.name, read_rgb(source.clear)) for source in find_clear([args.folder])]
     # Each overlap by itself: the seam ratio has to know where tile borders are.
     dehazers = {
         32: {"overlap 32": by_network(model, 32)},

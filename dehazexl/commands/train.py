@@ -69,7 +69,8 @@ def train_with_bar(
             raise ValueError(f"--init {init} has a spec of its own, which is not --spec {spec}: leave one of them out")
         if resume:
             before = read_checkpoint(out / "checkpoint.pt")
-            network = network if "spec" in given else Spec.from_json(before["spec"])
+            old = Spec.from_json(before["spec"])
+            network = replace(network, mean=old.mean, std=old.std) if "spec" in given else old
             recipe, hold_out = as_before(before, recipe, hold_out, given, say)
         if normalise:
             network = replace(network, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)
@@ -84,8 +85,8 @@ def train_with_bar(
             say("other pictures are held out than before: scores cannot be compared, the best begins anew")
         say(f"{len(training)} pictures to train on, {len(held)} to validate on, on {target}")
         about: dict[str, Any] = {"data": [folder.resolve().name for folder in folders], "hold_out": list(hold_out)}
-        if init is not None or resume:
-            about["init"] = before["about"].get("init") if resume else Path(init or "").name
+        if origin := before["about"].get("init") if resume else init and Path(init).name:
+            about["init"] = origin
         reports = train(
             training, held, out, network, recipe,
             device=target, init=first, resume=resume, minutes=minutes, every=every, about=about,
