@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,6 +82,14 @@ def given(context: typer.Context) -> set[str]:
 def fail(text: str) -> None:
     """Say in one line on stderr what went wrong."""
     print("dehazexl: error:", " ".join(text.split()), file=sys.stderr)
+
+
+def stopped(left: str) -> typer.Exit:
+    """Say in one line on stderr what Ctrl-C left, and return what to raise."""
+    # Reads that were under way are awaited by nobody now, and Python would say so of each.
+    warnings.simplefilter("ignore", RuntimeWarning)
+    fail(f"stopped; {left}")
+    return typer.Exit(130)
 
 
 def message(error: Exception) -> str:
@@ -177,8 +186,7 @@ def run(
         dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, kept_in, settings)
     except KeyboardInterrupt:
         kept = f"run it again to go on with the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"
-        fail(f"stopped; unfinished output was removed, {kept}")
-        raise typer.Exit(130) from None
+        raise stopped(f"unfinished output was removed, {kept}") from None
 
 
 def dehaze_all(
@@ -348,8 +356,7 @@ def train(
         if done is not None:
             print(done)
     except KeyboardInterrupt:
-        fail(f"stopped; --resume goes on from the last checkpoint in {out}, if there was one")
-        raise typer.Exit(130) from None
+        raise stopped(f"--resume goes on from the last checkpoint in {out}, if there was one") from None
 
 
 @app.command()
@@ -393,8 +400,8 @@ def evaluate(
     try:
         print(score(folders, files, loader(device, dtype), overlap, size, out, hold_out))
     except KeyboardInterrupt:
-        fail(f"stopped; the scores so far are in {out / 'scores.csv'}" if out else "stopped; --out DIR keeps scores")
-        raise typer.Exit(130) from None
+        kept = f"the scores so far are in {out / 'scores.csv'}" if out else "--out DIR keeps scores"
+        raise stopped(kept) from None
 
 
 @app.command()
