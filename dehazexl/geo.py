@@ -235,7 +235,7 @@ def _affine_of(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> Affine
 def _epsg_of(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> int | None:
     if code := re.fullmatch(r"EPSG:(\d+)", str(attributes.get("proj:code", ""))):
         return int(code[1])
-    identity = (attributes.get("proj:projjson") or {}).get("id", {})
+    identity = (attributes.get("proj:projjson") or {}).get("id") or {}
     if identity.get("authority") == "EPSG":
         return int(identity["code"])
     for text in (attributes.get("proj:wkt2"), grid.get("crs_wkt"), grid.get("spatial_ref")):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dehazexl.grid import Window
 
 COARSE_AREA = 512 * 512  # pixels: the smallest overview that still shows a picture's range of values
-SAMPLE_SIDE = 128  # pixels
-SAMPLE_GRID = 8  # windows per side: 8 x 8 windows of 128 x 128 are one million pixels
+SAMPLES = ((8, 128), (32, 32))
+"""Windows a side, and their pixels a side: one million pixels; more and smaller ones if the first hold no data."""
 PERCENTILES = (0.1, 99.9)
 
 
@@ -145,7 +145,7 @@ def open_image(
     TypeError
         If the source is none of the above.
     ValueError
-        If the file is no picture, is damaged or cut short, has more than 8 bands or a further axis (z, t),
+        If the file is no picture, is damaged or cut short, has more than 8 bands beside alpha or a further axis (z, t),
         if its dtype is not uint8, uint16, float16, float32 or float64, or if ``bands`` fits no band.
 
     Notes
@@ -262,20 +262,21 @@ def value_range(image: Image) -> tuple[float, float]:
     ----------
     image
         The picture. Up to a million pixels are read: the coarsest overview of at least 512 x 512 pixels
-        or 64 evenly spaced windows of 128 x 128. The choice never varies.
+        or 64 evenly spaced windows of 128 x 128; if none of them holds data, 1024 of 32 x 32. The choice never varies.
 
     Returns
     -------
     tuple of float
         ``(0, 255)`` for uint8; else 0, or the percentile 0.1 where that is negative, and the percentile 99.9 of the
-        three colour bands together, without pixels that hold no data. A picture of zeros, or of no value, gives the
-        dtype's range for integers and ``(0, 1)`` for floats.
+        three colour bands together, without pixels that hold no data. A picture whose percentiles do not differ, or
+        without data where it was read, gives the dtype's range for integers and ``(0, 1)`` for floats.
     """
     dtype = image.levels[0].dtype
     if dtype == np.uint8:
         return 0.0, 255.0
-    values = _sample(image)
-    if values.size:
+    samples = (_sample(image, *windows) for windows in SAMPLES)
+    values = next((values for values in samples if values.size), None)
+    if values is not None:
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
         if low < high:
             # Black is 0 where it can be: haze is what lifts the darkest values, and must not be stretched away.
@@ -283,27 +284,28 @@ def value_range(image: Image) -> tuple[float, float]:
     return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" else (0.0, 1.0)
 
 
-def _sample(image: Image) -> NDArray[np.float64]:
-    """Read the colours of a sparse, even sample of the picture's valid pixels."""
+def _sample(image: Image, count: int, side: int) -> NDArray[np.float64]:
+    """Read the colours of a sparse, even sample of the picture's valid pixels, see `SAMPLES`."""
     import dask.array as da
 
     level = next((a for a in reversed(image.levels) if a.shape[0] * a.shape[1] >= COARSE_AREA), image.levels[0])
-    blocks = da.compute(*(level[window] for window in _windows(*level.shape[:2])))
+    height, width = level.shape[:2]
+    blocks = da.compute(*(level[window] for window in _windows(height, width, count, side)))
     rgb = [colours(block, image)[valid_mask(block, image)].ravel() for block in blocks]
     return np.concatenate(rgb).astype(np.float64)
 
 
-def _windows(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+def _windows(height: int, width: int, count: int, side: int) -> Iterator[tuple[slice, slice]]:
     """Place the sample windows; a small picture is taken whole."""
-    if height * width <= (SAMPLE_GRID * SAMPLE_SIDE) ** 2:
+    if height * width <= (count * side) ** 2:
         yield slice(0, height), slice(0, width)
         return
-    for top in _starts(height):
-        for left in _starts(width):
-            yield slice(top, top + SAMPLE_SIDE), slice(left, left + SAMPLE_SIDE)
+    for top in _starts(height, count, side):
+        for left in _starts(width, count, side):
+            yield slice(top, top + side), slice(left, left + side)
 
 
-def _starts(length: int) -> list[int]:
+def _starts(length: int, count: int, side: int) -> list[int]:
     """Spread window starts evenly over an axis, each once."""
-    last = max(length - SAMPLE_SIDE, 0)
-    return sorted({round(last * step / (SAMPLE_GRID - 1)) for step in range(SAMPLE_GRID)})
+    last = max(length - side, 0)
+    return sorted({round(last * step / (count - 1)) for step in range(count)})

@@ -74,11 +74,11 @@ def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: st
 
 
 def _kept(target: Image) -> tuple[bytes, bytes]:
-    """Read EXIF and colour profile of the JPEG that the picture came from; empty where there are none."""
+    """Return the colour profile, and the EXIF of the JPEG that the picture came from; empty where there are none."""
     from PIL.JpegImagePlugin import JpegImageFile
 
     if target.path is None or not target.path.is_file() or not _is_jpeg(target.path):
-        return b"", b""
+        return b"", target.metadata.get("icc_profile") or b""
     height, width, bands = target.levels[0].shape
     # Not PIL.Image.open: it refuses large pictures as "decompression bombs".
     with JpegImageFile(target.path) as picture:

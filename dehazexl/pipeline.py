@@ -61,7 +61,7 @@ def dehaze(
         Tiles computed at once; ``"auto"`` fits the device.
     tokens
         A folder to keep the tokens in, so that a run that was stopped goes on where it was. None keeps them
-        in memory: 65 kB a tile with the bundled weights in float32, half in half precision.
+        in memory: 66 kB a tile with the bundled weights in float32, half in half precision.
 
     Returns
     -------

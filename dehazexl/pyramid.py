@@ -144,11 +144,11 @@ def halve(pixels: NDArray[Any], nodata: float | None = None, alpha: int | None =
     values = pixels.astype(wide)
     weights = _weights(pixels, values, nodata, alpha)
     if weights is None:
-        return _off_nodata(_as(_sum(values) / 4, pixels.dtype), np.True_, nodata)
+        return _off_nodata(_as(_sum(values) / 4, pixels.dtype), np.True_, nodata, alpha)
     total = _sum(weights)
     weighed = _sum(np.where(weights > 0, values, 0) * weights)
     mean = np.divide(weighed, total, out=pixels[::2, ::2].astype(wide), where=total > 0)
-    return _off_nodata(_as(mean, pixels.dtype), total > 0, nodata)
+    return _off_nodata(_as(mean, pixels.dtype), total > 0, nodata, alpha)
 
 
 def _weights(
@@ -175,10 +175,14 @@ def _as(mean: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.rint(mean).astype(dtype) if dtype.kind in "iu" else mean.astype(dtype)
 
 
-def _off_nodata(mean: NDArray[Any], valid: NDArray[np.bool_] | np.bool_, nodata: float | None) -> NDArray[Any]:
-    """Keep a mean of valid pixels from rounding onto the value that says there are none."""
+def _off_nodata(
+    mean: NDArray[Any], valid: NDArray[np.bool_] | np.bool_, nodata: float | None, alpha: int | None
+) -> NDArray[Any]:
+    """Keep a mean of valid pixels from rounding onto the value that says there are none; alpha may be any value."""
     if nodata is not None:
         clash = valid & (mean == nodata)
+        if alpha is not None:
+            clash[..., alpha] = False
         top = mean.dtype.kind in "iu" and nodata >= np.iinfo(mean.dtype).max
         neighbour = nodata - 1 if top else nodata + 1
         mean[clash] = neighbour if mean.dtype.kind in "iu" else np.nextafter(mean.dtype.type(nodata), np.inf)

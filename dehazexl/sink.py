@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -250,6 +251,13 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or choose another")
     if target.path is not None and meet(path, target.path):
         raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
+    try:
+        # Permissions alone do not tell: disks are mounted read-only, shares have rules of their own.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        said = f"{error.strerror}, nothing can be written there: choose another folder"
+        raise OSError(error.errno, said, str(path.parent)) from None
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)")
 

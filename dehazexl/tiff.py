@@ -131,6 +131,7 @@ def _write_directories(path: Path, target: Image, levels: Levels, compression: C
                 metadata=None,
                 software=False,
                 **look,
+                iccprofile=None if level else target.metadata.get("icc_profile"),
                 **(_resolution(target) if level == 0 else {}),
                 extratags=_tags(target) if level == 0 else _nodata_tags(target),
             )
@@ -164,7 +165,8 @@ def _is_rgb(target: Image) -> bool:
 def _resolution(target: Image) -> dict[str, Any]:
     """Dots per length as the input has them, else from the pixel size where it is a length."""
     said = target.metadata
-    if said.get("x_resolution") and said.get("y_resolution"):
+    # Some writers say 0/0.
+    if all(np.all(said.get(name, 0)) for name in ("x_resolution", "y_resolution")):
         unit = int(said.get("resolution_unit") or 1)
         return {"resolution": (said["x_resolution"], said["y_resolution"]), "resolutionunit": unit}
     centimetres = _CENTIMETRES.get(target.units)

@@ -515,6 +515,16 @@ def test_ctrl_c_leaves_nothing_behind(inside: Path, weights: str) -> None:
 # ---- info, demo, train --------------------------------------------------------------------------
 
 
+def test_info_is_json_for_other_programs(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_gdal(inside / "geo.tif", smooth(3, "float32", 30, 40), nodata=float("nan"))
+    assert main(["info", "geo.tif", "--json"]) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["nodata"] == "nan"
+
+
 def test_info_of_a_picture(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_gdal(inside / "geo.tif", smooth(4, "uint16", 280, 300), names=("red", "green", "blue", "nir"), nodata=0)
     assert main(["info", "geo.tif", "--json"]) == 0

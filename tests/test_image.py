@@ -6,12 +6,14 @@ import pickle
 import shutil
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import dask
 import dask.array as da
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import rasterio
 import tifffile
@@ -23,6 +25,7 @@ from dehazexl.image import Image, open_image, valid_mask, value_range
 from dehazexl.pipeline import CHUNK
 from dehazexl.pixels import CACHE_ROW, Pixels
 from dehazexl.readers.pages import Plane
+from dehazexl.sink import write
 from dehazexl.tokens import BLOCK
 
 RGB = smooth()
@@ -121,6 +124,46 @@ def test_jpeg_in_tiff_band_by_band(tmp_path: Path) -> None:
         assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
 
 
+def test_jpeg_in_tiff_that_is_no_colour(tmp_path: Path) -> None:
+    """A JPEG decoder takes three components for YCbCr unless it is told otherwise."""
+    write_gdal(tmp_path / "a.tif", RGB, **TILED, compress="jpeg", interleave="pixel", photometric="MINISBLACK")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
+
+
+def test_eight_bands_and_a_mask(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "a.tif", smooth(8), photometric="MINISBLACK", mask=MASK)
+    image = open_image(tmp_path / "a.tif")
+    assert image.alpha == 8 and len(image.bands) == 9
+    for name in ("b.tif", "b.zarr"):
+        for _ in write(image.levels[0], tmp_path / name, image):
+            pass
+        again = open_image(tmp_path / name)
+        assert again.alpha == 8 and np.array_equal(pixels(again), pixels(image))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tiled", [True, False])
+def test_tiff_stands_upright(tmp_path: Path, orientation: int, tiled: bool) -> None:
+    options = {"tile": (64, 64), "compression": "zlib"} if tiled else {"rowsperstrip": 16, "compression": "lzw"}
+    tags = [(274, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, extratags=tags, **options)
+    with PIL.Image.open(tmp_path / "a.tif") as file:
+        upright = np.asarray(PIL.ImageOps.exif_transpose(file))
+    image = open_image(tmp_path / "a.tif")
+    assert np.array_equal(pixels(image), upright)
+    np.testing.assert_array_equal(Pixels(image.levels[0]).read(Window(33, 140, 70, 99)), upright[33:140, 70:99])
+
+
+def test_a_picture_with_a_place_is_taken_as_it_lies(tmp_path: Path) -> None:
+    """As GDAL takes it: its tags say where each row and column of the file lies."""
+    tags = [(33550, 12, 3, (0.5, 0.5, 0.0), True), (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0), True)]
+    tags.append((274, 3, 1, 6, True))
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
+
+
 TIFFFILE_FILES = {
     "plain": ({}, "yxc"),
     "planar": ({"planarconfig": "separate", "compression": "zlib", "photometric": "rgb"}, "cyx"),
@@ -172,6 +215,8 @@ def test_ome_tiff_channels(tmp_path: Path) -> None:
 COLOURS = {
     "names": ({"names": ["blue", "green", "Red", "NIR"]}, (2, 1, 0), None),
     "sentinel": ({"names": ["B2 (blue)", "B3 (green)", "B4 (red)", "B5 (red edge)"]}, (2, 1, 0), None),
+    "planet": ({"names": ["coastal_blue", "blue", "green_i", "green", "yellow", "red"]}, (5, 3, 1), None),
+    "sentinel-1": ({"names": ["B01 (coastal blue)", "B02 (blue)", "B03 (green)", "B04 (red)"]}, (3, 2, 1), None),
     "interpretation": ({"colours": "blue green red undefined"}, (2, 1, 0), None),
     "alpha-first": ({"colours": "alpha red green blue"}, (1, 2, 3), 0),
     "rgba": ({"photometric": "RGB", "alpha": "YES"}, (0, 1, 2), 3),
@@ -184,7 +229,7 @@ COLOURS = {
 @pytest.mark.parametrize("kind", COLOURS)
 def test_finds_red_green_and_blue(tmp_path: Path, kind: str) -> None:
     options, rgb, alpha = COLOURS[kind]
-    write_gdal(tmp_path / "a.tif", FOUR, **options)
+    write_gdal(tmp_path / "a.tif", smooth(len(options.get("names", FOUR[0, 0])), "uint16"), **options)
     image = open_image(tmp_path / "a.tif")
     assert (image.rgb, image.alpha) == (rgb, alpha)
 
@@ -333,6 +378,26 @@ def test_zip_and_memory(tmp_path: Path) -> None:
     kept = zarr.create_array(zarr.storage.MemoryStore(), data=RGB)
     assert np.array_equal(pixels(open_image(kept)), RGB)
     assert open_image(kept).fingerprint != open_image(kept).fingerprint
+
+
+def test_a_shard_is_read_in_parts(tmp_path: Path) -> None:
+    stored = zarr.create_array(
+        tmp_path / "a.zarr", shape=(4096, 4096, 3), shards=(4096, 4096, 3), chunks=(256, 256, 3), dtype="uint8"
+    )
+    stored[:] = np.tile(smooth(3, "uint8", 256, 256), (16, 16, 1))
+    image = open_image(tmp_path / "a.zarr")
+    assert image.levels[0].chunksize == (1024, 1024, 3)
+    np.testing.assert_array_equal(image.levels[0][1000:1300, 2000:2100].compute(), stored[1000:1300, 2000:2100])
+
+
+def test_axes_of_unknown_names_are_known_by_their_lengths(tmp_path: Path) -> None:
+    write_ngff(tmp_path / "a.zarr", np.moveaxis(RGB, -1, 0), "0.5")
+    group = zarr.open_group(tmp_path / "a.zarr")
+    ome = dict(group.attrs["ome"])
+    for axis, name in zip(ome["multiscales"][0]["axes"], ("first", "second", "third"), strict=True):
+        axis["name"] = name
+    group.attrs["ome"] = ome
+    assert np.array_equal(pixels(open_image(tmp_path / "a.zarr")), RGB)
 
 
 @pytest.mark.parametrize("axes", ["yxc", "cyx"])
@@ -509,6 +574,13 @@ def test_value_range_reads_an_overview() -> None:
     assert value_range(image) == (0, 650)
 
 
+def test_value_range_finds_the_little_that_holds_data() -> None:
+    array = np.zeros((4000, 4000, 3), "uint16")
+    array[140:360, 140:360] = smooth(3, "uint16", 220, 220)
+    image = replace(open_image(da.from_array(array)), nodata=0)
+    assert value_range(image)[1] == pytest.approx(array.max(), rel=0.2)
+
+
 def test_value_range_below_zero() -> None:
     array = smooth(3, "float32", 300, 200)
     array -= array.mean()
@@ -651,6 +723,13 @@ def write_wrong(kind: str, path: Path) -> Path:
         shutil.rmtree(folder / "1")
     elif kind == "zip":
         shutil.make_archive(str(folder), "zip", path)
+    elif kind == "zip-cut":
+        zarr.create_array(path / "b.zarr", data=RGB)
+        shutil.make_archive(str(folder), "zip", path / "b.zarr")
+        cut(path / "a.zarr.zip", 0.5)
+        shutil.rmtree(path / "b.zarr")
+    elif kind == "own":
+        zarr.create_array(folder, data=RGB, attributes={"dehazexl": {"metadata": {}}})
     elif kind == "png-bits":
         PIL.Image.fromarray(MASK).save(path / "a.png")
     elif kind == "png-head":
@@ -725,6 +804,8 @@ WRONG_FILES = {
     "ngff-z": (ValueError, r"axes c \(1\), z \(20\), y \(30\), x \(40\)"),
     "ngff-lost": (ValueError, "lists a level"),
     "zip": (ValueError, "no readable Zarr"),
+    "zip-cut": (ValueError, r"a\.zarr\.zip is no readable Zarr"),
+    "own": (ValueError, r"a\.zarr is a damaged Zarr \(KeyError: 'rgb'\)"),
     "png-bits": (ValueError, "1-bit mask"),
     "png-head": (ValueError, "cut short"),
     "jpeg-head": (ValueError, "damaged JPEG"),
@@ -739,7 +820,7 @@ WRONG_FILES = {
     "ngff-list": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
     "ngff-scale": (ValueError, r"a\.zarr has a scale of 2 numbers for its 3 axes"),
     "ngff-translation": (ValueError, r"a\.zarr has a translation of 2 numbers for its 3 axes"),
-    "ngff-text": (ValueError, r"a\.zarr is a damaged OME-Zarr"),
+    "ngff-text": (ValueError, r"a\.zarr is a damaged Zarr"),
     "broken-link": (FileNotFoundError, r"a\.tif is a link to .*b\.tif, which does not exist"),
 }
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from dehazexl.geo import Geo
 from dehazexl.image import Image, open_image
 from dehazexl.pyramid import Levels, Pyramid, halve
-from dehazexl.sink import to_picture, to_tiff, to_zarr, total, write
+from dehazexl.sink import check, to_picture, to_tiff, to_zarr, total, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -227,6 +227,27 @@ def test_resolution_from_the_pixel_size(tmp_path: Path) -> None:
         assert file.pages.first.resolutionunit == 2
 
 
+def test_a_resolution_that_is_none_is_left_out(tmp_path: Path) -> None:
+    pixels = scene((30, 40, 3))
+    like = replace(image(pixels), metadata={"x_resolution": (0, 0), "y_resolution": (72, 1)})
+    with tifffile.TiffFile(to_tiff(pixels, tmp_path / "clear.tif", like)) as file:
+        assert file.pages.first.tags["XResolution"].value == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["clear.tif", "clear.png"])
+def test_a_tiff_s_colour_profile_is_kept(tmp_path: Path, name: str) -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels = scene((30, 40, 3))
+    tifffile.imwrite(tmp_path / "hazy.tif", pixels, photometric="rgb", iccprofile=profile)
+    hazy = open_image(tmp_path / "hazy.tif")
+    for _ in write(hazy.levels[0], tmp_path / name, hazy):
+        pass
+    with PIL.Image.open(tmp_path / name) as file:
+        assert file.info["icc_profile"] == profile
+
+
 def test_large_tiff_is_big(tmp_path: Path) -> None:
     # The directories say so before a block is computed.
     clear = da.zeros((40000, 40000, 3), chunks=(2048, 2048, 3), dtype="uint8")
@@ -333,6 +354,13 @@ def test_transparent_colours_do_not_show() -> None:
     pixels[..., 2:, :3] = 7
     result = halve(pixels, alpha=3)
     assert result[0].tolist() == [[150, 100, 50, 128], [7, 7, 7, 0]]
+
+
+@pytest.mark.parametrize("opacity", [0, 255])
+def test_alpha_is_never_nodata(opacity: int) -> None:
+    pixels = np.full((2, 2, 4), 9, "uint8")
+    pixels[..., 3] = opacity
+    assert halve(pixels, nodata=opacity, alpha=3)[0, 0].tolist() == [9, 9, 9, opacity]
 
 
 def test_files_know_what_is_missing(tmp_path: Path) -> None:
@@ -521,6 +549,12 @@ REFUSED: list[Any] = [
     ("clear.tif", RGB, {"blocks_at_once": 0}, ValueError, "blocks_at_once"),
     ("clear.tif", RGB, {"like": image(scene((30, 41, 3)))}, ValueError, "shape"),
 ]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which nobody can write")
+def test_a_folder_that_takes_nothing_is_known_at_once() -> None:
+    with pytest.raises(OSError, match="nothing can be written there: choose another folder"):
+        check(RGB, Path("/proc/clear.tif"))
 
 
 @pytest.mark.parametrize(("name", "clear", "options", "error", "words"), REFUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def describe_picture(path: Path) -> dict[str, Any]:
         "bands": [{"number": i, "name": name, "shows": _shows(image, i - 1)} for i, name in enumerate(image.bands, 1)],
         "chunks": list(image.levels[0].chunksize[:2]),
         "overviews": [[level.shape[1], level.shape[0]] for level in image.levels[1:]],
-        "nodata": image.nodata,
+        # JSON has no NaN.
+        "nodata": image.nodata if image.nodata is None or math.isfinite(image.nodata) else str(image.nodata),
         "value_range": [low, high],
         "pixel_size": list(image.scale) if image.units != "pixel" else None,
         "units": image.units,

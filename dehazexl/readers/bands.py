@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 RGB_ROLES = ("red", "green", "blue")
 ALPHA_NAMES = ("alpha", "mask", "transparency", "alpha band", "alpha channel", "valid mask")
 LETTERS = {"r": "red", "g": "green", "b": "blue"}
-NOT_RED = {"edge", "rededge", "infra", "infrared", "nir", "swir"}
+OTHERS = {"edge", "rededge", "infra", "infrared", "nir", "swir", "coastal", "deep", "yellow"}
+"""Words in the names of bands beside red, green and blue: "red edge", "coastal blue"."""
 
 
 def describe_bands(
@@ -25,7 +22,7 @@ def describe_bands(
     alpha = next((list(each).index("alpha") for each in (roles, said) if "alpha" in each), None)
     alpha = alpha if len(names) > 1 else None
     colours = [band for band in range(len(names)) if band != alpha]
-    triple = find_triple(said) or find_triple(roles)
+    triple = find_triple(said, names) or find_triple(roles, names)
     rgb = triple or (colours[:3] if len(colours) >= 3 else colours[:1] * 3)
     plain = {1: ("gray",), 3: RGB_ROLES}.get(len(colours), ())
     unnamed = triple is None and not any(names[band] for band in colours)
@@ -37,9 +34,10 @@ def describe_bands(
     return tuple(titles), (rgb[0], rgb[1], rgb[2]), alpha
 
 
-def find_triple(roles: Sequence[str | None]) -> list[int] | None:
-    """Find red, green and blue, all three or none."""
-    return [list(roles).index(role) for role in RGB_ROLES] if set(RGB_ROLES) <= set(roles) else None
+def find_triple(roles: Sequence[str | None], names: Sequence[str | None]) -> list[int] | None:
+    """Find red, green and blue, all three or none; of "green_i" and "green" the one of the shorter name."""
+    found = [[band for band, each in enumerate(roles) if each == role] for role in RGB_ROLES]
+    return [min(bands, key=lambda band: len(names[band] or "")) for bands in found] if all(found) else None
 
 
 def name_role(name: str | None) -> str | None:
@@ -48,7 +46,7 @@ def name_role(name: str | None) -> str | None:
     if plain in ALPHA_NAMES:
         return "alpha"
     words = "".join(letter if letter.isalpha() else " " for letter in plain).split()
-    if NOT_RED & set(words):
+    if OTHERS & set(words):
         return None
     return next((role for role in RGB_ROLES if role in words), LETTERS.get(plain))
 

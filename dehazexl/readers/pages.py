@@ -106,6 +106,9 @@ class Plane:
             if page.planarconfig == 2 and page.compression in JPEG:
                 # A JPEG of one band has no colours to convert, and its decoder refuses to be asked for them.
                 page.photometric = tifffile.PHOTOMETRIC.MINISBLACK
+            elif page.compression == 7 and page.samplesperpixel == 3 and int(page.photometric) == 1:
+                # Three bands that are no colours: libjpeg would take them for YCbCr.
+                page.photometric, page.extrasamples = tifffile.PHOTOMETRIC.RGB, ()
             page.init_decode()
             return page
 

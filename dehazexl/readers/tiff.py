@@ -44,7 +44,12 @@ KEPT_TAGS = {
     282: "x_resolution",
     283: "y_resolution",
     296: "resolution_unit",
+    34675: "icc_profile",
 }
+ORIENTATION = 274
+MIRRORED, UPSIDE_DOWN, LYING = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+"""Values of the tag Orientation: a picture is upright once rows and columns have changed places (lying), then the order
+of rows (upside down) and of columns (mirrored) is the other way round."""
 UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer"}
 COLOUR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw colour filter array"}
 STRIP_ROWS = 256  # rows: the least height of a chunk of strips, the side of a network tile
@@ -92,8 +97,8 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
     axes = tiff_axes(series, path)
     opened = [tiff_source(level, axes, path) for level in tiff_levels(tif)]
     count = opened[0][0].shape[2]
-    check_bands(count, str(path))
     names, roles = tiff_bands(tif, count)
+    check_bands(count - ("alpha" in roles), str(path))
     mask = None if "alpha" in roles else tiff_mask(tif, path)
     if mask is not None and opened[0][0].shape[:2] in mask:
         opened = [(with_mask(each, mask[each.shape[:2]]), chunk) for each, chunk in opened if each.shape[:2] in mask]
@@ -101,6 +106,9 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
     token = file_token([tiff_path(each) for level in tiff_levels(tif) for each in level.pages if each is not None])
     bands, rgb, alpha = describe_bands(names, roles)
     geo = Geo.from_tags({code: page.tags[code].value for code in GEO_TAGS if code in page.tags})
+    # A picture with a place on the ground is taken as it lies in the file, as GDAL does.
+    orientation = 1 if geo is not None else int(page.tags.valueof(ORIENTATION) or 1)
+    opened = [turned(each, chunk, orientation) for each, chunk in opened]
     scale, units = ome_scale(tif)
     if units == "pixel" and geo is not None and geo.metres is not None:
         scale, units = geo.metres, "meter"
@@ -215,6 +223,27 @@ def read_masked(source: Source, mask: Source, rows: slice, cols: slice) -> NDArr
     opaque = np.iinfo(source.dtype).max if source.dtype.kind == "u" else 1
     band = (mask.read(rows, cols) != 0).astype(source.dtype) * source.dtype.type(opaque)
     return np.concatenate([source.read(rows, cols), band], axis=-1)
+
+
+def turned(source: Source, chunk: tuple[int, int], orientation: int) -> tuple[Source, tuple[int, int]]:
+    """Turn a picture upright, see `LYING`."""
+    if orientation not in {*MIRRORED, *UPSIDE_DOWN, *LYING}:
+        return source, chunk
+    height, width, bands = source.shape
+    shape = (width, height, bands) if orientation in LYING else source.shape
+    upright = Source(shape, source.dtype, partial(read_turned, source, orientation))
+    return upright, chunk[::-1] if orientation in LYING else chunk
+
+
+def read_turned(source: Source, orientation: int, rows: slice, cols: slice) -> NDArray[Any]:
+    """Read a window of an upright picture from one that is not."""
+    height, width = source.shape[:2] if orientation not in LYING else source.shape[1::-1]
+    if orientation in UPSIDE_DOWN:
+        rows = slice(height - rows.stop, height - rows.start)
+    if orientation in MIRRORED:
+        cols = slice(width - cols.stop, width - cols.start)
+    block = source.read(cols, rows).swapaxes(0, 1) if orientation in LYING else source.read(rows, cols)
+    return block[:: -1 if orientation in UPSIDE_DOWN else 1, :: -1 if orientation in MIRRORED else 1]
 
 
 def tiff_bands(tif: tifffile.TiffFile, count: int) -> tuple[list[str | None], list[str | None]]:

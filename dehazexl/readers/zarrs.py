@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import uuid
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -48,23 +49,28 @@ def open_zarr_path(path: Path) -> Image:
 
     try:
         node = zarr.open(zarr.storage.ZipStore(path, mode="r") if path.is_file() else path, mode="r")
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+    except (ValueError, KeyError, TypeError, FileNotFoundError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no readable Zarr ({error}): check its zarr.json or .zarray") from error
     return open_zarr(node, path)
 
 
 def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None) -> Image:
     """Describe a zarr array, a group that holds one, or OME-Zarr."""
+    where = str(path or node.store_path)
+    with named(where, "Zarr"):
+        return describe_node(node, path, where)
+
+
+def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: str) -> Image:
+    """Describe it by what it turns out to be."""
     import zarr
 
-    where = str(path or node.store_path)
     attrs: dict[str, Any] = dict(node.attrs)
     if isinstance(node, zarr.Array):
         return describe_zarr([node], array_axes(node, where), attrs, path, where)
     ome = attrs.get("ome", attrs)
     if "multiscales" in ome:
-        with named(where, "OME-Zarr"):
-            return open_ngff(node, ome, path, where)
+        return open_ngff(node, ome, path, where)
     array = only_array(node, where)
     attrs |= dict(array.attrs)
     mapping = attrs.get("grid_mapping", "spatial_ref")
@@ -94,15 +100,9 @@ def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, wher
     except KeyError as error:
         raise ValueError(f"{where} lists a level {error} that it does not hold: write it again") from error
     axes = [axis if isinstance(axis, str) else axis["name"] for axis in image.get("axes", "tczyx"[-arrays[0].ndim :])]
-    letters = named_axes(axes, arrays[0].shape, where)
-    described = describe_zarr(
-        arrays,
-        letters if "y" in letters and "x" in letters else axes_by_shape(arrays[0].shape, where),
-        dict(group.attrs) | dict(arrays[0].attrs),
-        path,
-        where,
-        channels=ome.get("omero", {}).get("channels", []),
-    )
+    letters = named_axes(axes, arrays[0].shape, where) or axes_by_shape(arrays[0].shape, where)
+    attrs, channels = dict(group.attrs) | dict(arrays[0].attrs), ome.get("omero", {}).get("channels", [])
+    described = describe_zarr(arrays, letters, attrs, path, where, channels)
     y, x = letters.index("y"), letters.index("x")
     scale, translate = ngff_transform(image, len(axes), where)
     units = [axis.get("unit", "pixel") for axis in image.get("axes", []) if isinstance(axis, dict)]
@@ -145,12 +145,12 @@ def describe_zarr(
     finest = arrays[0]
     levels = zarr_levels(arrays, axes, where)
     count = levels[0][0].shape[2]
-    check_bands(count, where)
     token = zarr_token(finest)
     bands, rgb, alpha = describe_bands(*zarr_bands(attrs, channels, count))
     own = attrs.get("dehazexl") or {}
     if own:
         rgb, alpha = tuple(own["rgb"]), own["alpha"]
+    check_bands(count - (alpha is not None), where)
     return Image(
         levels=tuple(lazy(*level, f"zarr-{token}-{number}") for number, level in enumerate(levels)),
         name=short_name(path or Path(finest.name or "")) or "array",
@@ -176,7 +176,8 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
         if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
             raise ValueError(f"{where} has levels that differ in dtype or bands: write its overviews again")
         if not levels or math.prod(source.shape) < math.prod(levels[-1][0].shape):
-            stored = dict(zip(axes, array.shards or array.chunks, strict=True))
+            # Of a shard zarr reads the chunks that are asked for: some shards are as large as the picture.
+            stored = dict(zip(axes, array.chunks, strict=True))
             levels.append((source, (grouped(stored["y"]), grouped(stored["x"]))))
     return levels
 
@@ -185,7 +186,7 @@ def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArra
     """Read a window; say where it is if a chunk in it cannot be decoded."""
     try:
         return source.read(rows, cols)
-    except (RuntimeError, ValueError, EOFError, zlib.error) as error:
+    except (RuntimeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
         raise ValueError(f"{where} has a damaged chunk in {place} ({error}): copy or download it again") from error
 
@@ -195,11 +196,11 @@ def array_axes(array: zarr.Array[Any], where: str) -> str:
     check_pixels(array.shape, array.dtype, where)
     names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     axes = named_axes(names, array.shape, where) if names and len(names) == array.ndim else ""
-    return axes if "y" in axes and "x" in axes else axes_by_shape(array.shape, where)
+    return axes or axes_by_shape(array.shape, where)
 
 
 def named_axes(names: Sequence[str | None], shape: Sequence[int], where: str) -> str:
-    """Turn axis names into one letter each: y, x, c, or - for one of length 1."""
+    """Turn axis names into one letter each: y, x, c, or - for one of length 1; into nothing if y or x is missing."""
     known = {name: letter for letter, names in AXES.items() for name in names}
     letters = [known.get((name or "").lower(), "-") for name in names]
     if not {"y", "x"} <= set(letters):
