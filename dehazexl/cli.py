@@ -64,9 +64,9 @@ def main(args: Sequence[str] | None = None) -> int:
         fail(message(error))
         return 2
     except RuntimeError as error:
-        # Looked up, not imported: torch may not have been needed.
-        torch = sys.modules.get("torch")
-        if torch is None or not (isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)):
+        from dehazexl.live import short_of_memory
+
+        if not short_of_memory(error):
             raise
         fail("the device's memory is not enough: give a smaller --batch, e.g. --batch 1, or --device cpu")
         return 2

@@ -407,5 +407,6 @@ def _bare(error: Exception) -> Exception:
 
 
 def short_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory ran out, as torch and Python say so."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    """Tell whether an error says that memory ran out: a GPU's, or the processor's, on any system."""
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)

@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,13 @@ SIDE = TILE // TOKEN
 
 # One network computes at a time: two would only share the same cores, or the memory of the same device.
 _network = threading.Lock()
+
+
+@contextmanager
+def _computing() -> Iterator[None]:
+    """Compute alone, and without what training needs."""
+    with _network, torch.inference_mode():
+        yield
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
     for block, tiles in _read_ahead(job, missing):
         tokens, valid = [], []
         for cells, x, valid_pixels in tiles.batches(job, block):
-            with _network, torch.inference_mode():
+            with _computing():
                 maps = job.model.encode(x)
             if job.keeps_maps:
                 job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells))
@@ -218,21 +226,21 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     seen = torch.from_numpy(valid).view(-1, SIDE, SIDE)
     if not seen.any():
         seen = torch.ones_like(seen)
-    with torch.inference_mode():
+    # Torch's inference mode is entered batch by batch: left on at a yield, it would be on for whoever works meanwhile.
+    for chunk in chunks:
+        with _computing():
+            x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
+    for layer in context.layers:
+        keys, values = _keys_values(job, layer, x, seen, chunks)
         for chunk in chunks:
-            with _network:
-                x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
-        for layer in context.layers:
-            keys, values = _keys_values(job, layer, x, seen, chunks)
-            for chunk in chunks:
+            with _computing():
                 queries = _on_device(x[chunk], job)
-                with _network:
-                    fused = layer(queries.reshape(1, -1, queries.shape[-1]), keys, values)
+                fused = layer(queries.reshape(1, -1, queries.shape[-1]), keys, values)
                 x[chunk] = fused.view(queries.shape).to(x)
-                yield len(queries)
-        if context.airlight is not None:
-            votes = [_votes(job, context.airlight, x[chunk], mean[chunk], seen[chunk]) for chunk in chunks]
-            mean[:] = context.airlight.elected(torch.cat(votes, dim=1)).to(mean)
+            yield len(queries)
+    if context.airlight is not None:
+        votes = [_votes(job, context.airlight, x[chunk], mean[chunk], seen[chunk]) for chunk in chunks]
+        mean[:] = context.airlight.elected(torch.cat(votes, dim=1)).to(mean)
     store.put_fused(array)
 
 
@@ -257,19 +265,18 @@ def _keys_values(job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[sli
     for chunk in chunks:
         mask = seen[chunk].to(job.model.device)
         if mask.any():
-            # Tiles one above the other are a grid, too.
-            column = _on_device(x[chunk], job).reshape(1, -1, SIDE, x.shape[-1])
-            full = bool(mask.all())
-            with _network:
-                parts.append(layer.keys_values(column, None if full else mask.reshape(1, -1, SIDE)))
+            with _computing():
+                # Tiles one above the other are a grid, too.
+                column = _on_device(x[chunk], job).reshape(1, -1, SIDE, x.shape[-1])
+                parts.append(layer.keys_values(column, None if bool(mask.all()) else mask.reshape(1, -1, SIDE)))
     keys, values = zip(*parts, strict=True)
     return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
 def _votes(job: Job, airlight: Any, fused: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
     """Let the tokens ``(n, 8, 8, c)`` of some tiles that hold data vote on the airlight, given their mean colours."""
-    some, theirs = (_on_device(part, job)[seen.to(job.model.device)][None] for part in (fused, mean))
-    with _network:
+    with _computing():
+        some, theirs = (_on_device(part, job)[seen.to(job.model.device)][None] for part in (fused, mean))
         votes: Tensor = airlight.votes(some, theirs)
     return votes
 
@@ -320,7 +327,7 @@ def _decode_batch(
     job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDArray[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return gain and offset ``(n, 256, 256, 3)`` of tiles."""
-    with _network, torch.inference_mode():
+    with _computing():
         tokens = _on_device(torch.from_numpy(fused), job)
         kept = [job.kept[cell] for cell in cells if cell in job.kept]
         whole = len(kept) == len(cells)

@@ -18,7 +18,7 @@ import torch
 import dehazexl
 from dehazexl.answers import Answers
 from dehazexl.grid import Window
-from dehazexl.live import Live
+from dehazexl.live import Live, short_of_memory
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.works import LevelWork
 
@@ -241,6 +241,13 @@ def test_short_memory_halves_the_batch(watch, hazy) -> None:
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
     assert live.notes == ["memory was short: 2 tiles are computed at once from now on"]
+
+
+def test_short_memory_is_known_by_what_torch_says() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert short_of_memory(caught.value)
+    assert not short_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
 def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:

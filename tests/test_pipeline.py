@@ -506,6 +506,22 @@ def test_fusing_starts_again_after_it_was_stopped(tiny: DehazeXL, tmp_path: Path
     assert relative(decode_lazily(job, store).compute(), whole(tiny, pixels)) < 1e-5
 
 
+def test_two_pictures_are_fused_in_turn_by_one_thread(tiny: DehazeXL) -> None:
+    pictures = [hazy(300, 600), hazy(600, 300, seed=3)]
+    jobs = [prepare(pixels, tiny, 0, value_range=(0, 1), batch=1) for pixels in pictures]
+    stores = [open_tokens(job) for job in jobs]
+    for job, store in zip(jobs, stores, strict=True):
+        sum(encode(job, store))
+    first, second = (fuse(job, store) for job, store in zip(jobs, stores, strict=True))
+    next(first)
+    assert not torch.is_inference_mode_enabled()
+    next(second)
+    sum(first)
+    sum(second)
+    for job, store, pixels in zip(jobs, stores, pictures, strict=True):
+        assert relative(decode_lazily(job, store).compute(), whole(tiny, pixels)) < 1e-5
+
+
 def test_passes_count_every_tile(tiny: DehazeXL) -> None:
     job = prepare(hazy(600, 700), tiny, 32, value_range=(0, 1), batch=4)
     store = open_tokens(job)
