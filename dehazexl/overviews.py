@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import threading
+import time
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -39,6 +41,9 @@ SAMPLES = 8
 
 MORE_SAMPLES = 32
 """Places a side where it is looked at if there will be no overviews."""
+
+ABANDONED = 24 * 3600
+"""Seconds after which overviews that another process began are taken for left over."""
 
 # Two pictures at a time would only compete for the disk; and one that is opened twice needs its overviews once.
 _making = threading.Lock()
@@ -154,10 +159,27 @@ def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
     from dehazexl.sink import total, write
 
     folder.mkdir(parents=True, exist_ok=True)
+    place = _place(image, folder)
+    _forget_left_over(place)
     half = halved(image.levels[-1])
     like = replace(image, levels=(half,), geo=None, path=None)
-    for done in write(half, _place(image, folder), like, overwrite=True):
-        yield done / total(half)
+    # Another process may be making the same.
+    own = place.with_name(f"{place.name.partition('.')[0]}.{os.getpid()}.ome.zarr")
+    try:
+        for done in write(half, own, like, overwrite=True):
+            yield done / total(half)
+        with suppress(OSError):  # the other one may have been first
+            own.rename(place)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _forget_left_over(place: Path) -> None:
+    """Remove what processes that were killed have left of the same overviews, unless it may be that they still live."""
+    for part in place.parent.glob(f".{place.name.partition('.')[0]}.*"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                shutil.rmtree(part)
 
 
 def _place(image: Image, folder: Path) -> Path:
@@ -243,7 +265,8 @@ class Growing:
                 for self.share in making:
                     yield True
         done = kept_overviews(self.image, folder)
-        assert done is not None
+        if done is None:
+            raise OSError(f"they could not be kept in {folder}")
         self.image, self.ready = with_tail(done), True
 
 

@@ -1,9 +1,15 @@
 """Overviews made for pictures that have none."""
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import tifffile
@@ -61,6 +67,43 @@ def test_a_changed_file_gets_new_ones(large, tmp_path) -> None:
     list(make_overviews(large, folder))
     tifffile.imwrite(large.path, np.zeros((2400, 3000, 3), np.uint8), tile=(256, 256), photometric="rgb")
     assert kept_overviews(dehazexl.open_image(large.path), folder) is None
+
+
+@pytest.fixture
+def small_blocks() -> Iterator[None]:
+    """Overviews made in many steps."""
+    with dask.config.set({"array.chunk-size": "256KiB"}):
+        yield
+
+
+def test_two_processes_make_the_same(large, tmp_path, small_blocks) -> None:
+    folder = tmp_path / "cache"
+    making = make_overviews(large, folder)
+    for _ in range(3):
+        next(making)
+    other = "import sys, dehazexl; from dehazexl.overviews import make_overviews; from pathlib import Path\n"
+    other += "for _ in make_overviews(dehazexl.open_image(sys.argv[1]), Path(sys.argv[2])): pass"
+    subprocess.run([sys.executable, "-c", other, str(large.path), str(folder)], check=True)
+    theirs = kept_overviews(large, folder)
+    assert theirs is not None
+    list(making)
+    ours = kept_overviews(large, folder)
+    assert ours is not None and len(list(folder.iterdir())) == 1
+    half = np.asarray(large.levels[0]).astype(float).reshape(1200, 2, 1500, 2, 3).mean((1, 3))
+    assert np.abs(np.asarray(ours.levels[1]) - half).max() <= 0.5
+
+
+def test_what_a_killed_process_left_is_removed_in_time(large, tmp_path, small_blocks) -> None:
+    making = make_overviews(large, folder := tmp_path / "cache")
+    next(making)
+    (part,) = folder.iterdir()
+    old, fresh = (folder / part.name.replace(str(os.getpid()), pid) for pid in ("1", "2"))
+    for left in (old, fresh):
+        shutil.copytree(part, left)
+    making.close()
+    os.utime(old, (0, 0))
+    list(make_overviews(large, folder))
+    assert not old.exists() and fresh.exists()
 
 
 def test_damaged_ones_are_made_anew(large, tmp_path) -> None:
