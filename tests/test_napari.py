@@ -1,6 +1,7 @@
 """The plugin in a real napari window: opening, dehazing, the widget's choices."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -322,6 +323,17 @@ def test_pressed_again_the_layer_that_is_there_is_shown(widget, opened, qtbot) -
     assert dehazed.metadata["dehazexl-live"].running
     click(widget.dehaze)
     assert len(viewer.layers) == 2
+
+
+def test_weights_that_were_written_again_are_others(widget, opened, tmp_path) -> None:
+    viewer, _ = opened
+    widget.weights.value = shutil.copy(widget.weights.value, tmp_path / "mine.safetensors")
+    click(widget.dehaze)
+    click(widget.dehaze)
+    assert len(viewer.layers) == 2
+    os.utime(tmp_path / "mine.safetensors")
+    click(widget.dehaze)
+    assert len(viewer.layers) == 3
 
 
 def test_a_layer_removed_at_work_leaves_no_worker(opened, weights, qtbot) -> None:

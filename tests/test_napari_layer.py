@@ -207,6 +207,31 @@ def test_what_is_on_screen_of_a_turned_layer(make_napari_viewer_proxy, scene) ->
     assert y1 - y0 == pytest.approx(min(side, 1100), abs=3) and x1 - x0 == pytest.approx(min(side, 1300), abs=3)
 
 
+def test_what_is_on_screen_of_a_transposed_view(make_napari_viewer_proxy) -> None:
+    from napari_dehazexl._region import on_screen
+
+    viewer = make_napari_viewer_proxy(show=True)
+    layer = viewer.add_image(np.zeros((400, 2000, 3), np.uint8), rgb=True)
+    viewer.dims.transpose()
+    viewer.reset_view()
+    y0, y1, x0, x1 = on_screen(viewer, layer)
+    assert (y0, y1) == (0, 400) and x0 < 10 and x1 > 1990
+
+
+def test_regions_of_a_layer_in_other_units_than_the_view(make_napari_viewer_proxy) -> None:
+    from napari_dehazexl._region import drawn, on_screen
+
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.add_image(np.zeros((1000, 1000, 3), np.uint8), rgb=True, units=("micrometer",) * 2)
+    placed = {"units": ("millimeter",) * 2, "scale": (0.002, 0.002)}
+    coarse = viewer.add_image(np.zeros((500, 500, 3), np.uint8), rgb=True, **placed)
+    rectangle = [[200, 300], [200, 500], [400, 500], [400, 300]]
+    shapes = viewer.add_shapes([np.array(rectangle)], units=("micrometer",) * 2)
+    assert drawn(shapes, coarse) == pytest.approx((100, 200, 150, 250), abs=1)
+    viewer.reset_view()
+    assert on_screen(viewer, coarse) == (0, 500, 0, 500)
+
+
 def test_a_file_that_was_written_again_is_read_again(make_napari_viewer_proxy, tmp_path, scene) -> None:
     path = tmp_path / "scene.ome.zarr"
     dehazexl.to_zarr(scene, path)
@@ -226,6 +251,26 @@ def test_layers_with_coarse_levels_in_memory_are_told_apart(dehaze) -> None:
 
     both = [dehaze(layer(value), strength=0) for value in (10, 200)]
     assert [[int(level[:].max()) for level in each.data] for each in both] == [[10] * 5, [200] * 5]
+
+
+def test_an_array_that_cannot_be_pickled_is_known_again() -> None:
+    from napari.layers import Image
+
+    from napari_dehazexl._source import source_of
+
+    class Locked:
+        """What reads a picture, one at a time."""
+
+        shape, dtype, ndim, lock = (600, 500, 3), np.dtype(np.uint8), 3, threading.Lock()
+
+        def __getitem__(self, index: Any) -> np.ndarray:
+            return np.zeros(self.shape, self.dtype)[index]
+
+    one, other = (Image(Locked(), rgb=True, contrast_limits=(0, 255)) for _ in range(2))
+    known = [source_of(layer)[0].fingerprint for layer in (one, one, other)]
+    assert known[0] == known[1] != known[2]
+    one.data = Locked()
+    assert source_of(one)[0].fingerprint not in known
 
 
 def test_short_memory_while_painting_is_no_unreadable_file(

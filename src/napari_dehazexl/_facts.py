@@ -79,8 +79,8 @@ def get_ready(weights: str, device: str, dtype: str) -> None:
 
     import dehazexl.readers  # noqa: F401
     from dehazexl.weights import choose_device
-    from napari_dehazexl._layer import network
+    from napari_dehazexl._layer import network, written
 
     with suppress(Exception):  # what is wrong with the weights is said when they are used
         if choose_device(device).type == "cpu":
-            network(weights, device, dtype)
+            network(weights, device, dtype, written(weights))

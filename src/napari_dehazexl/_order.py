@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dehazexl.grid import TileGrid
-from napari_dehazexl._layer import network
+from napari_dehazexl._layer import network, written
 from napari_dehazexl._save import save
 
 if TYPE_CHECKING:
@@ -47,12 +47,17 @@ class Order:
 
     def fits(self, live: Live) -> bool:
         """Tell whether a layer shows the same pixels dehazed alike; its strength may be another."""
-        theirs = live.image.fingerprint, network_of(live), live.overlap, live.limits
-        return theirs == (self.image.fingerprint, self.network, self.overlap, self.limits)
+        theirs = live.image.fingerprint, getattr(live.load, "args", ()), live.overlap, live.limits
+        return theirs == (self.image.fingerprint, self._loaded, self.overlap, self.limits)
+
+    @property
+    def _loaded(self) -> tuple[str, str, str, int]:
+        """What `network` is called with: weights that were written again are others."""
+        return (*self.network, written(self.network[0]))
 
     def steps(self, path: Path, stopped: Callable[[], bool]) -> Steps:
         """Return the steps of saving it, in place of what is there."""
-        load = partial(network, *self.network)
+        load = partial(network, *self._loaded)
         return save(
             self.image, path, load, overlap=self.overlap, strength=self.strength, limits=self.limits,
             overwrite=True, stopped=stopped,
@@ -61,4 +66,4 @@ class Order:
 
 def network_of(live: Live) -> tuple[str, ...]:
     """Return the weights, device and dtype that `dehaze_layer` was called with."""
-    return tuple(str(each) for each in getattr(live.load, "args", ()))
+    return tuple(str(each) for each in getattr(live.load, "args", ())[:3])

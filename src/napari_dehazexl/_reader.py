@@ -67,8 +67,8 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     Returns
     -------
     list of tuple
-        For each picture, its colours as a multiscale ``rgb`` layer, with its alpha if it has one; and a second, hidden
-        layer with its further bands, if there are any. `metadata` holds the `dehazexl.Image` under ``"dehazexl"``.
+        For each picture, its colours as a multiscale ``rgb`` layer, with its alpha if it has one; and a hidden
+        layer for each further band. `metadata` holds the `dehazexl.Image` under ``"dehazexl"``.
 
     Raises
     ------

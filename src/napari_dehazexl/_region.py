@@ -6,6 +6,8 @@ import math
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from napari.layers import Image, Shapes
 
@@ -24,8 +26,8 @@ def drawn(shapes: Shapes, layer: Image) -> Region:
     if not len(shapes.data):
         raise ValueError(f"the layer {shapes.name!r} holds no shape: draw a rectangle")
     number = max(shapes.selected_data) if shapes.selected_data else len(shapes.data) - 1
-    corners = [layer.world_to_data(shapes.data_to_world(corner)) for corner in shapes.data[number]]
-    return clipped([corner[-2:] for corner in corners], layer)
+    corners = [shapes.data_to_world(corner) for corner in shapes.data[number]]
+    return clipped([pixel_at(corner, shapes.units, layer) for corner in corners], layer)
 
 
 def on_screen(viewer: Any, layer: Image) -> Region:
@@ -37,16 +39,29 @@ def on_screen(viewer: Any, layer: Image) -> Region:
         If nothing is.
     """
     if hasattr(viewer, "canvas"):  # since napari 0.9
-        camera, size = viewer.scene.camera, viewer.canvas.size
+        camera, size, dims = viewer.scene.camera, viewer.canvas.size, viewer.dims
         edges = [
             (middle - side / camera.zoom / 2, middle + side / camera.zoom / 2)
             for middle, side in zip(camera.center[-2:], size, strict=True)
         ]
-        return clipped([layer.world_to_data(corner) for corner in product(*edges)], layer, "what is on screen")
+        points = np.tile(dims.point, (4, 1))
+        points[:, dims.displayed[-2:]] = [*product(*edges)]  # the view may be transposed
+        corners = [pixel_at(point, dims.units or layer.units, layer) for point in points]
+        return clipped(corners, layer, "what is on screen")
     # Before, napari tells it of the level on show, widened to the picture's chunks.
     level = layer.data_level if layer.multiscale else 0
     factors = layer.downsample_factors[level][-2:] if layer.multiscale else (1, 1)
     return clipped(layer.corner_pixels[:, -2:] * factors, layer, "what is on screen")
+
+
+def pixel_at(point: Any, units: Any, layer: Image) -> Any:
+    """Return the pixel ``(y, x)`` of a layer at a point ``(..., y, x)`` of the world, given in some units."""
+    # Layers convert no units, though viewers do; pixels and lengths are taken for each other, as viewers take them.
+    factors = [
+        (1 * unit).to(own).magnitude if unit.is_compatible_with(own) else 1
+        for unit, own in zip(units[-2:], layer.units[-2:], strict=True)
+    ]
+    return layer.world_to_data(np.multiply(point[-2:], factors))[-2:]
 
 
 def clipped(corners: Any, layer: Image, what: str = "the region") -> Region:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -78,6 +79,7 @@ def _picture_of(layer: napari.layers.Image) -> Image:
     from dehazexl import open_image
 
     data = [*layer.data] if layer.multiscale else [layer.data]
+    data = _in_dask(layer, data)
     token = next((_hash(level) for level in data if isinstance(level, np.ndarray)), "")
     if isinstance(data[-1], np.ndarray):
         data += _strided(data[-1])
@@ -86,6 +88,23 @@ def _picture_of(layer: napari.layers.Image) -> Image:
         open_image(levels[0]), levels=levels, name=layer.name, alpha=3 if levels[0].shape[2] == 4 else None,
         scale=tuple(layer.scale), translate=tuple(layer.translate), units=str(layer.units[0]),
     )  # fmt: skip
+
+
+# A layer's arrays that are neither numpy's nor dask's, by their id, and the same in dask.
+_wrapped: WeakKeyDictionary[napari.layers.Image, dict[int, tuple[Any, da.Array]]] = WeakKeyDictionary()
+
+
+def _in_dask(layer: napari.layers.Image, levels: list[Any]) -> list[Any]:
+    """Wrap a layer's arrays in dask, each once, but for those in memory.
+
+    Wrapped again, an array that cannot be pickled would get another name, and a picture is known by its name.
+    """
+    import dask.array as da
+
+    foreign = [level for level in levels if not isinstance(level, (np.ndarray, da.Array))]
+    known = _wrapped.get(layer, {})
+    _wrapped[layer] = {id(level): known.get(id(level)) or (level, da.from_array(level)) for level in foreign}
+    return [_wrapped[layer][id(level)][1] if id(level) in _wrapped[layer] else level for level in levels]
 
 
 def _strided(pixels: NDArray[Any]) -> list[NDArray[Any]]:
@@ -100,13 +119,12 @@ def _strided(pixels: NDArray[Any]) -> list[NDArray[Any]]:
 
 def _lazy(level: Any, name: str) -> da.Array:
     """Wrap an array ``(y, x, c)`` in dask, all of c in one chunk; the name is for those in memory."""
-    import dask.array as da
-
     from dehazexl.readers.source import CHUNK, lazy, strided
 
     if isinstance(level, np.ndarray):  # dask would copy it
         return lazy(strided(level, "yxc"), (CHUNK, CHUNK), name)
-    return (level if isinstance(level, da.Array) else da.from_array(level)).rechunk({2: -1})
+    rechunked: da.Array = level.rechunk({2: -1})
+    return rechunked
 
 
 def _hash(pixels: NDArray[Any]) -> str:

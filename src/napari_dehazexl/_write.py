@@ -54,6 +54,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     target, live = Path(path), meta.get("metadata", {}).get(LIVE)
     finest = data[0] if meta.get("multiscale") else data
     shown = live is not None and isinstance(finest, Level) and finest.live is live
+    strength = live.strength if shown else None
     try:
         complete = finished(_dehazed(live, target) if shown else _copied(finest, meta, target), f"saving {target.name}")
     except ValueError as error:  # which napari takes for a writer that is not there
@@ -63,15 +64,16 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
             f"{target.name} was cancelled"
             + (": saving it again goes on after what is done" if tokens_of(target).exists() else "")
         )
-    if shown:
+    if shown and live.strength == strength:
         _show_file(live, target)
     return [path]
 
 
 def _dehazed(live: Live, path: Path) -> Make:
-    """Save a dehazed layer as `dehaze_layer` was asked for it."""
+    """Save a dehazed layer as it is now."""
+    strength = live.strength
     return lambda stopped: save(
-        live.image, path, live.load, overlap=live.overlap, strength=live.strength, limits=live.limits,
+        live.image, path, live.load, overlap=live.overlap, strength=strength, limits=live.limits,
         overwrite=True, stopped=stopped,
     )  # fmt: skip
 
