@@ -95,7 +95,8 @@ def scores(case: Case, out: Picture, overlap: int = 0) -> dict[str, float]:
 
     squared = by_strips(error, case.clear, out)
     return {
-        "psnr": min(PERFECT, -10 * math.log10(squared)) if squared else PERFECT,
+        # In this order, so that NaN stays NaN: the other way round it would be the best score.
+        "psnr": min(-10 * math.log10(squared), PERFECT) if squared else PERFECT,
         "ssim": by_strips(similarity, case.clear, out, MARGIN) if min(out.shape[:2]) > 2 * MARGIN else math.nan,
         "ciede2000": by_strips(colour, case.clear, out),
         "seam": seam_ratio(np.clip(out, 0, 1) - case.hazy, overlap),

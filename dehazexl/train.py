@@ -84,7 +84,8 @@ def train(
     OSError
         If a checkpoint cannot be written; the one before stands.
     ValueError
-        If a picture turns out to be damaged; the first process writes a checkpoint before, if its last step succeeded.
+        If a picture turns out to be damaged. The first process, if it is the one that meets it, writes a checkpoint
+        before, unless its last step failed.
     """
     recipe = recipe or Recipe()
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -99,7 +100,7 @@ def train(
     cases = validation_set(held_out) if rank == 0 else []
     if rank == 0:
         forget_after(folder / "log.csv", state.step)
-    started, before, failed = time.perf_counter(), state.seconds, 0
+    started, before, failed, due = time.perf_counter(), state.seconds, 0, False
 
     coming = steps(data, state.step, recipe, rank, ranks)
     while True:
@@ -127,10 +128,13 @@ def train(
         report = {"step": state.step, "loss": loss, "lr": lr, "seconds": round(state.seconds, 1)}
         report |= {"waited": round(state.waited, 1), "skipped": state.skipped}
         over = mean_of_all(state.seconds - before, target) > 60 * minutes
-        due = state.step % every == 0 or state.step == recipe.steps or over
+        ends = state.step == recipe.steps or over
+        due = due or ends or state.step % every == 0
         if rank == 0:
             # While steps fail, the weights may be on their way to where no step succeeds: what was good stands.
-            report |= keep(state, folder, cases, report) if due and failed == 0 else {}
+            if due and (failed == 0 or ends):
+                report |= keep(state, folder, cases, report)
+                due = False
             log(folder / "log.csv", report)
         yield report
         if over:

@@ -46,6 +46,13 @@ def test_scores_are_those_of_scikit_image(height: int) -> None:
     assert found["ciede2000"] == pytest.approx(deltaE_ciede2000(rgb2lab(truth), rgb2lab(seen)).mean(), rel=1e-9)
 
 
+def test_a_picture_without_numbers_is_not_the_best() -> None:
+    clear = np.full((9, 9, 3), 0.5)
+    out = clear.copy()
+    out[0, 0, 0] = np.nan
+    assert np.isnan(scores(case(clear), out)["psnr"])
+
+
 def test_the_truth_is_perfect() -> None:
     found = scores(case(CLEAR), CLEAR)
     assert found["psnr"] == 100

@@ -352,6 +352,18 @@ def test_what_was_good_stands_when_nothing_is_finite_any_more(tmp_path: Path) ->
     assert math.isfinite(next(train(PICTURES, PICTURES, tmp_path, TINY, recipe, every=4, resume=True))["loss"])
 
 
+def test_a_last_step_that_is_left_out_costs_no_checkpoint(tmp_path: Path) -> None:
+    """With --precision float16 single steps are left out as a matter of course."""
+    recipe = replace(SHORT, steps=3)
+    training = train(PICTURES, NONE, tmp_path, TINY, recipe, every=100)
+    first = [next(training) for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dehazexl.train.step", lambda *_: math.nan)
+        first += list(training)
+    assert math.isfinite(first[1]["loss"]) and math.isnan(first[2]["loss"])
+    assert State.load(tmp_path / "checkpoint.pt", TINY, recipe, CPU).step == 3
+
+
 def test_a_damaged_picture_costs_no_step(tmp_path: Path) -> None:
     class Damaged:
         shape = (300, 400, 3)

@@ -94,7 +94,7 @@ def train_with_bar(
         try:
             last = show(reports, recipe, quiet=rank > 0)
         finally:
-            if rank == 0:
+            if rank == 0 and (out / "log.csv").exists():
                 draw(out)
     return summary(out, last, recipe) if rank == 0 else None
 
@@ -201,6 +201,8 @@ def draw(out: Path) -> None:
         plot(out)
     except ImportError:
         print("no plot.png: it needs pip install 'napari-dehazexl[train]'", file=sys.stderr)
+    except OSError as error:
+        print(f"no plot.png: {error}", file=sys.stderr)
 
 
 def check_folder(out: Path, folders: Sequence[Path], resume: bool) -> None:
