@@ -291,7 +291,7 @@ def draw_tint(generator: Generator) -> Tensor:
 
 def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:
     """Blur one picture ``(3, h, w)`` of three where haze is thick, more or less: light is scattered forward, too."""
-    if uniform(0, 1, generator) > 0.3:
+    if uniform(0, 1, generator) > 0.3 or min(clear.shape[1:]) < 3:
         return clear
     reach = 1 if uniform(0, 1, generator) < 0.7 else 2
     blurred = F.avg_pool2d(F.pad(clear[None], (reach,) * 4, mode="reflect"), 2 * reach + 1, stride=1)[0]

@@ -11,7 +11,10 @@ import tifffile
 from PIL import Image as Pillow
 
 from dehazexl.cli import main
+from dehazexl.commands.haze import with_haze
 from dehazexl.data import open_datasets
+from dehazexl.haze import LEVELS
+from dehazexl.image import open_image
 from dehazexl.procedural import procedural
 
 
@@ -71,6 +74,15 @@ def test_sixteen_bits_further_bands_and_nodata_stay(tmp_path: Path) -> None:
     assert np.array_equal(hazy[..., 3], pixels[..., 3])
     assert not hazy[:8, :8].any()
     assert hazy[8:, 8:, :3].mean() != pixels[8:, 8:, :3].mean()
+
+
+def test_holes_in_floats_stay_holes(tmp_path: Path) -> None:
+    holes = np.random.default_rng(0).random((64, 64, 3), np.float32)
+    holes[:8, :8], holes[8:9] = np.nan, np.inf
+    for seed in range(12):
+        hazy = with_haze(open_image(holes), LEVELS[3], None, seed)
+        np.testing.assert_array_equal(hazy[:8, :8], holes[:8, :8])
+        assert np.isfinite(hazy[9:]).all()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dehazexl.model import SPECS, DehazeXL, Spec
 from dehazexl.model.context import positions
 from dehazexl.model.network import from_tiles, grid_to_tiles, pad, tiles_to_grid, to_tiles
 from dehazexl.model.windows import CachedBias, partition, shift_mask, unpartition, window_and_shift
-from dehazexl.weights import from_official
+from dehazexl.weights import OFFICIAL_MEAN, OFFICIAL_STD, from_official
 
 GOLDEN = np.load(DATA / "golden.npz")
 TINY = SPECS["tiny"]
@@ -208,6 +208,15 @@ def test_normalisation_is_undone() -> None:
     spec = replace(plain.spec, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
     model, x = randomised(spec), batch(256, 512)
     assert relative(model(x), plain((x - mean) / std) * std + mean) < 1e-6
+
+
+def test_an_airlight_is_as_bright_however_pictures_are_normalised() -> None:
+    for normalised in ({}, {"mean": OFFICIAL_MEAN, "std": OFFICIAL_STD}):
+        model = randomised(replace(TINY, head="scattering", airlight="pixels", **normalised))
+        torch.nn.init.zeros_(model.decoder.output.weight)
+        model.decoder.output.bias.data = torch.tensor([0.0, 0, 0, 4, 4, 4])
+        gain, offset = model.change(batch(256, 256))
+        assert torch.allclose(offset / (1 - gain), torch.sigmoid(torch.tensor(4.0)), atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", [1, 2, 4, 8])
@@ -439,6 +448,9 @@ def test_a_spec_comes_back_from_its_text(spec: Spec) -> None:
         ({"airlight": "stars"}, "airlight is one of pixels, picture, not 'stars'"),
         ({"airlight": "picture", "head": "gain"}, "airlight 'picture' needs the head 'scattering' and head_stride 4"),
         ({"local": 4}, "local is 0, 3, 5 or 7, not 4"),
+        ({"window": 12}, r"window must divide each of \(64, 32, 16, 8\) that is larger, and be 2 or more, not 12"),
+        ({"window": 1}, "window must divide"),
+        ({"decoder_window": 0}, "decoder_window must divide"),
         ({"context_pool": 3}, "context_pool is 1, 2, 4 or 8, not 3"),
         ({"depths": (1, 2, 3)}, "depths needs four numbers"),
         ({"widths": (8, 16, 32, 48)}, "widths must double"),

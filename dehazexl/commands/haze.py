@@ -91,6 +91,8 @@ def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArra
     low, high = value_range(image)
     # What is brighter than white stays brighter: the pair must differ by haze alone.
     clear = ((colours(pixels, image).astype(np.float32) - low) / (high - low)).clip(min=0)
+    valid = valid_mask(pixels, image)
+    clear[~valid] = 0  # NaN would go everywhere with the picture's mean
     made = synthesise(
         torch.from_numpy(clear).permute(2, 0, 1)[None],
         torch.Generator().manual_seed(seed),
@@ -101,7 +103,6 @@ def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArra
         camera=False,
     )
     hazy = made.pixels[0].permute(1, 2, 0).numpy() * np.float32(high - low) + np.float32(low)
-    valid = valid_mask(pixels, image)
     for band, values in zip(image.rgb, np.moveaxis(hazy, 2, 0), strict=True):
         pixels[valid, band] = (values if pixels.dtype.kind == "f" else np.rint(values))[valid].astype(pixels.dtype)
     return pixels

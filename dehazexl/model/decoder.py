@@ -146,9 +146,10 @@ class Decoder(nn.Module):
             x = self.expands[i](x) if i < len(self.expands) else x
         if self.mix is not None:
             x = F.gelu(self.mix(torch.cat([x, maps[0]], dim=-1)))
+        x = self.upscale(x)
         # The last layers are in float32 whatever the precision of the rest.
         with torch.autocast(x.device.type, enabled=False):
-            features = self.upscale(x).permute(0, 3, 1, 2).float()
+            features = x.permute(0, 3, 1, 2).float()
             parameters = last_layer(self.output, features)
             if self.airlight == "picture":
                 logits = enlarge(airlight.permute(0, 3, 1, 2).float(), parameters.shape[-1])

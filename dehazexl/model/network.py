@@ -160,7 +160,9 @@ class DehazeXL(nn.Module):
         """
         colours = (crop(tiles, self.spec.halo).float() - self.mean.float()) / self.std.float()
         gain, offset = self.head(self.decoder(fused, maps, colours))
-        # The head speaks of normalised pixels: y = gain (x - mean) / std + offset, out = y std + mean.
+        if self.spec.head == "scattering":
+            return gain, offset  # its airlight is a colour as pictures have it
+        # The others speak of normalised pixels: y = gain (x - mean) / std + offset, out = y std + mean.
         return gain, offset * self.std.float() + (1 - gain) * self.mean.float()
 
     def forward(self, x: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:

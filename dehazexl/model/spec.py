@@ -16,6 +16,10 @@ INPUTS = ("dark", "bright")
 AIRLIGHTS = ("pixels", "picture")
 
 
+MAPS = tuple(TILE // 4 // 2**stage for stage in range(4))
+"""Sides of a tile's feature maps, in cells."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """Sizes and choices of a DehazeXL network. The defaults are the official network's.
@@ -97,6 +101,10 @@ class Spec:
             raise ValueError(f"local is 0, 3, 5 or 7, not {self.local}")
         if self.context_pool not in (1, 2, 4, 8):
             raise ValueError(f"context_pool is 1, 2, 4 or 8, not {self.context_pool}")
+        for name in ("window", "decoder_window"):
+            side = getattr(self, name)
+            if side < 2 or any(size > side and size % side for size in MAPS):
+                raise ValueError(f"{name} must divide each of {MAPS} that is larger, and be 2 or more, not {side}")
         for name in ("widths", "depths", "heads", "decoder_depths", "decoder_heads"):
             if len(getattr(self, name)) != 4:
                 raise ValueError(f"{name} needs four numbers, one a stage, not {getattr(self, name)}")
