@@ -56,7 +56,7 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.995
     fft: float = 0.05
-    psnr: float = 0.05
+    psnr: float = 0.08
     transmission: float = 0.1
     smooth: float = 1.0
     airlight: float = 1.0

@@ -131,8 +131,9 @@ def train(
         ends = state.step == recipe.steps or over
         due = due or ends or state.step % every == 0
         if rank == 0:
-            # While steps fail, the weights may be on their way to where no step succeeds: what was good stands.
-            if due and (failed == 0 or ends):
+            # While steps fail, the weights may be on their way to where no step succeeds: what was good stands. A
+            # single one that float16 leaves out says nothing, and at the end there is no later one to wait for.
+            if due and failed <= ends:
                 report |= keep(state, folder, cases, report)
                 due = False
             log(folder / "log.csv", report)

@@ -25,6 +25,7 @@ from dehazexl.batches import Batch, make_step, steps, validation_set
 from dehazexl.checkpoint import State
 from dehazexl.crops import beside, calmed, center_crop, random_crop, with_pale
 from dehazexl.data import Dataset, find_clear, hold_back, open_datasets
+from dehazexl.grid import TILE
 from dehazexl.haze import clear_sight, synthesise
 from dehazexl.log import plot, read_log
 from dehazexl.losses import losses, seam, slope
@@ -364,6 +365,17 @@ def test_a_last_step_that_is_left_out_costs_no_checkpoint(tmp_path: Path) -> Non
     assert State.load(tmp_path / "checkpoint.pt", TINY, recipe, CPU).step == 3
 
 
+def test_what_was_good_stands_when_the_time_is_up_while_nothing_is_finite(tmp_path: Path) -> None:
+    recipe = replace(SHORT, steps=5)
+    training = train(PICTURES, NONE, tmp_path, TINY, recipe, every=2)
+    for _ in range(2):
+        next(training)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dehazexl.train.step", lambda *_: math.nan)
+        assert [math.isfinite(report["loss"]) for report in training] == [False] * 3
+    assert State.load(tmp_path / "checkpoint.pt", TINY, recipe, CPU).step == 2
+
+
 def test_a_damaged_picture_costs_no_step(tmp_path: Path) -> None:
     class Damaged:
         shape = (300, 400, 3)
@@ -417,6 +429,22 @@ def test_accumulated_gradients_are_those_of_the_whole() -> None:
 def test_half_precision_learns_the_same() -> None:
     batches = make_step(PICTURES, 0, replace(SHORT, crop=1))
     assert close(gradients(replace(SHORT, precision="bfloat16"), batches), gradients(SHORT, batches), 0.3)
+
+
+def test_half_precision_learns_with_a_head_of_every_pixel() -> None:
+    spec = replace(SPECS["tiny"], head="residual", head_stride=1, airlight="pixels")
+    state = State.start(spec, recipe := replace(SHORT, precision="bfloat16"), CPU)
+    assert math.isfinite(step(state, make_step(PICTURES, 0, recipe), 1e-3, recipe))
+
+
+def test_what_a_crop_shows_does_not_hang_on_its_size() -> None:
+    pictures = dataset(*(np.full((900, 900, 3), value, np.uint8) for value in (20, 120, 220)))
+    recipe = replace(SHORT, tiles=1, crop=3)
+    seen = set()
+    for number in range(60):
+        clear = make_step(pictures, number, recipe)[0].clear[0]
+        seen.add((round(float(clear.median()) * 255), -(-clear.shape[2] // TILE)))
+    assert {(value, width) for value in (20, 120, 220) for width in (1, 2, 3)} <= seen
 
 
 PROCESS = """
