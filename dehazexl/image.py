@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dehazexl.grid import Window
 
 COARSE_AREA = 512 * 512  # pixels: the smallest overview that still shows a picture's range of values
-SAMPLES = ((8, 128), (32, 32))
+SAMPLES = ((8, 128), (16, 64))
 """Windows a side, and their pixels a side: one million pixels; more and smaller ones if the first hold no data."""
 PERCENTILES = (0.1, 99.9)
 
@@ -262,7 +262,7 @@ def value_range(image: Image) -> tuple[float, float]:
     ----------
     image
         The picture. Up to a million pixels are read: the coarsest overview of at least 512 x 512 pixels
-        or 64 evenly spaced windows of 128 x 128; if none of them holds data, 1024 of 32 x 32. The choice never varies.
+        or 64 evenly spaced windows of 128 x 128; if none of them holds data, 256 of 64 x 64. The choice never varies.
 
     Returns
     -------

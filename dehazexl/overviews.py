@@ -160,7 +160,7 @@ def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     place = _place(image, folder)
-    _forget_left_over(place)
+    _forget_left_over(folder)
     half = halved(image.levels[-1])
     like = replace(image, levels=(half,), geo=None, path=None)
     # Another process may be making the same.
@@ -174,9 +174,9 @@ def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
         shutil.rmtree(own, ignore_errors=True)
 
 
-def _forget_left_over(place: Path) -> None:
-    """Remove what processes that were killed have left of the same overviews, unless it may be that they still live."""
-    for part in place.parent.glob(f".{place.name.partition('.')[0]}.*"):
+def _forget_left_over(folder: Path) -> None:
+    """Remove what processes that were killed have left, unless it may be that they still live."""
+    for part in folder.glob(".*.part"):
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > ABANDONED:
                 shutil.rmtree(part)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.tiff import colour_profile
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from pathlib import Path
@@ -56,7 +58,8 @@ def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: st
     path
         File to make.
     target
-        The picture: shape and dtype are those of its first level. A JPEG at its path gives EXIF and colour profile.
+        The picture: shape and dtype are those of its first level. What is at its path gives its colour
+        profile, a JPEG its EXIF, too.
     suffix
         Names the format.
 
@@ -74,11 +77,11 @@ def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: st
 
 
 def _kept(target: Image) -> tuple[bytes, bytes]:
-    """Return the colour profile, and the EXIF of the JPEG that the picture came from; empty where there are none."""
+    """Return EXIF (of a JPEG) and colour profile of what the picture came from; empty where there are none."""
     from PIL.JpegImagePlugin import JpegImageFile
 
     if target.path is None or not target.path.is_file() or not _is_jpeg(target.path):
-        return b"", target.metadata.get("icc_profile") or b""
+        return b"", colour_profile(target) or b""
     height, width, bands = target.levels[0].shape
     # Not PIL.Image.open: it refuses large pictures as "decompression bombs".
     with JpegImageFile(target.path) as picture:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -106,7 +106,7 @@ def write(
         bands): held in memory, at most 2**28 pixels.
     like
         The picture that `clear` was made from: gives names of bands, alpha, nodata, georeference, pixel
-        size and further metadata; a JPEG also its EXIF and colour profile.
+        size and further metadata; a TIFF or JPEG also its colour profile, a JPEG its EXIF.
     ngff
         Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
     compression
@@ -251,10 +251,11 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or choose another")
     if target.path is not None and meet(path, target.path):
         raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         # Permissions alone do not tell: disks are mounted read-only, shares have rules of their own.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         said = f"{error.strerror}, nothing can be written there: choose another folder"
         raise OSError(error.errno, said, str(path.parent)) from None

@@ -131,7 +131,7 @@ def _write_directories(path: Path, target: Image, levels: Levels, compression: C
                 metadata=None,
                 software=False,
                 **look,
-                iccprofile=None if level else target.metadata.get("icc_profile"),
+                iccprofile=None if level else colour_profile(target),
                 **(_resolution(target) if level == 0 else {}),
                 extratags=_tags(target) if level == 0 else _nodata_tags(target),
             )
@@ -160,6 +160,12 @@ def _look(target: Image, bands: int) -> dict[str, Any]:
 def _is_rgb(target: Image) -> bool:
     """Tell whether the first three bands are red, green and blue."""
     return tuple(target.rgb) == (0, 1, 2) and target.alpha not in target.rgb
+
+
+def colour_profile(target: Image) -> bytes | None:
+    """Return the ICC profile of the input, unless it is of other colours than these bands."""
+    profile = target.metadata.get("icc_profile") or b""
+    return profile if profile[16:20] == (b"RGB " if _is_rgb(target) else b"GRAY") else None
 
 
 def _resolution(target: Image) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_what_a_killed_process_left_is_removed_in_time(large, tmp_path, small_bl
     making = make_overviews(large, folder := tmp_path / "cache")
     next(making)
     (part,) = folder.iterdir()
-    old, fresh = (folder / part.name.replace(str(os.getpid()), pid) for pid in ("1", "2"))
+    old, fresh = (folder / part.name.replace(f".{os.getpid()}.", f".{pid}.") for pid in (1, 2))
     for left in (old, fresh):
         shutil.copytree(part, left)
     making.close()

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 RGB_ROLES = ("red", "green", "blue")
 ALPHA_NAMES = ("alpha", "mask", "transparency", "alpha band", "alpha channel", "valid mask")
 LETTERS = {"r": "red", "g": "green", "b": "blue"}
-OTHERS = {"edge", "rededge", "infra", "infrared", "nir", "swir", "coastal", "deep", "yellow"}
-"""Words in the names of bands beside red, green and blue: "red edge", "coastal blue"."""
+NOT_RED = {"edge", "rededge", "infra", "infrared", "nir", "swir"}
 
 
 def describe_bands(
@@ -22,7 +21,7 @@ def describe_bands(
     alpha = next((list(each).index("alpha") for each in (roles, said) if "alpha" in each), None)
     alpha = alpha if len(names) > 1 else None
     colours = [band for band in range(len(names)) if band != alpha]
-    triple = find_triple(said, names) or find_triple(roles, names)
+    triple = find_triple(said, names) or find_triple(roles, [None] * len(roles))
     rgb = triple or (colours[:3] if len(colours) >= 3 else colours[:1] * 3)
     plain = {1: ("gray",), 3: RGB_ROLES}.get(len(colours), ())
     unnamed = triple is None and not any(names[band] for band in colours)
@@ -46,7 +45,7 @@ def name_role(name: str | None) -> str | None:
     if plain in ALPHA_NAMES:
         return "alpha"
     words = "".join(letter if letter.isalpha() else " " for letter in plain).split()
-    if OTHERS & set(words):
+    if NOT_RED & set(words):
         return None
     return next((role for role in RGB_ROLES if role in words), LETTERS.get(plain))
 

@@ -8,6 +8,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,8 @@ def open_zarr_path(path: Path) -> Image:
 def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None) -> Image:
     """Describe a zarr array, a group that holds one, or OME-Zarr."""
     where = str(path or node.store_path)
-    with named(where, "Zarr"):
+    # What comes from a network may fail for other reasons than damage.
+    with nullcontext() if path is None else named(where, "Zarr"):
         return describe_node(node, path, where)
 
 
@@ -167,6 +169,8 @@ def describe_zarr(
 
 def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> list[tuple[Source, tuple[int, int]]]:
     """Turn arrays into sources and their chunks, each smaller than the one before."""
+    import zarr
+
     levels: list[tuple[Source, tuple[int, int]]] = []
     for array in arrays:
         check_pixels(array.shape, array.dtype, where)
@@ -176,8 +180,10 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
         if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
             raise ValueError(f"{where} has levels that differ in dtype or bands: write its overviews again")
         if not levels or math.prod(source.shape) < math.prod(levels[-1][0].shape):
-            # Of a shard zarr reads the chunks that are asked for: some shards are as large as the picture.
-            stored = dict(zip(axes, array.chunks, strict=True))
+            # Some shards are as large as the picture, so they are read in parts; not from a zip, which would inflate
+            # all of a shard for each part.
+            zipped = isinstance(array.store, zarr.storage.ZipStore)
+            stored = dict(zip(axes, (zipped and array.shards) or array.chunks, strict=True))
             levels.append((source, (grouped(stored["y"]), grouped(stored["x"]))))
     return levels
 
