@@ -287,6 +287,24 @@ def test_file_save_lives_and_can_be_cancelled(opened, weights, gate, tmp_path, q
     assert not (tmp_path / "written.tif").exists() and "dehazexl-live" in dehazed.metadata
 
 
+def test_a_layer_whose_strength_moved_meanwhile_goes_on(opened, weights, gate, tmp_path, qtbot) -> None:
+    from qtpy.QtCore import QTimer
+
+    from napari_dehazexl import dehaze_layer, set_strength
+
+    viewer, layer = opened
+    dehazed = dehaze_layer(layer, weights=weights, dtype="float32", viewer=viewer)
+    timer = QTimer()
+    timer.timeout.connect(lambda: gate.reached.is_set() and (set_strength(dehazed, 0), gate.go.set()))
+    timer.start(20)
+    dehazed.save(str(tmp_path / "written.tif"), plugin="napari-dehazexl")
+    timer.stop()
+    assert dehazed.metadata["dehazexl-live"].strength == 0
+    wanted = dehazexl.dehaze(np.asarray(layer.data[0]), dehazexl.load_model(weights, dtype="float32")).compute()
+    written = np.asarray(dehazexl.open_image(tmp_path / "written.tif").levels[0])
+    assert np.abs(written.astype(int) - wanted).max() <= 1
+
+
 def test_file_save_ends_with_the_window(opened, weights, gate, tmp_path, qtbot) -> None:
     from qtpy.QtCore import QTimer
 

@@ -92,7 +92,7 @@ def dehaze_layer(
         linear = {name: placed[name] for name in ("scale", "rotate", "shear", "translate")}
         placed["translate"] = Affine(**linear)((window.y0, window.x0))
     added = threading.Event()  # to load the network while the window adds the layer would make the window wait
-    load = partial(network, weights, device, dtype, written(weights), after=added)
+    load = partial(network, str(weights), device, dtype, written(weights), after=added)
     if len(image.levels) == 1:  # napari never shows the last level of several anew
         image = replace(image, levels=(image.levels[0], image.levels[0][::2, ::2]))
     live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
@@ -134,9 +134,7 @@ def live_of(layer: napari.layers.Image) -> Live:
     return live
 
 
-def network(
-    weights: str | Path, device: str, dtype: str, changed: int, *, after: threading.Event | None = None
-) -> DehazeXL:
+def network(weights: str, device: str, dtype: str, changed: int, *, after: threading.Event | None = None) -> DehazeXL:
     """Load a network, see `dehazexl.load_model`; the last one is kept, so that layers and previews share it.
 
     `changed` is what `written` said of the weights; `after` is waited for first.
@@ -144,7 +142,7 @@ def network(
     if after is not None:
         after.wait()
     with _loading:
-        return _network(str(weights), device, dtype, changed)
+        return _network(weights, device, dtype, changed)
 
 
 def written(weights: str | Path) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dehazexl.grid import TileGrid
-from napari_dehazexl._layer import network, written
+from napari_dehazexl._layer import network
 from napari_dehazexl._save import save
 
 if TYPE_CHECKING:
@@ -28,12 +28,15 @@ class Order:
         The picture.
     network
         Weights, device and dtype, see `dehazexl.load_model`.
+    changed
+        When the weights were last written, see `_layer.written`: those that were written again are others.
     overlap, strength, limits
         See `dehazexl.dehaze`; limits are its value range.
     """
 
     image: Image
     network: tuple[str, str, str]
+    changed: int
     overlap: int
     strength: float
     limits: tuple[float, float]
@@ -48,16 +51,11 @@ class Order:
     def fits(self, live: Live) -> bool:
         """Tell whether a layer shows the same pixels dehazed alike; its strength may be another."""
         theirs = live.image.fingerprint, getattr(live.load, "args", ()), live.overlap, live.limits
-        return theirs == (self.image.fingerprint, self._loaded, self.overlap, self.limits)
-
-    @property
-    def _loaded(self) -> tuple[str, str, str, int]:
-        """What `network` is called with: weights that were written again are others."""
-        return (*self.network, written(self.network[0]))
+        return theirs == (self.image.fingerprint, (*self.network, self.changed), self.overlap, self.limits)
 
     def steps(self, path: Path, stopped: Callable[[], bool]) -> Steps:
         """Return the steps of saving it, in place of what is there."""
-        load = partial(network, *self._loaded)
+        load = partial(network, *self.network, self.changed)
         return save(
             self.image, path, load, overlap=self.overlap, strength=self.strength, limits=self.limits,
             overwrite=True, stopped=stopped,

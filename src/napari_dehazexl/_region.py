@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     """First and last row, first and last column: ``(y0, y1, x0, x1)``."""
 
 
-def drawn(shapes: Shapes, layer: Image) -> Region:
+def drawn(viewer: Any, shapes: Shapes, layer: Image) -> Region:
     """Return what the selected, or else the last, shape covers of a layer.
 
     Raises
@@ -27,7 +27,9 @@ def drawn(shapes: Shapes, layer: Image) -> Region:
         raise ValueError(f"the layer {shapes.name!r} holds no shape: draw a rectangle")
     number = max(shapes.selected_data) if shapes.selected_data else len(shapes.data) - 1
     corners = [shapes.data_to_world(corner) for corner in shapes.data[number]]
-    return clipped([pixel_at(corner, shapes.units, layer) for corner in corners], layer)
+    # Where layers are of pixels and of lengths, viewers show the numbers of each as they are.
+    units = layer.units if viewer.dims.units is None else shapes.units
+    return clipped(pixels_at(corners, units, layer), layer)
 
 
 def on_screen(viewer: Any, layer: Image) -> Region:
@@ -46,22 +48,18 @@ def on_screen(viewer: Any, layer: Image) -> Region:
         ]
         points = np.tile(dims.point, (4, 1))
         points[:, dims.displayed[-2:]] = [*product(*edges)]  # the view may be transposed
-        corners = [pixel_at(point, dims.units or layer.units, layer) for point in points]
-        return clipped(corners, layer, "what is on screen")
+        return clipped(pixels_at(points, dims.units or layer.units, layer), layer, "what is on screen")
     # Before, napari tells it of the level on show, widened to the picture's chunks.
     level = layer.data_level if layer.multiscale else 0
     factors = layer.downsample_factors[level][-2:] if layer.multiscale else (1, 1)
     return clipped(layer.corner_pixels[:, -2:] * factors, layer, "what is on screen")
 
 
-def pixel_at(point: Any, units: Any, layer: Image) -> Any:
-    """Return the pixel ``(y, x)`` of a layer at a point ``(..., y, x)`` of the world, given in some units."""
-    # Layers convert no units, though viewers do; pixels and lengths are taken for each other, as viewers take them.
-    factors = [
-        (1 * unit).to(own).magnitude if unit.is_compatible_with(own) else 1
-        for unit, own in zip(units[-2:], layer.units[-2:], strict=True)
-    ]
-    return layer.world_to_data(np.multiply(point[-2:], factors))[-2:]
+def pixels_at(points: Any, units: Any, layer: Image) -> list[Any]:
+    """Return the pixels ``(y, x)`` of a layer at points ``(..., y, x)`` of the world, given in some units."""
+    # Layers themselves convert none.
+    factors = [(1 * unit).to(own).magnitude for unit, own in zip(units[-2:], layer.units[-2:], strict=True)]
+    return [layer.world_to_data(np.multiply(point[-2:], factors))[-2:] for point in points]
 
 
 def clipped(corners: Any, layer: Image, what: str = "the region") -> Region:

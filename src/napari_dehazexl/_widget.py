@@ -20,7 +20,7 @@ from dehazexl.grid import TileGrid
 from napari_dehazexl._estimate import Clock, estimated
 from napari_dehazexl._facts import Network, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
-from napari_dehazexl._layer import dehaze_layer, set_strength, window_of
+from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
 from napari_dehazexl._order import Order, network_of
 from napari_dehazexl._region import drawn, on_screen
 from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
@@ -120,7 +120,7 @@ class Dehaze(Form):
         return layer
 
     def _region(self, layer: Image) -> Region | None:
-        return None if self.region.value is None else drawn(self.region.value, layer)
+        return None if self.region.value is None else drawn(self.viewer, self.region.value, layer)
 
     def _dehaze(self) -> None:
         """Add a dehazed layer, or show the one that is there, and go on with it if it was stopped."""
@@ -160,8 +160,9 @@ class Dehaze(Form):
         image, limits = source_of(layer)
         if (region := self._region(layer)) is not None:
             image = image.cropped(window_of(region))
-        chosen = self._options()
-        return Order(image, self._network(), chosen["overlap"], chosen["strength"], chosen["value_range"] or limits)
+        chosen, changed = self._options(), written(self._network()[0])
+        how = chosen["overlap"], chosen["strength"], chosen["value_range"] or limits
+        return Order(image, self._network(), changed, *how)
 
     def _order_to_save(self, layer: Image) -> Order:
         """Return the same for a file: of the range that the dehazed layer has, unless another was typed."""

@@ -54,9 +54,10 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     target, live = Path(path), meta.get("metadata", {}).get(LIVE)
     finest = data[0] if meta.get("multiscale") else data
     shown = live is not None and isinstance(finest, Level) and finest.live is live
-    strength = live.strength if shown else None
+    strength = live.strength if shown else 1.0
     try:
-        complete = finished(_dehazed(live, target) if shown else _copied(finest, meta, target), f"saving {target.name}")
+        make = _dehazed(live, target, strength) if shown else _copied(finest, meta, target)
+        complete = finished(make, f"saving {target.name}")
     except ValueError as error:  # which napari takes for a writer that is not there
         raise OSError(str(error)) from error
     if not complete:
@@ -69,9 +70,8 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     return [path]
 
 
-def _dehazed(live: Live, path: Path) -> Make:
-    """Save a dehazed layer as it is now."""
-    strength = live.strength
+def _dehazed(live: Live, path: Path, strength: float) -> Make:
+    """Save a dehazed layer with a strength that it may not have any more by then."""
     return lambda stopped: save(
         live.image, path, live.load, overlap=live.overlap, strength=strength, limits=live.limits,
         overwrite=True, stopped=stopped,
