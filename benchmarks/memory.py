@@ -19,6 +19,7 @@ import tifffile
 from machine import keep
 
 from dehazexl.grid import TileGrid
+from dehazexl.model import SPECS
 
 TILE = 512
 
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     args = parser.parse_args()
     rows = []
+    token = SPECS["compact"].channels * (4 if args.dtype == "float32" else 2)
     for size in args.sizes:
         height, width = map(int, size.split("x"))
         with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -82,7 +84,7 @@ def main() -> None:
                 "width": width,
                 "tiles": tiles,
                 "dtype": args.dtype,
-                "tokens_gb": round(tiles * 64 * 256 * (4 if args.dtype == "float32" else 2) / 1e9, 3),
+                "tokens_gb": round(tiles * SPECS["compact"].tokens * token / 1e9, 3),
                 "peak_rss_gb": round(peak, 3),
                 "seconds": round(seconds, 1),
             }
