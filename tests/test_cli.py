@@ -458,7 +458,11 @@ BAD_WEIGHTS = {
     ),
     "no spec": ("x.safetensors", edited_weights(lambda _, about: about.pop("spec")), "no spec in its metadata"),
     "bad spec": ("x.safetensors", edited_weights(lambda _, about: about.update(spec="{x")), "no JSON"),
-    "impossible spec": ("x.safetensors", edited_weights(lambda _, about: about.update(spec='{"window": 0}')), "spec"),
+    "impossible spec": (
+        "x.safetensors",
+        edited_weights(lambda _, about: about.update(spec='{"window": 0}')),
+        "x.safetensors: window must divide",
+    ),
     "text.pth": ("x.pth", lambda path, good: path.write_text("hello") and None, "not a weights file"),
     "cut.pth": ("x.pth", cut_pth, "cut short"),
     "code.pth": ("x.pth", pickled_code, "wants to run code"),

@@ -232,7 +232,7 @@ def test_regions_of_a_layer_in_other_units_than_the_view(make_napari_viewer_prox
     assert on_screen(viewer, coarse) == (0, 500, 0, 500)
     viewer.add_image(np.zeros((500, 500, 3), np.uint8), rgb=True)  # of pixels: the view has no unit any more
     shapes.data = [np.array(rectangle) * 0.002]
-    assert drawn(viewer, shapes, coarse) == pytest.approx((100, 200, 150, 250), abs=1)
+    assert drawn(viewer, shapes, coarse) == pytest.approx((200, 400, 300, 500), abs=1)
 
 
 def test_a_file_that_was_written_again_is_read_again(make_napari_viewer_proxy, tmp_path, scene) -> None:
