@@ -58,8 +58,7 @@ def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: st
     path
         File to make.
     target
-        The picture: shape and dtype are those of its first level. What is at its path gives its colour
-        profile, a JPEG its EXIF, too.
+        The picture: shape and dtype are those of its first level. A JPEG at its path gives its EXIF.
     suffix
         Names the format.
 
@@ -68,7 +67,7 @@ def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: st
     int
         Pixels of the picture that each block brought.
     """
-    exif, profile = _kept(target)
+    exif, profile = _exif(target), colour_profile(target)
     pixels = np.empty(target.levels[0].shape, target.levels[0].dtype)
     for y, x, block in blocks:
         pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
@@ -76,25 +75,23 @@ def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: st
     path.write_bytes(_png(pixels, exif, profile) if suffix == ".png" else _jpeg(pixels, exif, profile))
 
 
-def _kept(target: Image) -> tuple[bytes, bytes]:
-    """Return EXIF (of a JPEG) and colour profile of what the picture came from; empty where there are none."""
+def _exif(target: Image) -> bytes:
+    """Return the EXIF of the JPEG that the picture came from; nothing where there is none."""
     from PIL.JpegImagePlugin import JpegImageFile
 
     if target.path is None or not target.path.is_file() or not _is_jpeg(target.path):
-        return b"", colour_profile(target) or b""
-    height, width, bands = target.levels[0].shape
+        return b""
+    height, width, _ = target.levels[0].shape
     # Not PIL.Image.open: it refuses large pictures as "decompression bombs".
     with JpegImageFile(target.path) as picture:
         exif = picture.getexif()
-        fits = picture.mode == {1: "L", 3: "RGB"}.get(bands)
-        profile = picture.info.get("icc_profile") if fits else None
     if not exif:
-        return b"", profile or b""
+        return b""
     details = exif.get_ifd(_EXIF_DETAILS)
     # The pixels were turned upright when they were read.
     exif[_ORIENTATION] = 1
     details |= {tag: size for tag, size in ((_EXIF_WIDTH, width), (_EXIF_HEIGHT, height)) if tag in details}
-    return exif.tobytes(), profile or b""
+    return exif.tobytes()
 
 
 def _is_jpeg(path: Path) -> bool:

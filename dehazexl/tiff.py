@@ -131,7 +131,7 @@ def _write_directories(path: Path, target: Image, levels: Levels, compression: C
                 metadata=None,
                 software=False,
                 **look,
-                iccprofile=None if level else colour_profile(target),
+                iccprofile=None if level else colour_profile(target) or None,
                 **(_resolution(target) if level == 0 else {}),
                 extratags=_tags(target) if level == 0 else _nodata_tags(target),
             )
@@ -162,10 +162,10 @@ def _is_rgb(target: Image) -> bool:
     return tuple(target.rgb) == (0, 1, 2) and target.alpha not in target.rgb
 
 
-def colour_profile(target: Image) -> bytes | None:
-    """Return the ICC profile of the input, unless it is of other colours than these bands."""
-    profile = target.metadata.get("icc_profile") or b""
-    return profile if profile[16:20] == (b"RGB " if _is_rgb(target) else b"GRAY") else None
+def colour_profile(target: Image) -> bytes:
+    """Return the ICC profile of the input; nothing if there is none, or it is of other colours than these bands."""
+    profile = bytes(target.metadata.get("icc_profile", b""))
+    return profile if profile[16:20] == (b"RGB " if _is_rgb(target) else b"GRAY") else b""
 
 
 def _resolution(target: Image) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -234,18 +235,32 @@ def test_a_resolution_that_is_none_is_left_out(tmp_path: Path) -> None:
         assert file.pages.first.tags["XResolution"].value == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["clear.tif", "clear.png"])
-def test_a_tiff_s_colour_profile_is_kept(tmp_path: Path, name: str) -> None:
+@cache
+def profile() -> bytes:
+    """Return a real colour profile: of one that is none, nobody knows whether it fits."""
     from PIL import ImageCms
 
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    pixels = scene((30, 40, 3))
-    tifffile.imwrite(tmp_path / "hazy.tif", pixels, photometric="rgb", iccprofile=profile)
-    hazy = open_image(tmp_path / "hazy.tif")
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("source", ["hazy.tif", "hazy.jpg"])
+@pytest.mark.parametrize("name", ["clear.tif", "clear.png"])
+def test_a_colour_profile_is_kept(tmp_path: Path, source: str, name: str) -> None:
+    PIL.Image.fromarray(scene((30, 40, 3))).save(tmp_path / source, icc_profile=profile())
+    hazy = open_image(tmp_path / source)
     for _ in write(hazy.levels[0], tmp_path / name, hazy):
         pass
     with PIL.Image.open(tmp_path / name) as file:
-        assert file.info["icc_profile"] == profile
+        assert file.info["icc_profile"] == profile()
+
+
+def test_a_colour_profile_stays_with_its_colours(tmp_path: Path) -> None:
+    """A single band of an RGB picture is grey."""
+    PIL.Image.fromarray(scene((30, 40, 3))).save(tmp_path / "hazy.tif", icc_profile=profile())
+    hazy = open_image(tmp_path / "hazy.tif")
+    band = replace(hazy, levels=(hazy.levels[0][..., :1],), bands=("red",), rgb=(0, 0, 0))
+    with PIL.Image.open(to_tiff(band.levels[0], tmp_path / "clear.tif", band)) as file:
+        assert "icc_profile" not in file.info
 
 
 def test_large_tiff_is_big(tmp_path: Path) -> None:
@@ -514,14 +529,14 @@ def test_exif_and_colour_profile_are_kept(tmp_path: Path, name: str) -> None:
     exif.get_ifd(0x8769).update({0xA002: 60, 0xA003: 40, 0x9003: "2024:05:06 07:08:09"})
     exif.get_ifd(0x8825).update({1: "N", 2: (46.0, 30.0, 0.0)})
     turned = PIL.Image.fromarray(np.rot90(pixels))
-    turned.save(tmp_path / "in.jpeg", exif=exif, icc_profile=b"a colour profile")
-    path = to_picture(pixels, tmp_path / name, image(pixels, path=tmp_path / "in.jpeg"))
+    turned.save(tmp_path / "in.jpeg", exif=exif, icc_profile=profile())
+    path = to_picture(pixels, tmp_path / name, open_image(tmp_path / "in.jpeg"))
     with PIL.Image.open(path) as picture:
         found = picture.getexif()
         assert (found[0x0112], found[0x010F]) == (1, "DJI")
         assert found.get_ifd(0x8769) == {0xA002: 40, 0xA003: 60, 0x9003: "2024:05:06 07:08:09"}
         assert found.get_ifd(0x8825)[2] == (46.0, 30.0, 0.0)
-        assert picture.info["icc_profile"] == b"a colour profile"
+        assert picture.info["icc_profile"] == profile()
         assert picture.size == (40, 60)
 
 

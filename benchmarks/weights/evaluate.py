@@ -75,6 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model(args.weights, device="cpu", dtype="float32")
     pictures = [(source.name, read_rgb(source.clear)) for source in find_clear([args.folder])]
+    cases = list(synthesised(pictures))
     # Each overlap by itself: the seam ratio has to know where tile borders are.
     dehazers = {
         32: {"overlap 32": by_network(model, 32)},
@@ -83,7 +84,7 @@ def main() -> None:
     rows = [
         {"kinds": ("all", case.kind, case.name.partition("-")[0]), "method": method, **values}
         for overlap, methods in dehazers.items()
-        for case, method, _, values in evaluate(synthesised(pictures), methods, overlap)
+        for case, method, _, values in evaluate(cases, methods, overlap)
         if overlap == 0 or method != "hazy input"
     ]
     table = defaultdict(dict)
@@ -95,7 +96,6 @@ def main() -> None:
     # The true change has no seams: what it scores at the same places is what the pictures themselves bring.
     without_seams = {
         f"overlap {overlap}": round(float(np.mean([seam_ratio(c.clear - c.hazy, overlap) for c in cases])), 3)
-        for cases in [list(synthesised(pictures))]
         for overlap in dehazers
     }
     # A clear picture should stay as it is.

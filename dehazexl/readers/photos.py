@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -67,9 +68,11 @@ def open_jpeg(path: Path) -> Image:
     with named(path, "JPEG"), JpegImageFile(path) as picture:
         (width, height), mode = picture.size, picture.mode
         turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        metadata = {"icc_profile": profile} if (profile := picture.info.get("icc_profile")) else {}
     size = (width, height) if turned else (height, width)
     roles = ["gray"] if mode == "L" else list(RGB_ROLES)
-    return photograph(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
+    image = photograph(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
+    return replace(image, metadata=metadata)
 
 
 def decode_jpeg(path: Path) -> NDArray[Any]:
