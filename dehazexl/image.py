@@ -244,6 +244,11 @@ def _as_dtype(value: float, dtype: np.dtype[Any]) -> Any:
         return np.float64(value).astype(dtype)
 
 
+def as_json(nodata: float) -> float | str:
+    """Return a nodata value as JSON can hold it, which has no NaN: as Zarr spells it in its fill value."""
+    return nodata if math.isfinite(nodata) else str(nodata)
+
+
 def check_range(limits: Sequence[float]) -> tuple[float, float]:
     """Return what is given for black and white, if it is a pair of rising, finite numbers; else ValueError."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dehazexl.image import as_json
 from dehazexl.pyramid import Levels, Pyramid, Tile
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def _describe(group: zarr.Group, target: Image, levels: Levels, ngff: Ngff, coar
     texts = {name: value for name, value in target.metadata.items() if isinstance(value, str)}
     attributes["dehazexl"] = {"rgb": list(target.rgb), "alpha": target.alpha, "metadata": texts}
     if target.nodata is not None:
-        # JSON has no NaN; Zarr spells it so in its fill value.
-        attributes["nodata"] = target.nodata if math.isfinite(target.nodata) else str(target.nodata)
+        attributes["nodata"] = as_json(target.nodata)
     group.attrs.update(attributes | (target.geo.to_attributes() if target.geo else {}))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from dehazexl.commands.run import WEIGHTS
 from dehazexl.grid import TileGrid
-from dehazexl.image import PERCENTILES, Image, open_image, value_range
+from dehazexl.image import PERCENTILES, Image, as_json, open_image, value_range
 
 OVERLAP = 32
 """Overlap in pixels at which tiles are counted: the default of `dehazexl run`."""
@@ -42,8 +41,7 @@ def describe_picture(path: Path) -> dict[str, Any]:
         "bands": [{"number": i, "name": name, "shows": _shows(image, i - 1)} for i, name in enumerate(image.bands, 1)],
         "chunks": list(image.levels[0].chunksize[:2]),
         "overviews": [[level.shape[1], level.shape[0]] for level in image.levels[1:]],
-        # JSON has no NaN.
-        "nodata": image.nodata if image.nodata is None or math.isfinite(image.nodata) else str(image.nodata),
+        "nodata": None if image.nodata is None else as_json(image.nodata),
         "value_range": [low, high],
         "pixel_size": list(image.scale) if image.units != "pixel" else None,
         "units": image.units,
