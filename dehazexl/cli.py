@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         if not short_of_memory(error):
             raise
-        fail("the device's memory is not enough: give a smaller --batch, e.g. --batch 1, or --device cpu")
+        fail("the device's memory is not enough: give a smaller --batch (train: --tiles, or --part), or --device cpu")
         return 2
     return code if isinstance(code, int) else 0
 
@@ -97,7 +97,7 @@ def message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return f"the memory is not enough ({error}): take less of the picture with --region, or a larger machine"
+        return f"the memory is not enough ({error}): take less at once (run: --region; train: --tiles, or --part)"
     return str(error) or type(error).__name__
 
 

@@ -79,7 +79,7 @@ def check_there(path: Path | None) -> None:
     Raises
     ------
     FileNotFoundError
-        Then.
+        If there is nothing at `path` any more.
     """
     if path is not None and not path.exists():
         raise FileNotFoundError(f"{path} is gone: put it back, or open the picture anew")

@@ -42,10 +42,9 @@ def replacing(path: Path) -> Iterator[Path]:
         if not isinstance(reason, OSError) or reason.errno is None:
             raise
         before = "the one before stands; " if path.exists() else ""
-        raise OSError(
-            reason.errno,
-            f"{path} could not be written: {os.strerror(reason.errno)}; {before}make room, or mend the disk",
-        ) from error
+        remedy = "make room" if reason.errno in FULL else "see that its folder is there and may be written to"
+        said = f"{path} could not be written: {os.strerror(reason.errno)}; {before}{remedy}"
+        raise OSError(reason.errno, said) from error
 
 
 def meet(one: Path, other: Path) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dehazexl.crops import center_crop
-from dehazexl.grid import TileGrid
+from dehazexl.grid import OVERLAP, TileGrid
 from dehazexl.haze import synthesise
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def seam_ratio(change: Picture, overlap: int = 0) -> float:
     return float(borders.mean() / others.mean()) if borders.size and others.size and others.mean() > 0 else math.nan
 
 
-def by_network(model: DehazeXL, overlap: int = 32) -> Dehazer:
+def by_network(model: DehazeXL, overlap: int = OVERLAP) -> Dehazer:
     """Return a dehazer that streams a picture through a network."""
     from dehazexl.pipeline import dehaze
 

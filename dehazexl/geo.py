@@ -212,13 +212,18 @@ def _affine_tags(affine: Affine, centre: float = 0.0) -> dict[int, Any]:
 
 def _crs_tags(epsg: int, affine: Affine | None) -> dict[int, Any]:
     # A code does not say whether it counts in degrees; where the picture lies does.
-    degrees = abs(affine[2]) <= 360 and abs(affine[5]) <= 90 if affine else 4000 < epsg < 5000
+    degrees = _in_degrees(affine) if affine else 4000 < epsg < 5000
     model, key = (2, _GEOGRAPHIC_CRS) if degrees else (1, _PROJECTED_CRS)
     entries = ((_MODEL_TYPE, model), (_RASTER_TYPE, 1), (key, epsg))
     directory = [1, 1, 0, len(entries)]
     for code, value in entries:
         directory += [code, 0, 1, value]
     return {GEO_KEYS: tuple(directory)}
+
+
+def _in_degrees(affine: Affine) -> bool:
+    """Tell whether a picture's first corner can be in degrees; grids of the globe begin half a pixel beyond a pole."""
+    return abs(affine[2]) <= 360 + abs(affine[0]) and abs(affine[5]) <= 90 + abs(affine[4])
 
 
 def _affine_of(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> Affine | None:

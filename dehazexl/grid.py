@@ -15,6 +15,12 @@ TILE = 256
 TOKEN = 32
 """Side, in pixels, of the square that one token stands for."""
 
+SIDE = TILE // TOKEN
+"""Tokens along a side of a tile: it has 8 x 8."""
+
+OVERLAP = 32
+"""Pixels by which tiles overlap, unless another number is asked for."""
+
 MAX_OVERLAP = TILE // 2
 """With more, a pixel would lie in more than two tiles along an axis."""
 
@@ -111,7 +117,7 @@ class TileGrid:
         return Window(0, self.rows, 0, self.cols)
 
     def pixels_of(self, tiles: Window) -> Window:
-        """Return the pixels that a rectangle of tiles covers; `tiles_at` is the inverse."""
+        """Return the pixels that a rectangle of tiles covers; without overlap `tiles_at` is the inverse."""
         return Window(
             tiles.y0 * self.stride,
             (tiles.y1 - 1) * self.stride + TILE,
@@ -120,7 +126,7 @@ class TileGrid:
         )
 
     def tiles_at(self, pixels: Window) -> Window:
-        """Return the tiles that share a pixel with a rectangle of pixels."""
+        """Return the tiles that share a pixel with a rectangle of pixels, neighbours that overlap it, too."""
         y0, y1 = _touched(pixels.y0, pixels.y1, self.stride, self.rows)
         x0, x1 = _touched(pixels.x0, pixels.x1, self.stride, self.cols)
         return Window(y0, y1, x0, x1)

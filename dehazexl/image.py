@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.nodata import held
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -228,25 +230,13 @@ def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
     """
     rgb = colours(pixels, image)
     valid = np.isfinite(rgb).all(axis=-1) if rgb.dtype.kind == "f" else np.ones(rgb.shape[:2], bool)
-    if image.nodata is not None:
-        held = rgb != _as_dtype(image.nodata, rgb.dtype)
-        valid &= held.all(axis=-1) if rgb.dtype.kind == "f" else held.any(axis=-1)
+    mark = held(image.nodata, rgb.dtype)
+    if mark is not None:
+        other = rgb != mark
+        valid &= other.all(axis=-1) if rgb.dtype.kind == "f" else other.any(axis=-1)
     if image.alpha is not None:
         valid &= pixels[..., image.alpha] != 0
     return valid
-
-
-def _as_dtype(value: float, dtype: np.dtype[Any]) -> Any:
-    """Round a value as the pixels are: -3.4028234663852886e+38 in a file means float32's lowest."""
-    if dtype.kind != "f":
-        return value
-    with np.errstate(over="ignore"):
-        return np.float64(value).astype(dtype)
-
-
-def as_json(nodata: float) -> float | str:
-    """Return a nodata value as JSON can hold it, which has no NaN: as Zarr spells it in its fill value."""
-    return nodata if math.isfinite(nodata) else str(nodata)
 
 
 def check_range(limits: Sequence[float]) -> tuple[float, float]:
@@ -258,6 +248,13 @@ def check_range(limits: Sequence[float]) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
     return low, high
+
+
+def check_strength(strength: float) -> float:
+    """Return the share of the haze that is removed, if it is from 0 to 1; else ValueError."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be between 0 and 1, not {strength}")
+    return strength
 
 
 def value_range(image: Image) -> tuple[float, float]:

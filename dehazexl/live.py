@@ -24,8 +24,8 @@ import numpy as np
 
 from dehazexl.answers import Answers
 from dehazexl.cut import Cut, check_there
-from dehazexl.grid import Window
-from dehazexl.image import Image, check_range, value_range
+from dehazexl.grid import OVERLAP, Window
+from dehazexl.image import Image, check_range, check_strength, value_range
 from dehazexl.pixels import Pixels
 from dehazexl.shown import show, shown_dtype
 from dehazexl.worker import Worker
@@ -91,7 +91,7 @@ class Live:
         image: Image,
         load: Callable[[], DehazeXL],
         *,
-        overlap: int = 32,
+        overlap: int = OVERLAP,
         strength: float = 1.0,
         limits: tuple[float, float] | None = None,
         cache: int = CACHE,
@@ -131,9 +131,7 @@ class Live:
 
     @strength.setter
     def strength(self, strength: float) -> None:
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be between 0 and 1, not {strength}")
-        self._strength = strength
+        self._strength = check_strength(strength)
         self._better(everywhere=True)
 
     @property
@@ -205,7 +203,7 @@ class Live:
     def restart(self) -> None:
         """Go on after `close` or an error; what is dehazed already stays."""
         if not self.running:
-            for pixels in self._pixels:
+            for pixels in (*self._pixels, *(work.job.pixels for work in self._works.values())):
                 pixels.forget()  # what was kept of a file that was gone may be anything
             self.error, self.lost, self._idle = None, False, False
             self._better(everywhere=True)
@@ -300,27 +298,31 @@ class Live:
 
     def _advance(self, level: int, window: Window) -> None:
         """Do the next batch of what a window of a level needs."""
-        if self._model is None:
-            self._model = self.load()
-        if level not in self._works:
-            self._works[level] = self._begin(level, self._model)
-        work = self._works[level]
+        # In names of its own: `forget`, in another thread, may drop them at any time.
+        model = self._model
+        if model is None:
+            model = self._model = self.load()
+        work = self._works.get(level)
+        if work is None:
+            work = self._works[level] = self._begin(level, model)
+        # What was read of a file that has gone meanwhile may be anything: it is looked for before anything is kept.
         if not work.ready:
             work.advance()
+            check_there(self.image.path)
         elif self._wholes[:1] == [level]:
             overview = work.changes(lambda: not self.running)
+            check_there(self.image.path)
             with self._changed:
                 if overview is not None and self._wants(level, work):
                     self._answers.overview, self._wholes = overview, self._wholes[1:]
             self._better(everywhere=True)
         else:
             tiles = work.decode(self._answers.missing(level, window))
+            check_there(self.image.path)
             with self._changed:
                 if self._wants(level, work):
                     self._answers.keep(level, tiles)
             self._better()
-        # What was read of a file that has gone meanwhile may be anything.
-        check_there(self.image.path)
 
     def _wants(self, level: int, work: LevelWork) -> bool:
         """Whether what a work has found is still wanted: meanwhile all may have been stopped, or forgotten."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from dehazexl.disk import replacing
 
 COLUMNS = ["step", "seconds", "waited", "loss", "lr", "skipped", "psnr", "ssim"]
-"""Of the log."""
+"""Of ``log.csv``, in order."""
 
 
 def log(path: Path, report: dict[str, float]) -> None:

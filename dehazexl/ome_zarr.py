@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dehazexl.image import as_json
+from dehazexl.nodata import as_json
 from dehazexl.pyramid import Levels, Pyramid, Tile
 
 if TYPE_CHECKING:

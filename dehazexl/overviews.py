@@ -83,14 +83,17 @@ def with_tail(image: Image) -> Image:
     return replace(image, levels=tuple(levels))
 
 
-def halved(level: da.Array) -> da.Array:
-    """Return every 2 x 2 pixels of a lazy picture ``(y, x, c)`` as their mean, lazily; an odd last row is left out."""
-    import dask.array as da
+def halved(image: Image) -> da.Array:
+    """Return the coarsest level of a picture at half its size, ``(y, x, c)``, lazily; see `pyramid.halve`."""
+    from dask.array.routines import aligned_coarsen_chunks
 
-    axes = {axis: 2 for axis in (0, 1) if level.shape[axis] > 1}
-    half = da.coarsen(np.mean, level, axes, trim_excess=True)
-    rounded = half if level.dtype.kind == "f" else half.round()
-    return rounded.astype(level.dtype).rechunk({0: "auto", 1: "auto", 2: -1})
+    level = image.levels[-1]
+    level = level.rechunk({axis: aligned_coarsen_chunks(level.chunks[axis], 2) for axis in (0, 1)})  # parts no pair
+    half = level.map_blocks(
+        halve, nodata=image.nodata, alpha=image.alpha, dtype=level.dtype, meta=np.empty((0, 0, 0), level.dtype),
+        chunks=(*(tuple(-(-side // 2) for side in sides) for sides in level.chunks[:2]), level.chunks[2]),
+    )  # fmt: skip
+    return half.rechunk({0: "auto", 1: "auto", 2: -1})
 
 
 def look_around(image: Image, places: int) -> NDArray[Any]:
@@ -100,8 +103,15 @@ def look_around(image: Image, places: int) -> NDArray[Any]:
     out = np.zeros((places, places, finest.shape[2]), finest.dtype)
     for row, col in np.ndindex(places, places):
         y, x = ((2 * at + 1) * finest.shape[axis] // (2 * places) for axis, at in enumerate((row, col)))
-        out[row, col] = pixels.read(Window(y, y + 16, x, x + 16)).mean((0, 1)).astype(finest.dtype)
+        out[row, col] = _mean(pixels.read(Window(y, y + 16, x, x + 16)), image)
     return out
+
+
+def _mean(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
+    """Return the mean colour ``(c,)`` of some pixels ``(16, 16, c)``."""
+    while len(pixels) > 1:
+        pixels = halve(pixels, image.nodata, image.alpha)
+    return pixels[0, 0]
 
 
 def sampled(image: Image, sample: NDArray[Any]) -> Image:
@@ -117,11 +127,10 @@ def sampled(image: Image, sample: NDArray[Any]) -> Image:
 
 def _further_shapes(image: Image) -> list[tuple[int, ...]]:
     """List the shapes of the overviews that `make_overviews` makes, and of those that follow."""
-    height, width, bands = image.levels[-1].shape
-    shapes: list[tuple[int, ...]] = [(max(1, height // 2), max(1, width // 2), bands)]
-    while max(shapes[-1][:2]) > SMALLEST:
-        shapes.append((*(-(-side // 2) for side in shapes[-1][:2]), bands))
-    return shapes
+    shapes: list[tuple[int, ...]] = [image.levels[-1].shape]
+    while len(shapes) == 1 or max(shapes[-1][:2]) > SMALLEST:
+        shapes.append((*(-(-side // 2) for side in shapes[-1][:2]), shapes[-1][2]))
+    return shapes[1:]
 
 
 def kept_overviews(image: Image, folder: Path) -> Image | None:
@@ -161,7 +170,7 @@ def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
     folder.mkdir(parents=True, exist_ok=True)
     place = _place(image, folder)
     _forget_left_over(folder)
-    half = halved(image.levels[-1])
+    half = halved(image)
     like = replace(image, levels=(half,), geo=None, path=None)
     # Another process may be making the same.
     own = place.with_name(f"{place.name.partition('.')[0]}.{os.getpid()}.ome.zarr")

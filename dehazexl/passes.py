@@ -1,11 +1,10 @@
-"""The passes over a picture's tiles, and the only place where arrays meet torch.
+"""The passes over a picture's tiles: where its arrays meet the network.
 
 ``encode`` every tile, ``fuse`` all tokens, ``decode`` any window. See `pipeline.dehaze` for their order.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dehazexl.grid import TILE, TOKEN, TileGrid, Window
+from dehazexl.grid import SIDE, TILE, TOKEN, TileGrid, Window
 from dehazexl.image import Image, colours, valid_mask
 from dehazexl.model import DehazeXL
+from dehazexl.model.spec import MAPS
+from dehazexl.nodata import beside, held
 from dehazexl.pixels import Pixels
 from dehazexl.tokens import BLOCK, TokenStore
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 FUSE_TILES, FUSE_SHARE = 256, 64
 """Tiles whose tokens ask at once while fusing: at most, and for each tile of a batch, so that a smaller batch helps a
 device that is short of memory there, too."""
-
-SIDE = TILE // TOKEN
 
 # One network computes at a time: two would only share the same cores, or the memory of the same device.
 _network = threading.Lock()
@@ -83,8 +82,12 @@ class Job:
     @property
     def keeps_maps(self) -> bool:
         """Whether the feature maps of all tiles fit in the memory allowed for them."""
-        cells = sum(width * (TILE // 4 // 2**i) ** 2 for i, width in enumerate(self.model.spec.widths))
-        return bool(self.grid.rows * self.grid.cols * cells * self.model.dtype.itemsize <= self.keep)
+        spec = self.model.spec
+        maps = list(zip(spec.widths, MAPS, strict=True))
+        if spec.head_stride == 4:
+            maps.append((3 + len(spec.inputs), MAPS[0]))  # the input channels, see `DehazeXL.encode`
+        numbers = sum(channels * side**2 for channels, side in maps)
+        return self.grid.rows * self.grid.cols * numbers * self.model.dtype.itemsize <= self.keep
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what is merely cached behind when sent to another process."""
@@ -388,14 +391,7 @@ def _around_nodata(values: NDArray[Any], before: NDArray[Any], nodata: float | N
 
     Readers such as GDAL mask each band by itself.
     """
-    if nodata is None or math.isnan(nodata):
+    mark = held(nodata, values.dtype)
+    if mark is None:
         return values
-    with np.errstate(over="ignore"):
-        mark = np.asarray(nodata).astype(values.dtype)
-    if float(mark) != nodata and values.dtype.kind != "f":
-        return values
-    if values.dtype.kind == "f":
-        aside = np.nextafter(mark, np.zeros_like(mark) if mark else np.ones_like(mark))
-    else:
-        aside = mark - 1 if mark else mark + 1
-    return np.where(before == mark, before, np.where(values == mark, aside, values))
+    return np.where(before == mark, before, np.where(values == mark, beside(mark, values.dtype), values))

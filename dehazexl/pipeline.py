@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from dehazexl.grid import TileGrid, Window
-from dehazexl.image import check_range, open_image
+from dehazexl.cut import Cut
+from dehazexl.grid import OVERLAP, TileGrid, Window
+from dehazexl.image import check_range, check_strength, open_image
 from dehazexl.image import value_range as find_value_range
 from dehazexl.model import DehazeXL
 from dehazexl.passes import Job, decode, encode, fuse
@@ -31,7 +31,7 @@ CHUNK = 2048
 def dehaze(
     source: Any,
     model: DehazeXL | str | Path | None = None,
-    overlap: int = 32,
+    overlap: int = OVERLAP,
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
@@ -87,21 +87,19 @@ def dehaze(
 def prepare(
     source: Any,
     model: DehazeXL | str | Path | None = None,
-    overlap: int = 32,
+    overlap: int = OVERLAP,
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] = "auto",
 ) -> Job:
     """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be between 0 and 1, not {strength}")
     image = open_image(source, bands=bands)
     height, width, _ = image.levels[0].shape
     grid = TileGrid(height, width, overlap)
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
-    return Job(image, grid, model, limits, choose_batch(batch, model), strength)
+    return Job(image, grid, model, limits, choose_batch(batch, model), check_strength(strength))
 
 
 def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
@@ -166,39 +164,17 @@ def decode_lazily(job: Job, store: TokenStore, tell: Callable[[int], object] | N
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Decoded:
+class Decoded(Cut):
     """The dehazed picture ``(y, x, c)`` as what dask cuts: whatever is cut out is decoded, and no more.
 
     dask passes on a slice of one of its chunks where nothing else needs that chunk, so that a small view of a
     large picture takes a few tiles.
     """
 
-    job: Job
-    store: TokenStore
-    tell: Callable[[int], object] | None
+    def __init__(self, job: Job, store: TokenStore, tell: Callable[[int], object] | None) -> None:
+        self.job, self.store, self.tell = job, store, tell
+        self.shape, self.dtype = job.image.levels[0].shape, job.image.levels[0].dtype
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, columns and bands."""
-        height, width, bands = self.job.image.levels[0].shape
-        return height, width, bands
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """That of the picture."""
-        return self.job.image.levels[0].dtype
-
-    def __getitem__(self, index: tuple[Any, Any, Any]) -> NDArray[Any]:
-        """Decode the rows and columns of an index of slices or integers."""
-        rows, cols = (np.arange(size)[part] for size, part in zip(self.shape[:2], index[:2], strict=True))
-        if not rows.size * cols.size:
-            return np.broadcast_to(np.zeros((), self.dtype), self.shape)[index]
-        window = Window(int(rows.min()), int(rows.max()) + 1, int(cols.min()), int(cols.max()) + 1)
-        pixels = decode(self.job, self.store, window, self.tell)[..., index[2]]
-        return pixels[rows - window.y0].take(cols - window.x0, axis=rows.ndim)
+    def read(self, window: Window) -> NDArray[Any]:
+        """Decode a window's pixels."""
+        return decode(self.job, self.store, window, self.tell)

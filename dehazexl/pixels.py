@@ -38,6 +38,7 @@ class Pixels:
         # Where each chunk begins, and the end of the last.
         self._edges = [np.cumsum([0, *sizes]) for sizes in array.chunks[:2]]
         self._chunk = lru_cache(maxsize=_count_kept(array))(_Chunk)
+        self._finding = Lock()  # else two threads that miss a chunk at once would get one each
 
     @classmethod
     def of(cls, array: da.Array) -> Pixels:
@@ -76,7 +77,11 @@ class Pixels:
     def load(self, chunk: Window) -> None:
         """Read a chunk, so that it is there when it is asked for."""
         (row,), (col,) = self._touched(0, chunk.y0, chunk.y1), self._touched(1, chunk.x0, chunk.x1)
-        self._chunk(row, col).read(self.array)
+        self._find(row, col).read(self.array)
+
+    def _find(self, row: int, col: int) -> _Chunk:
+        with self._finding:
+            return self._chunk(row, col)
 
     def _place(self, row: int, col: int) -> Window:
         (y0, y1), (x0, x1) = self._edges[0][row : row + 2], self._edges[1][col : col + 2]
@@ -90,7 +95,7 @@ class Pixels:
             for row in self._touched(0, window.y0, window.y1):
                 chunk = self._place(row, col)
                 part = chunk.meet(window)
-                out[part.within(window)] = self._chunk(row, col).read(self.array)[part.within(chunk)]
+                out[part.within(window)] = self._find(row, col).read(self.array)[part.within(chunk)]
         return out
 
     def _touched(self, axis: int, start: int, stop: int) -> range:

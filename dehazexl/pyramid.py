@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dehazexl.nodata import beside, held
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -142,22 +144,21 @@ def halve(pixels: NDArray[Any], nodata: float | None = None, alpha: int | None =
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     wide = np.float64 if pixels.dtype.itemsize > 2 else np.float32
     values = pixels.astype(wide)
-    weights = _weights(pixels, values, nodata, alpha)
+    mark = held(nodata, pixels.dtype)
+    weights = _weights(pixels, values, mark, alpha)
     if weights is None:
-        return _off_nodata(_as(_sum(values) / 4, pixels.dtype), np.True_, nodata, alpha)
+        return _off_nodata(_as(_sum(values) / 4, pixels.dtype), np.True_, mark, alpha)
     total = _sum(weights)
     weighed = _sum(np.where(weights > 0, values, 0) * weights)
     mean = np.divide(weighed, total, out=pixels[::2, ::2].astype(wide), where=total > 0)
-    return _off_nodata(_as(mean, pixels.dtype), total > 0, nodata, alpha)
+    return _off_nodata(_as(mean, pixels.dtype), total > 0, mark, alpha)
 
 
-def _weights(
-    pixels: NDArray[Any], values: NDArray[Any], nodata: float | None, alpha: int | None
-) -> NDArray[Any] | None:
+def _weights(pixels: NDArray[Any], values: NDArray[Any], mark: float | None, alpha: int | None) -> NDArray[Any] | None:
     """Weight of each value, or None where all count the same."""
     valid = np.isfinite(values)
-    if nodata is not None:
-        valid &= pixels != nodata
+    if mark is not None:
+        valid &= pixels != mark
     weights: NDArray[Any] = valid.astype(values.dtype)
     if alpha is not None:
         colours = [c for c in range(pixels.shape[2]) if c != alpha]
@@ -176,14 +177,12 @@ def _as(mean: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _off_nodata(
-    mean: NDArray[Any], valid: NDArray[np.bool_] | np.bool_, nodata: float | None, alpha: int | None
+    mean: NDArray[Any], valid: NDArray[np.bool_] | np.bool_, mark: float | None, alpha: int | None
 ) -> NDArray[Any]:
     """Keep a mean of valid pixels from rounding onto the value that says there are none; alpha may be any value."""
-    if nodata is not None:
-        clash = valid & (mean == nodata)
+    if mark is not None:
+        clash = valid & (mean == mark)
         if alpha is not None:
             clash[..., alpha] = False
-        top = mean.dtype.kind in "iu" and nodata >= np.iinfo(mean.dtype).max
-        neighbour = nodata - 1 if top else nodata + 1
-        mean[clash] = neighbour if mean.dtype.kind in "iu" else np.nextafter(mean.dtype.type(nodata), np.inf)
+        mean[clash] = beside(mark, mean.dtype)
     return mean

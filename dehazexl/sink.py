@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
 from dehazexl.blocks import computed
 from dehazexl.disk import meet, room
 from dehazexl.image import Image
+from dehazexl.nodata import held
 from dehazexl.ome_zarr import Ngff, write_ome_zarr
 from dehazexl.picture import check_picture, write_picture
 from dehazexl.tiff import Compression, write_tiff
@@ -37,12 +36,31 @@ def to_zarr(
     ngff: Ngff = "0.5",
     overwrite: bool = False,
 ) -> Path:
-    """Write a picture as OME-Zarr with a pyramid; see `write`.
+    """Write a picture as OME-Zarr with a pyramid, block by block; `dehazexl.sink.write` says how.
+
+    Parameters
+    ----------
+    clear
+        The picture ``(y, x, c)`` or ``(y, x)``, lazy or not, integer or floating point.
+    path
+        A name that ends in ``.zarr``.
+    like
+        The picture that `clear` was made from: gives names of bands, alpha, nodata, georeference and pixel size.
+    ngff
+        Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
+    overwrite
+        Replace what is at `path`, once the new picture is complete.
 
     Returns
     -------
     Path
         The Zarr that was written.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, ValueError, OSError
+        If there is something at `path` and `overwrite` is False, its folder is not there, something does not fit
+        (suffix, dtype, bands, the shape of `like`, a place in the input), or it cannot be written.
     """
     return _drained(clear, path, like, ZARR, ngff=ngff, overwrite=overwrite)
 
@@ -55,12 +73,26 @@ def to_tiff(
     compression: Compression = "deflate",
     overwrite: bool = False,
 ) -> Path:
-    """Write a picture as tiled (Geo)TIFF with overviews; see `write`.
+    """Write a picture as tiled (Geo)TIFF with overviews, block by block; `dehazexl.sink.write` says how.
+
+    Parameters
+    ----------
+    clear, like, overwrite
+        As in `to_zarr`; `like` also gives tags and colour profile.
+    path
+        A name that ends in ``.tif`` or ``.tiff``.
+    compression
+        ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
 
     Returns
     -------
     Path
         The file that was written.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, ValueError, OSError
+        As in `to_zarr`.
     """
     return _drained(clear, path, like, TIFF, compression=compression, overwrite=overwrite)
 
@@ -224,7 +256,7 @@ def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
             f"the picture has shape {array.shape}, but the one it is like has {like.levels[0].shape}: "
             "crop `like` the same way (levels, geo.moved), or leave it out"
         )
-    return replace(like, levels=(array,), nodata=_fitting(like.nodata, array.dtype))
+    return replace(like, levels=(array,), nodata=held(like.nodata, array.dtype))
 
 
 def _plain(array: da.Array) -> Image:
@@ -232,18 +264,6 @@ def _plain(array: da.Array) -> Image:
     bands = array.shape[2]
     names = ("red", "green", "blue") if bands == 3 else tuple(f"band {band}" for band in range(1, bands + 1))
     return Image((array,), "array", names, (0, 1, 2) if bands >= 3 else (0, 0, 0), 1 if bands == 2 else None)
-
-
-def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
-    """Keep the nodata value if the dtype can hold it, as the dtype holds it."""
-    if nodata is None:
-        return None
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            held = float(dtype.type(nodata))
-        return held if np.isfinite(held) == np.isfinite(nodata) else None
-    limits = np.iinfo(dtype)
-    return nodata if limits.min <= nodata <= limits.max and nodata == int(nodata) else None
 
 
 def _check_place(path: Path, target: Image, overwrite: bool) -> None:
@@ -294,7 +314,11 @@ def _rename(part: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.old")
     _remove(old)
     path.rename(old)
-    part.rename(path)
+    try:
+        part.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
     _remove(old)
 
 

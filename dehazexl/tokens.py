@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dehazexl.disk import meet, room
+from dehazexl.grid import SIDE
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -53,8 +54,8 @@ class MemoryTokens:
     """Tokens in memory. Fusing overwrites the tokens, so that only one array is held."""
 
     def __init__(self, grid: TileGrid, channels: int, dtype: DTypeLike) -> None:
-        self._array = np.zeros((grid.rows, grid.cols, 64, channels), dtype)
-        self._valid = np.zeros((grid.rows, grid.cols, 64), bool)
+        self._array = np.zeros((grid.rows, grid.cols, SIDE**2, channels), dtype)
+        self._valid = np.zeros((grid.rows, grid.cols, SIDE**2), bool)
         self._done: set[Window] = set()
         self._fused = False
 
@@ -103,8 +104,8 @@ class ZarrTokens:
 
     def __init__(self, path: str | Path, grid: TileGrid, channels: int, dtype: DTypeLike, fingerprint: str) -> None:
         blocks = (-(-grid.rows // BLOCK), -(-grid.cols // BLOCK))
-        shape = (grid.rows, grid.cols, 64, channels)
-        chunks = (BLOCK, BLOCK, 64, channels)
+        shape = (grid.rows, grid.cols, SIDE**2, channels)
+        chunks = (BLOCK, BLOCK, SIDE**2, channels)
         self._path = Path(path)
         with self._room():
             group = _open(self._path, fingerprint)

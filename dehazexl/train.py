@@ -74,7 +74,7 @@ def train(
     Yields
     ------
     dict
-        After each step, by the names of `COLUMNS`: ``step``, ``loss``, ``lr``, ``seconds`` since the start,
+        After each step, by the names of `log.COLUMNS`: ``step``, ``loss``, ``lr``, ``seconds`` since the start,
         ``waited`` of them for batches, ``skipped`` steps; after a validation ``psnr`` and ``ssim``.
 
     Raises

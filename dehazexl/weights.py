@@ -35,7 +35,7 @@ _OFFICIAL_NAMES = (
 )
 _CONSTANTS = re.compile(r"\.(relative_position_index|attn_mask)$")
 
-# The two normalisations of the official scripts (`--nor`): the one its weights were trained with, per channel.
+# Mean and deviation, per channel, that the official scripts' `--nor` applies.
 OFFICIAL_MEAN = (0.45837133, 0.47633536, 0.44432645)
 OFFICIAL_STD = (0.16936361, 0.15927625, 0.15468806)
 
@@ -72,12 +72,15 @@ def load_model(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file holds no weights of this network, is damaged, or wants to run code; or if the device
-        or dtype is unknown or not there.
+        If the file holds no weights of this network, is damaged, or wants to run code; if ``normalised`` is given for
+        a ``.safetensors``, which says that itself; or if the device or dtype is unknown or not there.
     """
     target = choose_device(device)
     path = find_weights(source)
-    model = _load_safetensors(path) if path.suffix == ".safetensors" else _load_official(path, normalised)
+    ours = path.suffix == ".safetensors"
+    if ours and normalised:
+        raise ValueError(f"{path} says itself how it is normalised: leave normalised out")
+    model = _load_safetensors(path) if ours else _load_official(path, normalised)
     return model.requires_grad_(False).to(target, choose_dtype(dtype, target)).eval()
 
 
@@ -199,7 +202,8 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 def has_bfloat16() -> bool:
     """Tell whether this processor computes in bfloat16; others do it step by step, far slower than in float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: not every torch has it
+    return probe is not None and bool(probe())
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ MAPS = 128 * 2**20
 """Bytes of feature maps kept for a level."""
 
 FAR = 60000
-"""What half precision still holds: pixels far outside the limits are that many times as bright."""
+"""What half precision, in which tiles are kept, still holds: colours beyond it, far outside the limits, are clipped."""
 
 
 @dataclass(eq=False)

@@ -175,6 +175,14 @@ def test_resize(inside: Path, weights: str) -> None:
     assert np.abs(pixels("out.tif") - halved).max() < 4
 
 
+def test_resize_counts_when_the_output_is_checked(inside: Path, weights: str, error: Errors) -> None:
+    options = ["--weights", weights, "--resize"]
+    assert "100 x 70000 pixels" in error("run", "in.tif", "out.jpg", *options, "70000x100")
+    tifffile.imwrite("long.tif", np.zeros((1, 65600, 3), np.uint8), photometric="rgb")
+    assert main(["run", "long.tif", "out.jpg", *options, "300x100"]) == 0
+    assert pixels("out.jpg").shape == (100, 300, 3)
+
+
 def test_resize_keeps_nodata_apart() -> None:
     import dask.array as da
 
@@ -241,6 +249,15 @@ def test_a_damaged_tiff_is_one_line(inside: Path, weights: str) -> None:
     done = subprocess.run([*COMMAND, "run", "bad.tif", "o.tif", "--weights", weights], capture_output=True, text=True)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "bad.tif is" in line] == done.stderr.splitlines()
+
+
+def test_bundled_weights_stand_before_a_folder_of_their_name(inside: Path) -> None:
+    """As a training leaves it: --out compact."""
+    from dehazexl.commands.run import find_weights
+    from dehazexl.weights import BUNDLED
+
+    (inside / "compact").mkdir()
+    assert find_weights(["compact"]) == {"": BUNDLED / "compact.safetensors"}
 
 
 def test_several_weights(inside: Path, weights: str) -> None:
@@ -317,7 +334,7 @@ def bad_chunk(path: Path) -> None:
 BAD_PICTURES = {
     "missing": (lambda path: None, "does not exist"),
     "text": (bad_text, "is no TIFF, Zarr, PNG or JPEG"),
-    "empty": (lambda path: path.write_bytes(b"") and None, "is no TIFF, Zarr, PNG or JPEG"),
+    "empty": (lambda path: path.write_bytes(b"") and None, "is empty: copy or download it again"),
     "folder": (lambda path: path.mkdir(), "a folder without a picture"),
     "truncated": (bad_truncated, "cut short: tile 1 (row 0, column 1)"),
     "damaged": (bad_tile, "damaged at tile 1 (row 0, column 1)"),
@@ -526,7 +543,13 @@ def test_info_is_json_for_other_programs(inside: Path, capsys: pytest.CaptureFix
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["nodata"] == "nan"
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["nodata"] == "NaN"
+
+
+def test_info_of_holes_that_are_nan(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_gdal(inside / "geo.tif", smooth(3, "float32", 30, 40), nodata=float("nan"))
+    assert main(["info", "geo.tif"]) == 0
+    assert any(line.split() == ["nodata", "nan"] for line in capsys.readouterr().out.splitlines())
 
 
 def test_info_of_a_picture(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

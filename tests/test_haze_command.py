@@ -37,6 +37,13 @@ def test_a_folder_becomes_pairs_to_train_on(tmp_path: Path) -> None:
     assert training.hazy[0][:, :].mean() > truth.mean()
 
 
+def test_whatever_is_read_gets_a_name_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "big.btf", procedural(80, 100, 1), photometric="rgb")
+    assert main(["haze", str(tmp_path / "in"), str(tmp_path / "pairs")]) == 0
+    assert open_image(tmp_path / "pairs" / "hazy" / "big.tif").levels[0].shape == (80, 100, 3)
+
+
 def test_levels_rise_in_density_and_the_seed_decides(tmp_path: Path) -> None:
     truth = write(tmp_path / "clear.png").astype(float)
     made = {}

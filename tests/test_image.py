@@ -787,7 +787,7 @@ DAMAGED_NGFF = {
 WRONG_FILES = {
     "gone": (FileNotFoundError, r"gone\.tif does not exist"),
     "text": (ValueError, "is no TIFF, Zarr, PNG or JPEG"),
-    "nothing": (ValueError, "is no TIFF"),
+    "nothing": (ValueError, "is empty: copy or download it again"),
     "head": (ValueError, "damaged TIFF"),
     "palette": (ValueError, "palette.*-expand rgb"),
     "bits": (ValueError, "1-bit mask"),
@@ -857,3 +857,36 @@ def test_arrays_of_one_name_are_read_each() -> None:
     for reader, own in zip(readers, pixels, strict=True):
         np.testing.assert_array_equal(reader.read(Window(0, 40, 0, 50)), own)
     assert Pixels.of(arrays[0]) is readers[0]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_masked_arrays_are_refused(lazy: bool) -> None:
+    """Their hidden values would be taken for the picture's."""
+    masked = np.ma.masked_equal(np.full((20, 20, 3), -9999, np.float32), -9999)
+    with pytest.raises(ValueError, match="is masked: fill it"):
+        open_image(da.from_array(masked, chunks=10) if lazy else masked)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("s3://bucket/x.tif", "addresses are not read"), ("empty.tif", "is empty: copy or download")]
+)
+def test_addresses_and_empty_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.tif").touch()
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        open_image(name)
+
+
+def test_palettes_that_say_they_are_grey_and_raw_pictures_are_refused(tmp_path: Path) -> None:
+    for tag, kind, count, value, message in ((320, 3, 768, (0,) * 768, "palette"), (50706, 1, 4, (1, 4, 0, 0), "DNG")):
+        tags = [(tag, kind, count, value, True)]
+        tifffile.imwrite(tmp_path / "x.tif", np.zeros((20, 20), np.uint8), photometric="minisblack", extratags=tags)
+        with pytest.raises(ValueError, match=message):
+            open_image(tmp_path / "x.tif")
+
+
+def test_band_names_are_read_as_gdal_means_them(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "x.tif", smooth(3), names=("R & D", "<2>", "blue"))
+    assert open_image(tmp_path / "x.tif").bands == ("R & D", "<2>", "blue")

@@ -54,7 +54,7 @@ def watch() -> Iterator[Callable[..., Live]]:
 
 def test_hazy_at_once_then_as_the_engine_has_it(watch, model, hazy) -> None:
     gate = threading.Event()
-    live = watch(opened(hazy), lambda: gate.wait() and model)
+    live = watch(opened(hazy), lambda: gate.wait(60) and model)
     np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
     before = live.version
     gate.set()
@@ -106,7 +106,7 @@ def test_forgotten_while_an_overview_is_made(watch, model, hazy, monkeypatch) ->
 
     monkeypatch.setattr(LevelWork, "changes", forgetful)
     gate = threading.Event()
-    live = watch(opened(hazy), lambda: gate.wait() and model)
+    live = watch(opened(hazy), lambda: gate.wait(60) and model)
     gate.set()
     assert live.wait(60)
     assert sides == [275, 275, 550]
@@ -166,7 +166,7 @@ def test_the_middle_of_the_view_comes_first(watch, model, hazy) -> None:
 
 def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
     gate = threading.Event()
-    live = watch(opened(hazy), lambda: gate.wait() and model)
+    live = watch(opened(hazy), lambda: gate.wait(60) and model)
     first, then = Window(0, 500, 0, 500), Window(700, 1100, 1000, 1500)
     live.look_at(0, first)
     live.look_at(0, then)  # before anything of the first has been computed
@@ -299,6 +299,27 @@ def test_a_zarr_that_vanishes(watch, model, hazy, tmp_path: Path) -> None:
     shutil.rmtree(path)
     assert not live.levels[0][-200:, -200:].any()
     assert live.lost and isinstance(live.error, FileNotFoundError) and "is gone" in str(live.error)
+
+
+def test_nothing_is_kept_of_a_zarr_that_vanished(model, hazy, tmp_path: Path) -> None:
+    """Nor of what was read of it: put back, it is dehazed anew."""
+    path = tmp_path / "hazy.ome.zarr"
+    dehazexl.to_zarr(hazy, path)
+    gate = threading.Event()
+    live = Live(dehazexl.open_image(path), lambda: gate.wait(60) and model)
+    try:
+        path.rename(tmp_path / "away")
+        gate.set()
+        live._worker.join(60)
+        assert live.lost and live._answers.overview is None
+        (tmp_path / "away").rename(path)
+        live.restart()
+        live.levels[0][VIEW]
+        assert live.wait(60)
+        wanted = dehazexl.dehaze(dehazexl.open_image(path), model).compute()[VIEW]
+        assert np.abs(live.levels[0][VIEW].astype(int) - wanted).max() <= 1
+    finally:
+        live.close(60)
 
 
 def test_forgotten_it_is_computed_again(watch, model, hazy) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import tifffile
@@ -45,6 +46,21 @@ def test_a_thumbnail_is_no_overview(large) -> None:
     half, tiny = (large.levels[0][::step, ::step] for step in (2, 16))
     assert needs_overviews(without_gaps(replace(large, levels=(large.levels[0], tiny))))
     assert without_gaps(replace(large, levels=(large.levels[0], half, tiny))).levels[1:] == (half, tiny)
+
+
+@pytest.mark.parametrize(("nodata", "alpha"), [(-9999.0, None), (None, 3)])
+def test_what_is_no_data_is_not_mixed_in(tmp_path, nodata, alpha) -> None:
+    pixels = np.full((2501, 2100, 4 if alpha else 3), 100, np.float32)
+    pixels[:, ::3, :3] = -9999
+    if alpha:
+        pixels[:, ::3, 3] = 0
+    array = da.from_array(pixels, chunks=(1001, 701, -1))  # chunks of odd sides
+    image = replace(dehazexl.open_image(array), nodata=nodata, alpha=alpha)
+    list(make_overviews(image, tmp_path))
+    kept = kept_overviews(image, tmp_path)
+    assert kept is not None and kept.levels[1].shape[:2] == (1251, 1050)
+    assert set(np.unique(np.asarray(kept.levels[1])[..., :3])) == {100.0}
+    assert sampled(image, pixels[:8, 1:2]).levels[1].shape == kept.levels[1].shape
 
 
 def test_made_once_and_kept(large, tmp_path) -> None:

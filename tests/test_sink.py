@@ -346,7 +346,7 @@ def test_halve_is_the_mean(shape: tuple[int, int, int], dtype: str) -> None:
     [
         ("uint8", 0, (0, 0, 0, 90), 90),
         ("uint8", 0, (0, 0, 0, 0), 0),
-        ("uint8", 128, (127, 129, 127, 129), 129),
+        ("uint8", 128, (127, 129, 127, 129), 127),
         ("uint8", 255, (255, 255, 254, 255), 254),
         ("uint8", 255, (255, 254, 254, 254), 254),
         ("float32", None, (np.nan, 1, 3, np.nan), 2),
@@ -461,6 +461,23 @@ def test_failed_work_keeps_the_old_picture(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == [before]
     found = tifffile.imread(before) if name.endswith("tif") else np.moveaxis(zarr.open_group(before)["0"][:], 0, 2)
     assert_same(found, first)
+
+
+def test_a_zarr_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scene((300, 300, 3))
+    path = to_zarr(first, tmp_path / "clear.zarr")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise PermissionError(13, "in use")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        to_zarr(255 - first, path, overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
+    assert_same(np.moveaxis(zarr.open_group(path)["0"][:], 0, 2), first)
 
 
 @pytest.mark.parametrize("name", ["clear.zarr", "clear.tif", "clear.png"])

@@ -122,6 +122,11 @@ MEAN = torch.tensor([0.45837133, 0.47633536, 0.44432645]).view(3, 1, 1)
 STD = torch.tensor([0.16936361, 0.15927625, 0.15468806]).view(3, 1, 1)
 
 
+def test_our_files_say_themselves_how_they_are_normalised(saved: Path) -> None:
+    with pytest.raises(ValueError, match="says itself how it is normalised: leave normalised out"):
+        load_model(saved, "cpu", "float32", normalised=True)
+
+
 def test_weights_of_normalised_pictures(official: DehazeXL, official_file: Path) -> None:
     x = torch.from_numpy(picture(256))[None]
     model = load_model(official_file, "cpu", "float32", normalised=True)

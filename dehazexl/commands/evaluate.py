@@ -12,7 +12,7 @@ import numpy as np
 
 from dehazexl.data import check_beside, open_for_evaluation
 from dehazexl.evaluate import KINDS, Case, by_network, dark_channel_prior, evaluate, paired, synthesised
-from dehazexl.grid import TileGrid
+from dehazexl.grid import OVERLAP, TileGrid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +40,7 @@ def score(
     folders: Sequence[Path],
     weights: dict[str, Path],
     load: Callable[[Path], DehazeXL],
-    overlap: int = 32,
+    overlap: int = OVERLAP,
     size: int = 512,
     out: Path | None = None,
     hold_out: Sequence[str] = (),

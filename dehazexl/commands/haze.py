@@ -51,7 +51,7 @@ def make_pairs(
     ValueError
         If there is no such level or kind, or no picture, or two pictures of a folder would get one name.
     """
-    from dehazexl.commands.run import find_pictures
+    from dehazexl.commands.run import find_pictures, output_name
     from dehazexl.sink import write
 
     if level not in LEVELS:
@@ -61,7 +61,8 @@ def make_pairs(
     pictures = find_pictures(source)
     folder = pictures != [source]
     # Not as JPEG again: a pair differs by its haze alone.
-    names = [f"{path.stem}.png" if path.suffix.lower() in (".jpg", ".jpeg") else path.name for path in pictures]
+    kept = [output_name(path) for path in pictures]
+    names = [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in kept]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"several pictures of {source} would be written to {twice[0]}: rename some of them")
     hazy = [out / "hazy" / name if folder else out for name in names]

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dehazexl.commands.run import WEIGHTS
-from dehazexl.grid import TileGrid
-from dehazexl.image import PERCENTILES, Image, as_json, open_image, value_range
-
-OVERLAP = 32
-"""Overlap in pixels at which tiles are counted: the default of `dehazexl run`."""
+from dehazexl.grid import OVERLAP, SIDE, TileGrid
+from dehazexl.image import PERCENTILES, Image, open_image, value_range
+from dehazexl.nodata import as_json
 
 
 def describe(source: str) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def _token_bytes() -> int:
     """Bytes of a tile's tokens with the bundled weights in single precision."""
     from dehazexl.model import SPECS
 
-    return SPECS["compact"].tokens * SPECS["compact"].channels * 4
+    return SIDE**2 * SPECS["compact"].channels * 4
 
 
 def _place(image: Image) -> dict[str, Any] | None:
@@ -127,7 +125,7 @@ def _picture_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("bands", bands),
         ("read in", f"chunks of {facts['chunks'][1]} x {facts['chunks'][0]} pixels"),
         ("overviews", overviews or "none"),
-        ("nodata", "none" if facts["nodata"] is None else f"{facts['nodata']:.17g}"),
+        ("nodata", "none" if facts["nodata"] is None else f"{float(facts['nodata']):.17g}"),
         ("values", f"{low:g} is black, {high:g} is white ({rule}); --range changes that"),
         *_place_lines(facts),
         ("tiles", f"{count:,} ({tiles['columns']} x {tiles['rows']}) at --overlap {tiles['overlap']}"),

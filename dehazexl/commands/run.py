@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dehazexl.grid import TileGrid, Window
-from dehazexl.image import Image, open_image
+from dehazexl.grid import OVERLAP, TileGrid, Window
+from dehazexl.image import Image, check_range, check_strength, open_image
 from dehazexl.ome_zarr import Ngff
 from dehazexl.progress import bar
 from dehazexl.sink import PICTURE, TIFF, ZARR, check, part_of, write
@@ -40,7 +40,7 @@ class Settings:
         Height and width to bring the pictures to before, or None.
     """
 
-    overlap: int = 32
+    overlap: int = OVERLAP
     strength: float = 1.0
     value_range: tuple[float, float] | None = None
     bands: tuple[int | str, ...] | None = None
@@ -50,6 +50,11 @@ class Settings:
     ngff: Ngff = "0.5"
     compression: Compression = "deflate"
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if self.value_range is not None:
+            check_range(self.value_range)
 
     @property
     def writing(self) -> dict[str, Any]:
@@ -150,10 +155,9 @@ def is_folder(output: Path) -> bool:
 
 def find_pictures(source: Path) -> list[Path]:
     """List the pictures of a folder, or the one that `source` is."""
-    from dehazexl.readers import ZARR_FILES
+    from dehazexl.readers import ZARR_FILES, check_exists
 
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist")
+    check_exists(source)
     if not source.is_dir() or any((source / name).exists() for name in ZARR_FILES):
         return [source]
     visible = (path for path in source.iterdir() if not path.name.startswith("."))
@@ -169,8 +173,9 @@ def find_weights(weights: Sequence[str]) -> dict[str, Path]:
     from dehazexl.weights import find_weights as find_file
 
     files: list[Path] = []
+    alone = len(weights) == 1
     for source in weights:
-        folder = Path(source)
+        folder = Path(source).expanduser()
         if not folder.is_dir() or (BUNDLED / f"{source}.safetensors").exists():
             files.append(find_file(source))
             continue
@@ -178,7 +183,8 @@ def find_weights(weights: Sequence[str]) -> dict[str, Path]:
         if not found:
             raise FileNotFoundError(f"{folder} is a folder without weights ({' '.join(WEIGHTS)})")
         files += found
-    if len(files) == 1 and not Path(weights[0]).is_dir():
+        alone = False
+    if alone:
         return {"": files[0]}
     stems = Counter(file.stem for file in files)
     # The best.safetensors of two trainings differ by their folders.
@@ -190,7 +196,7 @@ def find_weights(weights: Sequence[str]) -> dict[str, Path]:
     return dict(named)
 
 
-def output_name(picture: Path, weights: str) -> str:
+def output_name(picture: Path, weights: str = "") -> str:
     """Name a dehazed picture as the hazy one is, with the weights' name before the suffixes."""
     from dehazexl.readers.source import short_name
 
@@ -252,17 +258,16 @@ def run(
 
 @contextmanager
 def made(folder: Path | None) -> Iterator[None]:
-    """Make a folder, and take it away again if it is still empty when the work fails."""
-    new = folder is not None and not folder.exists()
-    if folder is not None and new:
-        folder.mkdir(parents=True)
+    """Make a folder, and take it away again, with those made above it, if it is still empty in the end."""
+    new = [] if folder is None else [each for each in (folder, *folder.parents) if not each.exists()]
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    except BaseException:
-        if folder is not None and new:
+    finally:
+        for each in new:
             with suppress(OSError):
-                folder.rmdir()
-        raise
+                each.rmdir()
 
 
 def can_be_opened(task: Task, settings: Settings, say: Callable[[str], object] | None) -> bool:
@@ -280,8 +285,13 @@ def can_be_opened(task: Task, settings: Settings, say: Callable[[str], object] |
 
 def check_task(task: Task, settings: Settings) -> None:
     """Refuse what cannot be done, before anything is begun."""
+    import dask.array as da
+
     image = settings.opened(task.source)
-    height, width, _ = image.levels[0].shape
+    height, width, bands = image.levels[0].shape
+    if settings.resize is not None:
+        height, width = settings.resize
+        image = replace(image, levels=(da.zeros((height, width, bands), dtype=image.levels[0].dtype),))
     TileGrid(height, width, settings.overlap)
     check(image.levels[0], task.output, image, **settings.writing)
 

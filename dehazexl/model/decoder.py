@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehazexl.grid import TILE, TOKEN
+from dehazexl.grid import SIDE, TILE
 from dehazexl.model.encoder import relative_index
 from dehazexl.model.spec import Spec
 from dehazexl.model.windows import CachedBias, Local, Mlp, attend, in_windows, shift_mask, window_and_shift
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         widths = [2 * w for w in reversed(spec.widths)]
         self.width, self.airlight = spec.widths[-1], spec.airlight
         self.levels = nn.ModuleList(
-            Level(width, depth, heads, TILE // TOKEN * 2**i, spec.decoder_window, spec.local)
+            Level(width, depth, heads, SIDE * 2**i, spec.decoder_window, spec.local)
             for i, (width, depth, heads) in enumerate(zip(widths, spec.decoder_depths, spec.decoder_heads, strict=True))
         )
         learned = widths if spec.head_stride == 1 else widths[:-1]

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehazexl.grid import TILE
-from dehazexl.model.spec import Spec
+from dehazexl.model.spec import MAPS, Spec
 from dehazexl.model.windows import CachedBias, Local, Mlp, attend, in_windows, shift_mask, window_and_shift
 
 
@@ -144,11 +143,10 @@ class Encoder(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(3 + len(spec.inputs), spec.widths[0])
-        sizes = [TILE // 4 // 2**i for i in range(4)]
         self.stages = nn.ModuleList(
             Stage(width, depth, heads, size, spec.window, merge=i > 0, local=spec.local)
             for i, (width, depth, heads, size) in enumerate(
-                zip(spec.widths, spec.depths, spec.heads, sizes, strict=True)
+                zip(spec.widths, spec.depths, spec.heads, MAPS, strict=True)
             )
         )
 

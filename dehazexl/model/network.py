@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dehazexl.grid import TILE, TOKEN, reflect
+from dehazexl.grid import SIDE, TILE, TOKEN, reflect
 from dehazexl.model.context import Context
 from dehazexl.model.decoder import Decoder
 from dehazexl.model.encoder import Encoder
@@ -220,10 +220,9 @@ def tiles_to_grid(tokens: Tensor, rows: int, cols: int) -> Tensor:
 
 def grid_to_tiles(grid: Tensor) -> Tensor:
     """Cut a grid of tokens ``(n, 8 rows, 8 cols, c)`` into those of tiles ``(n * rows * cols, 8, 8, c)``."""
-    side = TILE // TOKEN
     n, h, w, c = grid.shape
-    tiles = grid.view(n, h // side, side, w // side, side, c).transpose(2, 3)
-    return tiles.reshape(-1, side, side, c)
+    tiles = grid.view(n, h // SIDE, SIDE, w // SIDE, SIDE, c).transpose(2, 3)
+    return tiles.reshape(-1, SIDE, SIDE, c)
 
 
 def crop(x: Tensor, margin: int) -> Tensor:

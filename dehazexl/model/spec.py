@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dehazexl.grid import TILE, TOKEN
+from dehazexl.grid import TILE
 
 DARK_RADIUS = 7
 """Radius in pixels of the neighbourhood of the dark channel (15 x 15, He et al. 2009)."""
@@ -135,11 +135,6 @@ class Spec:
     def channels(self) -> int:
         """Channels of a token: its features, and its colour where the airlight is the picture's."""
         return self.widths[-1] + (3 if self.airlight == "picture" else 0)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a tile (64)."""
-        return (TILE // TOKEN) ** 2
 
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` is the inverse."""

@@ -110,14 +110,16 @@ def check_pixels(shape: Sequence[int], dtype: np.dtype[Any], what: str) -> None:
     if dtype.kind == "b":
         raise ValueError(f"{what} is a 1-bit mask, not a picture: give the picture that it belongs to")
     if dtype.name not in DTYPES:
-        remedy = "take its absolute value" if dtype.kind == "c" else "convert it, e.g. with astype('float32')"
+        converting = "convert it, e.g. with astype('float32') or gdal_translate -ot Float32"
+        remedy = "take its absolute value" if dtype.kind == "c" else converting
         raise ValueError(f"{what} holds {dtype.name} pixels, not {', '.join(DTYPES)}: {remedy}")
 
 
 def check_bands(count: int, what: str) -> None:
     """Refuse more bands than a picture may have."""
     if count > MAX_BANDS:
-        raise ValueError(f"{what} has {count} bands, more than {MAX_BANDS}: pick the bands you need first")
+        remedy = "pick those you need first, e.g. gdal_translate -b 4 -b 3 -b 2"
+        raise ValueError(f"{what} has {count} bands, more than {MAX_BANDS}: {remedy}")
 
 
 def axes_by_shape(shape: Sequence[int], what: str) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
+from xml.sax.saxutils import unescape
 
 import numpy as np
 
@@ -52,6 +53,7 @@ MIRRORED, UPSIDE_DOWN, LYING = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 of rows (upside down) and of columns (mirrored) is the other way round."""
 UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer"}
 COLOUR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw colour filter array"}
+QUIET = logging.NullHandler()
 STRIP_ROWS = 256  # rows: the least height of a chunk of strips, the side of a network tile
 STRIP_AREA = 2048 * 2048  # pixels: about what a chunk of whole rows holds, where columns cannot be read apart
 
@@ -61,7 +63,7 @@ def open_tiff(path: Path) -> Image:
     import tifffile
 
     # What tifffile notes of a damaged file, our error says; handled, it does not go to stderr as well.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    logging.getLogger("tifffile").addHandler(QUIET)
     with named(path, "TIFF"), tifffile.TiffFile(path) as tif:
         check_directories(tif, path)
         return describe_tiff(tif, path)
@@ -132,7 +134,10 @@ def check_colours(page: tifffile.TiffPage, path: Path) -> None:
     """Refuse colour spaces that are neither grey nor RGB once decoded."""
     import tifffile
 
-    space = int(page.photometric)
+    if 50706 in page.tags:
+        raise ValueError(f"{path} is a raw picture (DNG), which opens as its thumbnail: develop it to TIFF first")
+    # GDAL's palettes may say that they are grey.
+    space = 3 if 320 in page.tags and page.samplesperpixel == 1 else int(page.photometric)
     if space in COLOUR_SPACES:
         remedy = f"gdal_translate {'-expand rgb ' if space == 3 else ''}{path.name} rgb.tif"
         raise ValueError(f"{path} has {COLOUR_SPACES[space]} colours: make it grey or RGB first, e.g. {remedy}")
@@ -259,7 +264,7 @@ def tiff_bands(tif: tifffile.TiffFile, count: int) -> tuple[list[str | None], li
     for item in parsed(page.tags.valueof(42112)).iter("Item"):
         band, text = int(item.get("sample", -1)), item.text
         if 0 <= band < count and text and item.get("role") == "description":
-            names[band] = text
+            names[band] = unescape(text)  # GDAL escapes what is escaped in XML already
         if 0 <= band < count and text and item.get("role") == "colorinterp":
             roles[band] = text.lower()
     channels = list(parsed(tif.ome_metadata).findall("{*}Image[1]/{*}Pixels/{*}Channel"))
