@@ -138,6 +138,22 @@ def test_what_is_wrong_is_said_before_a_name_is_asked_for(widget, opened, monkey
     assert errors == ["there is no image layer: open a picture first"]
 
 
+def test_a_name_in_a_zarr_is_refused(widget, tmp_path, monkeypatch, errors) -> None:
+    """Dialogs step into a Zarr that is chosen to be replaced, for it is a folder."""
+    save_as(widget, tmp_path / "old.ome.zarr" / "scene dehazed.tif", monkeypatch)
+    assert "lies in a Zarr: choose a name beside old.ome.zarr" in errors[0] and widget._saving is None
+
+
+def test_the_name_that_is_proposed_lies_beside_the_picture(widget, opened, tmp_path, monkeypatch) -> None:
+    from qtpy.QtWidgets import QFileDialog
+
+    names: list[str] = []
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *given: (names.append(given[2]), ("", ""))[1])
+    opened[1].name = "a/b: c"
+    click(widget.save_as)
+    assert names == [str(tmp_path / "a-b- c dehazed")]
+
+
 def test_a_save_that_was_stopped_at_once_leaves_nothing(widget, tmp_path, monkeypatch, qtbot) -> None:
     save_as(widget, tmp_path / "saved.tif", monkeypatch)
     click(widget.cancel)
@@ -333,6 +349,17 @@ def test_file_save_keeps_a_layer_s_place(make_napari_viewer_proxy, scene, tmp_pa
     image = dehazexl.open_image(tmp_path / "plain.ome.zarr")
     assert (image.scale, image.translate, image.units) == ((2, 2), (5, 6), "micrometer")
     np.testing.assert_array_equal(np.asarray(image.levels[0]), scene)
+
+
+def test_file_save_gives_a_name_its_suffix(make_napari_viewer_proxy, scene, tmp_path) -> None:
+    """The dialog hands the chosen writer the name as it was typed."""
+    from napari_dehazexl._write import write_layer
+
+    layer = make_napari_viewer_proxy().add_image(scene[:300, :300], rgb=True)
+    data, meta, _ = layer.as_layer_data_tuple()
+    assert write_layer(str(tmp_path / "scene"), data, meta) == [str(tmp_path / "scene.ome.zarr")]
+    with pytest.raises(OSError, match="type the whole name to replace it"):
+        write_layer(str(tmp_path / "scene"), data, meta)
 
 
 def test_file_save_keeps_bands_and_values(make_napari_viewer_proxy, scene, tmp_path) -> None:

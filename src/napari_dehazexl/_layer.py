@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dehazexl.grid import OVERLAP
 from dehazexl.live import CACHE, Live
 from dehazexl.overviews import SMALLEST
 from dehazexl.painter import Painter
@@ -30,7 +31,7 @@ def dehaze_layer(
     layer: napari.layers.Image,
     *,
     strength: float = 1.0,
-    overlap: int = 32,
+    overlap: int = OVERLAP,
     weights: str | Path = "compact",
     device: str = "auto",
     dtype: str = "auto",

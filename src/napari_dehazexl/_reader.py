@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def layers_of(image: Image) -> list[LayerData]:
     from dehazexl.overviews import Growing, kept_overviews, needs_overviews, with_tail, without_gaps
 
     image = without_gaps(image)
-    _told.discard(_key(image))
+    tell_again(image)
     growing = None
     if needs_overviews(image):
         image = kept_overviews(image, cache_folder()) or image
@@ -118,6 +119,10 @@ def layer_of(levels: list[da.Array], about: dict[str, Any]) -> LayerData:
 def shows_what_was_read(finest: Any, metadata: dict[str, Any]) -> bool:
     """Tell whether a layer's finest level is what the reader gave, and nothing was done to it."""
     return metadata.get(SHOWN) is not None and getattr(finest, "name", None) == metadata[SHOWN]
+
+
+def _as_read(layer: Any) -> bool:
+    return bool(layer.multiscale) and shows_what_was_read(layer.data[0], layer.metadata)
 
 
 def cache_folder() -> Path:
@@ -195,12 +200,12 @@ def _shown(
     levels: Sequence[da.Array | GrowingLevel] = growing.levels if growing else with_tail(image).levels
     return [
         da.from_array(
-            Shown(image, level, show, (*level.shape[:2], *channels), dtype),
+            Shown(image, number, level, show, (*level.shape[:2], *channels), dtype),
             chunks=(*getattr(level, "chunks", (CHUNK, CHUNK))[:2], *channels),
             name=False,
             meta=np.empty((0,) * (2 + len(channels)), dtype),
         )
-        for level in levels
+        for number, level in enumerate(levels)
     ]
 
 
@@ -210,6 +215,7 @@ class Shown(Cut):
     def __init__(
         self,
         image: Image,
+        number: int,
         level: da.Array | GrowingLevel,
         show: Callable[[NDArray[Any]], NDArray[Any]],
         shape: tuple[int, ...],
@@ -219,7 +225,7 @@ class Shown(Cut):
 
         from dehazexl.pixels import Pixels
 
-        self.image, self.show, self.shape, self.dtype = image, show, shape, dtype
+        self.image, self.number, self.show, self.shape, self.dtype = image, number, show, shape, dtype
         # A window that moves a little needs most chunks again, and waits for them.
         self.level = Pixels.of(level) if isinstance(level, da.Array) else level
         self.changed = _changed(image)
@@ -228,17 +234,44 @@ class Shown(Cut):
         """Read a window; zeros, and one message, if that fails."""
         import numpy as np
 
-        from dehazexl.pixels import Pixels
-
         try:
             check_there(self.image.path)
-            if isinstance(self.level, Pixels) and self.changed != (changed := _changed(self.image)):
-                self.changed = changed
-                self.level.forget()
+            self.renew()
             return self.show(self.level.read(window))
         except Exception as error:
+            if isinstance(error, FileNotFoundError):
+                self.changed = 0  # when it is back it is another file
             tell_unreadable(self.image, error)
             return np.zeros((window.height, window.width, *self.shape[2:]), self.dtype)
+
+    def renew(self) -> None:
+        """Read from the file anew if it was written again: nothing in it lies where it lay.
+
+        Raises
+        ------
+        ValueError
+            If it holds another picture now.
+        """
+        from dehazexl.pixels import Pixels
+
+        changed = _changed(self.image)
+        if changed == self.changed or not isinstance(self.level, Pixels):
+            return
+        assert self.image.path is not None
+        levels = _opened_anew(self.image.path, changed)
+        if self.number >= len(levels) or levels[self.number].shape != self.level.array.shape:
+            raise ValueError("another picture was written there: open it anew")
+        self.level, self.changed = Pixels.of(levels[self.number]), changed
+        tell_again(self.image)  # not after each window: a damaged one lies among good ones
+
+
+@lru_cache(maxsize=1)
+def _opened_anew(path: Path, changed: int) -> tuple[da.Array, ...]:
+    """Return the levels of a file that was written again: once for all of them."""
+    from dehazexl import open_image
+    from dehazexl.overviews import with_tail, without_gaps
+
+    return with_tail(without_gaps(open_image(path))).levels
 
 
 def _changed(image: Image) -> int:
@@ -255,6 +288,11 @@ def tell_unreadable(image: Image, error: Exception) -> None:
     _told.add(_key(image))
     # napari hands what another thread says to the window's, which may be in the midst of painting.
     threading.Thread(target=show_error, args=(f"{image.name} cannot be read: {error}",)).start()
+
+
+def tell_again(image: Image) -> None:
+    """Say it again if a picture cannot be read, for somebody tries anew."""
+    _told.discard(_key(image))
 
 
 def _key(image: Image) -> str:
@@ -293,7 +331,7 @@ class Growth:
         layers, running = self.layers(), self.growing.running
         if self.growing.version != self.shown:
             self.shown = self.growing.version
-            for layer in layers if running else ():
+            for layer in filter(_as_read, layers) if running else ():
                 layer.refresh(extent=False, thumbnail=False, highlight=False)
         self.seen = self.seen or bool(layers)
         if not running or (self.seen and not layers):
@@ -301,13 +339,16 @@ class Growth:
 
     def end(self, layers: list[Any]) -> None:
         """Let the layers read what there is by now."""
-        from napari.utils.notifications import show_error
+        from napari.utils.notifications import show_error, show_info
 
         self.timer.stop()
         _growths.discard(self)
         self.growing.close()
         for layer in layers:
-            take_over(layer, self.growing)
+            if _as_read(layer):  # not if its pixels were replaced meanwhile
+                take_over(layer, self.growing)
+            elif IMAGE not in layer.metadata:
+                show_info(f"{layer.name} can be dehazed now")
         if self.growing.error is not None and layers:
             show_error(f"{self.growing.image.name} stays blurred from afar, without overviews: {self.growing.error}")
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dehazexl.grid import OVERLAP
+
 if TYPE_CHECKING:
     import napari.layers
 
@@ -38,7 +40,7 @@ def save(
     path: Path,
     load: Callable[[], DehazeXL],
     *,
-    overlap: int = 32,
+    overlap: int = OVERLAP,
     strength: float = 1.0,
     limits: tuple[float, float] | None = None,
     overwrite: bool = False,

@@ -52,6 +52,9 @@ class Settings:
 
         if self.values == self._written:
             return
+        # Another window may have written others meanwhile.
+        changed = {name: value for name, value in self.values.items() if self._written.get(name) != value}
+        self.values = self.values | read_settings() | changed
         self._written, path = dict(self.values), settings_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from dehazexl.overviews import SMALLEST
-from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, shows_what_was_read
+from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, show_growth, shows_what_was_read
 from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _growing(layer: napari.layers.Image, image: Image) -> Growing | None:
     if not needs_overviews(image):
         return None
     layer.metadata[GROWING] = growing = Growing(image, _scratch())
+    show_growth(growing)  # it ends with the layer
     return growing
 
 

@@ -77,10 +77,19 @@ class Watch:
 
     def look(self) -> None:
         """Show what is new, and look again: the slower the window, the later."""
-        started, live, layers = time.perf_counter(), self.live(), self.shown()
+        started, again = time.perf_counter(), True
+        try:
+            again = self.update()
+        finally:  # one that fails is not the last
+            if again:
+                self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
+
+    def update(self) -> bool:
+        """Show what is new, and tell whether there will be more."""
+        live, layers = self.live(), self.shown()
         if live is None or not layers:  # gone, or reads from a file by now
             _watches.discard(self)
-            return
+            return False
         for layer in layers:
             self.renew(layer)
         self.tell(live, layers[0].name)
@@ -88,8 +97,8 @@ class Watch:
         if present is not None and live.error is not None and not live.lost and not live.loaded:
             for layer in layers:  # without a network they would show the hazy picture for ever
                 present.remove(layer)
-            return
-        self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
+            return False
+        return True
 
     def renew(self, layer: napari.layers.Image) -> None:
         """Show what was painted of a layer since the last look, and have it painted better if it can be."""

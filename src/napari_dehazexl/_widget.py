@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from napari_dehazexl._facts import Network, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
 from napari_dehazexl._order import Order, network_of
+from napari_dehazexl._reader import tell_again
 from napari_dehazexl._region import drawn, on_screen
 from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
 from napari_dehazexl._settings import Settings
@@ -130,6 +132,7 @@ class Dehaze(Form):
             there = [each for each in self._dehazed() if PREVIEW not in each.metadata]
             alike = [each for each in there if order.fits(each.metadata[LIVE])]
             if alike:
+                tell_again(order.image)
                 alike[-1].metadata[LIVE].restart()
                 alike[-1].visible = True
                 self.viewer.layers.selection.active = alike[-1]
@@ -199,11 +202,11 @@ class Dehaze(Form):
         from qtpy.QtWidgets import QFileDialog
 
         with reported():
+            if self._saving is not None:
+                raise ValueError("a picture is being saved: wait for it, or cancel it")
             layer = self._source()
             order = self._order_to_save(layer)  # what is wrong is better said before a name is asked for
-            answer, kind = QFileDialog.getSaveFileName(
-                self.native, SAVE, f"{layer.name} dehazed".replace("/", "-"), ";;".join(FILTERS)
-            )
+            answer, kind = QFileDialog.getSaveFileName(self.native, SAVE, proposed(layer, order), ";;".join(FILTERS))
             if not answer:
                 return
             path = named(Path(answer), kind)
@@ -221,8 +224,6 @@ class Dehaze(Form):
 
     def _save(self, order: Order, path: Path) -> None:
         """Begin to save a picture (or a region of it), dehazed, in place of what is there."""
-        if self._saving is not None:
-            raise ValueError("a picture is being saved: wait for it, or cancel it")
         self._cancelled = threading.Event()
         self._clock = Clock(anew=not tokens_of(path).exists())
         self._saving = in_thread(partial(order.steps, path), self._cancelled.is_set)
@@ -286,8 +287,8 @@ class Dehaze(Form):
         shown = [layer for layer in self._dehazed() if layer.visible]
         _say(self.status, f"{shown[-1].name}: {shown[-1].metadata[LIVE].status}" if shown else "")
         for live in self._lives():
-            if math.isfinite(live.rate):
-                self._settings.measured(network_of(live), 1 / live.rate, anew=False)
+            if math.isfinite(rate := live.rate):  # read once: it is another thread's
+                self._settings.measured(network_of(live), 1 / rate, anew=False)
         _say(self.estimate, self._estimate())
 
     def _estimate(self) -> str:
@@ -354,8 +355,23 @@ def _say(label: Any, text: str) -> None:
         label.value = text
 
 
+def proposed(layer: Image, order: Order) -> str:
+    """Propose a name to save under: beside the picture's file, without what some system forbids in names."""
+    name = re.sub(r'[\\/:*?"<>|]', "-", f"{layer.name} dehazed")
+    return name if order.image.path is None else str(order.image.path.parent / name)
+
+
 def named(path: Path, kind: str) -> Path:
-    """Give a name without one of our suffixes that of the chosen kind of files."""
+    """Give a name without one of our suffixes that of the chosen kind of files.
+
+    Raises
+    ------
+    ValueError
+        If it lies in a Zarr: a Zarr is a folder, and dialogs step into those that are chosen.
+    """
+    zarr = next((folder for folder in path.parents if folder.suffix.lower() == ".zarr"), None)
+    if zarr is not None:
+        raise ValueError(f"{path} lies in a Zarr: choose a name beside {zarr.name}")
     if path.name.lower().endswith(SUFFIXES):
         return path
     return path.with_name(path.name + FILTERS.get(kind, SUFFIXES[0]))

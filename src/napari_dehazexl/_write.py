@@ -26,12 +26,12 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Write an image layer for File > Save: a dehazed one dehazed in full, any other as it is.
 
     The window lives meanwhile; napari's activity panel shows how far it is, and cancels. What is at the path is
-    replaced at the end: napari's dialog has asked.
+    replaced at the end: the dialog has asked, but not of a name that only gets its suffix here.
 
     Parameters
     ----------
     path
-        Ends in one of `SUFFIXES`.
+        Ends in one of `SUFFIXES`, or gets the first: napari proposes the layer's name.
     data
         The layer's array, or its levels.
     meta
@@ -40,18 +40,17 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     Returns
     -------
     list of str
-        The path, or nothing where the suffix is none of ours.
+        The path.
 
     Raises
     ------
     OSError
-        If the layer is no picture of two dimensions, if it cannot be written, or if it was cancelled.
+        If the layer is no picture of two dimensions, if it cannot be written, if it was cancelled, or if there is
+        something under the name with the suffix.
     """
     from dehazexl.live import Level
 
-    if not path.lower().endswith(SUFFIXES):
-        return []
-    target, live = Path(path), meta.get("metadata", {}).get(LIVE)
+    target, live = _named(Path(path)), meta.get("metadata", {}).get(LIVE)
     finest = data[0] if meta.get("multiscale") else data
     shown = live is not None and isinstance(finest, Level) and finest.live is live
     strength = live.strength if shown else 1.0
@@ -67,7 +66,17 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         )
     if shown and live.strength == strength:
         _show_file(live, target)
-    return [path]
+    return [str(target)]
+
+
+def _named(path: Path) -> Path:
+    """Give a name without one of our suffixes the first of them."""
+    if path.name.lower().endswith(SUFFIXES):
+        return path
+    target = path.with_name(path.name + SUFFIXES[0])
+    if target.exists():
+        raise OSError(f"{target.name} exists: type the whole name to replace it")
+    return target
 
 
 def _dehazed(live: Live, path: Path, strength: float) -> Make:
