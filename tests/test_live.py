@@ -49,7 +49,7 @@ def watch() -> Iterator[Callable[..., Live]]:
     yield start
     for live in made:
         live.close(60)
-        assert not live.running
+        assert not live._worker._thread.is_alive()
 
 
 def test_hazy_at_once_then_as_the_engine_has_it(watch, model, hazy) -> None:
@@ -186,7 +186,9 @@ def test_progress_and_rate_from_the_first_tiles_on(watch, model, hazy) -> None:
     assert math.isnan(live.rate)
     live.levels[0][VIEW]
     seen: set[str] = set()
+    until = time.monotonic() + 60
     while not live.wait(0.001):
+        assert time.monotonic() < until
         seen.add(live.status)
         done, total = live.progress
         assert 0 <= done <= total
@@ -349,10 +351,12 @@ def test_a_cache_smaller_than_the_view_comes_to_rest() -> None:
 def test_stopped_it_goes_on_where_it_was(watch, model, hazy) -> None:
     live = watch(opened(hazy), lambda: model)
     live.levels[0][VIEW]
+    until = time.monotonic() + 60
     while not live.status.startswith("encoding"):
+        assert time.monotonic() < until
         time.sleep(0.001)
     live.close(60)
-    assert live.status == "stopped" and not live.running
+    assert live.status == "stopped" and not live._worker._thread.is_alive()
     live.levels[0][VIEW]
     assert not live.wait(0)
     live.restart()

@@ -260,11 +260,16 @@ def test_settings_are_remembered_and_restored(widget, opened, settings, qtbot) -
 def test_two_docks_keep_each_other_s_settings(settings, qapp) -> None:
     from napari_dehazexl._settings import Settings
 
-    one, other = Settings(), Settings()
-    for each, values in ((one, {"overlap": 64}), (other, {"strength": 0.5}), (one, {"cache": 100})):
-        each.remember(**values)
+    shown = {"overlap": 32, "strength": 1.0, "cache": 512}
+    settings.parent.mkdir()
+    settings.write_text(json.dumps(shown))
+    one, other = (Settings(), dict(shown)), (Settings(), dict(shown))
+    changes = ({"overlap": 64}, {"strength": 0.5}, {"cache": 100}, {"strength": 0.4})
+    for (each, values), change in zip((one, other, one, other), changes, strict=True):
+        values |= change
+        each.remember(**values)  # a dock hands over all that it shows
         each.write()
-    assert json.loads(settings.read_text()) == {"overlap": 64, "strength": 0.5, "cache": 100}
+    assert json.loads(settings.read_text()) == {"overlap": 64, "strength": 0.4, "cache": 100}
 
 
 def test_settings_that_cannot_be_written_are_said_once(widget, settings, errors, qtbot) -> None:

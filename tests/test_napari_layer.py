@@ -239,6 +239,8 @@ def test_regions_of_a_layer_in_other_units_than_the_view(make_napari_viewer_prox
 def test_a_file_that_was_written_again_is_read_again(
     make_napari_viewer_proxy, tmp_path, scene, told, qtbot, name
 ) -> None:
+    from napari_dehazexl._source import source_of
+
     path, put = tmp_path / name, dehazexl.to_tiff if name.endswith("tif") else dehazexl.to_zarr
     put(scene, path)
     layer = opened(make_napari_viewer_proxy(), path)
@@ -248,10 +250,29 @@ def test_a_file_that_was_written_again_is_read_again(
     put(noise, path, overwrite=True)
     np.testing.assert_array_equal(np.asarray(layer.data[0][part]), noise[part])
     assert abs(float(np.asarray(layer.data[-1]).mean()) - noise.mean()) < 3 and not told
+    np.testing.assert_array_equal(np.asarray(source_of(layer)[0].levels[0]), noise)
+    layer.save(str(tmp_path / "copy.tif"), plugin="napari-dehazexl")
+    np.testing.assert_array_equal(np.asarray(dehazexl.open_image(tmp_path / "copy.tif").levels[0]), noise)
     put(scene[:300], path, overwrite=True)
+    with pytest.raises(ValueError, match="another picture was written there"):
+        source_of(layer)
     assert not np.asarray(layer.data[0][part]).any()
     qtbot.waitUntil(lambda: bool(told), timeout=5_000)
     assert "another picture was written there: open it anew" in told[0] and len(told) == 1
+
+
+def test_a_file_that_was_away_has_its_overviews_again(large, cache, told, qtbot) -> None:
+    from dehazexl.overviews import make_overviews
+    from napari_dehazexl._reader import layers_of
+
+    list(make_overviews(dehazexl.open_image(large), cache))
+    half = layers_of(dehazexl.open_image(large))[0][0][1]
+    pixels = np.asarray(half)
+    large.rename(away := large.with_name("away.tif"))
+    assert not np.asarray(half[:9]).any()
+    away.rename(large)
+    np.testing.assert_array_equal(np.asarray(half), pixels)
+    qtbot.waitUntil(lambda: bool(told), timeout=5_000)  # in a thread of its own
 
 
 def test_layers_with_coarse_levels_in_memory_are_told_apart(dehaze) -> None:

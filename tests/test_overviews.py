@@ -157,7 +157,7 @@ def test_a_sample_is_shown_as_overviews(large) -> None:
 def test_what_is_shown_while_they_grow(large, tmp_path, monkeypatch) -> None:
     gate = threading.Event()
     make = make_overviews
-    monkeypatch.setattr("dehazexl.overviews.make_overviews", lambda *args: gate.wait() and make(*args))
+    monkeypatch.setattr("dehazexl.overviews.make_overviews", lambda *args: gate.wait(60) and make(*args))
     growing = Growing(large, tmp_path / "cache")
     coarse = growing.levels[-1]
     assert max(coarse.shape) <= 64

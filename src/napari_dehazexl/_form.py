@@ -90,7 +90,9 @@ class Form(Container):  # type: ignore[type-arg]
         )  # fmt: skip
 
     def _make_buttons(self) -> None:
-        self.preview = PushButton(text="Preview view", tooltip="Dehaze what is on screen, into a layer of its own.")
+        self.preview = PushButton(
+            text="Preview view", tooltip="Dehaze the region, or what is on screen, into its own layer."
+        )
         self.dehaze = PushButton(text="Dehaze", tooltip="Add a dehazed layer; what is on screen comes first.")
         self.save_as = PushButton(text="Save as...", tooltip="Dehaze all of it (or the region) into a file.")
         self.cancel = PushButton(text="Cancel", tooltip="Stop dehazing and saving. A save goes on when asked again.")

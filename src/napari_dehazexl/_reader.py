@@ -41,6 +41,8 @@ SHOWN = "dehazexl-shown"
 BAND = "dehazexl-band"
 """Under this name the metadata of a layer of one band hold its index."""
 
+OTHER = "another picture was written there: open it anew"
+
 CHUNK = 1024  # pixels: how overviews that are being made are cut
 
 _told: set[str] = set()  # pictures that were said to be unreadable
@@ -85,13 +87,11 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 def layers_of(image: Image) -> list[LayerData]:
     """Return the layers of a picture, see `read`."""
     from dehazexl.image import value_range
-    from dehazexl.overviews import Growing, kept_overviews, needs_overviews, with_tail, without_gaps
+    from dehazexl.overviews import Growing, needs_overviews, with_tail
 
-    image = without_gaps(image)
+    image = with_overviews(image)
     tell_again(image)
     growing = None
-    if needs_overviews(image):
-        image = kept_overviews(image, cache_folder()) or image
     limits = value_range(image)
     if needs_overviews(image):
         growing = Growing(image, cache_folder())
@@ -260,7 +260,7 @@ class Shown(Cut):
         assert self.image.path is not None
         levels = _opened_anew(self.image.path, changed)
         if self.number >= len(levels) or levels[self.number].shape != self.level.array.shape:
-            raise ValueError("another picture was written there: open it anew")
+            raise ValueError(OTHER)
         self.level, self.changed = Pixels.of(levels[self.number]), changed
         tell_again(self.image)  # not after each window: a damaged one lies among good ones
 
@@ -269,9 +269,37 @@ class Shown(Cut):
 def _opened_anew(path: Path, changed: int) -> tuple[da.Array, ...]:
     """Return the levels of a file that was written again: once for all of them."""
     from dehazexl import open_image
-    from dehazexl.overviews import with_tail, without_gaps
+    from dehazexl.overviews import with_tail
 
-    return with_tail(without_gaps(open_image(path))).levels
+    return with_tail(with_overviews(open_image(path))).levels
+
+
+def with_overviews(image: Image) -> Image:
+    """Return the picture with its own overviews, or those that were kept of it."""
+    from dehazexl.overviews import kept_overviews, needs_overviews, without_gaps
+
+    image = without_gaps(image)
+    return (kept_overviews(image, cache_folder()) if needs_overviews(image) else None) or image
+
+
+def renewed(image: Image) -> Image:
+    """Return a picture as its file holds it by now: it may have been written again since it was opened.
+
+    Raises
+    ------
+    ValueError
+        If the file holds another picture, or none, now.
+    """
+    from dehazexl import open_image
+
+    if image.path is None or not image.path.exists():
+        return image
+    again = open_image(image.path)
+    if again.fingerprint == image.fingerprint:
+        return image
+    if (again.levels[0].shape, again.levels[0].dtype) != (image.levels[0].shape, image.levels[0].dtype):
+        raise ValueError(f"{image.name}: {OTHER}")
+    return replace(image, levels=with_overviews(again).levels, fingerprint=again.fingerprint)
 
 
 def _changed(image: Image) -> int:

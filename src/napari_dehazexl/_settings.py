@@ -54,12 +54,13 @@ class Settings:
             return
         # Another window may have written others meanwhile.
         changed = {name: value for name, value in self.values.items() if self._written.get(name) != value}
-        self.values = self.values | read_settings() | changed
+        # They are not taken over: at the next change here what this window shows would be written over them.
+        values = self.values | read_settings() | changed
         self._written, path = dict(self.values), settings_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
-                part.write_text(json.dumps(self.values))
+                part.write_text(json.dumps(values))
         except OSError as error:
             if not self._told:
                 self._told = True

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from dehazexl.overviews import SMALLEST
-from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, show_growth, shows_what_was_read
+from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, renewed, show_growth, shows_what_was_read
 from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
     Raises
     ------
     ValueError
-        If the layer is not RGB, has further dimensions, is dehazed already, or its overviews are still being made.
+        If the layer is not RGB, has further dimensions, is dehazed already, its overviews are still being made,
+        or another picture was written in its file.
     """
     from dehazexl.overviews import with_tail
 
@@ -45,12 +46,14 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
         raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
     as_read = layer.multiscale and shows_what_was_read(layer.data[0], layer.metadata)
     image: Image = layer.metadata[IMAGE] if as_read else _picture_of(layer)
+    limits = _limits_of(layer, image)
+    image = renewed(image) if as_read else image
     growing = _growing(layer, image)
     if growing is not None and growing.running:
         raise ValueError(
             f"the overviews of {layer.name!r} are being made, {growing.share:.0%} are there: dehaze it when they are"
         )
-    return with_tail(image if growing is None else growing.image), _limits_of(layer, image)
+    return with_tail(image if growing is None else growing.image), limits
 
 
 def _growing(layer: napari.layers.Image, image: Image) -> Growing | None:

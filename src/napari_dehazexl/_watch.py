@@ -18,6 +18,7 @@ LIVE = "dehazexl-live"
 """Under this name a dehazed layer's metadata hold its `dehazexl.live.Live`."""
 
 INTERVAL = 100  # milliseconds between looks at what has become better
+AFTER_ERROR = 10_000  # milliseconds: an error that stays is not to be reported at each look
 
 _watches: set[Watch] = set()  # those at work: napari and Qt hold only weak references to what they call
 
@@ -77,12 +78,14 @@ class Watch:
 
     def look(self) -> None:
         """Show what is new, and look again: the slower the window, the later."""
-        started, again = time.perf_counter(), True
+        started = time.perf_counter()
         try:
             again = self.update()
-        finally:  # one that fails is not the last
-            if again:
-                self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
+        except Exception:
+            self.timer.start(AFTER_ERROR)  # it is not to be the last look
+            raise
+        if again:
+            self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
 
     def update(self) -> bool:
         """Show what is new, and tell whether there will be more."""

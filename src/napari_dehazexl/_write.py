@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from napari_dehazexl._reader import BAND, IMAGE, shows_what_was_read, viewers
+from napari_dehazexl._reader import BAND, IMAGE, renewed, shows_what_was_read, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save, tokens_of
 from napari_dehazexl._watch import LIVE
 
@@ -105,7 +105,7 @@ def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
     Raises
     ------
     ValueError
-        If the layer has further dimensions, or values that are no picture's.
+        If the layer has further dimensions, or values that are no picture's, or its file holds another picture now.
     """
     dimensions = finest.ndim - bool(meta.get("rgb"))
     if dimensions != 2:
@@ -117,8 +117,9 @@ def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
     source, band = metadata.get(IMAGE), metadata.get(BAND)
     if not shows_what_was_read(finest, metadata):
         return _described(finest, meta, source)
+    source = renewed(cast("Image", source))
     if band is None:
-        return cast("Image", source)
+        return source
     one = source.levels[0][..., band : band + 1]
     return replace(source, levels=(one,), bands=(source.bands[band],), rgb=(0, 0, 0), alpha=None)
 
