@@ -42,16 +42,16 @@ def open_path(path: Path) -> Image:
 
 
 def check_exists(path: Path) -> None:
-    """Refuse a path where there is nothing, and what is no path.
+    """Refuse a path where there is nothing; of an address, say that addresses are not read.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing.
     """
-    if re.match(r"\w{2,}:/|/vsi", str(path)):
-        raise FileNotFoundError(f"{path} is no file of this machine, and addresses are not read: download it first")
     if not path.exists():
+        if re.match(r"\w{2,}:/|/vsi", str(path)):
+            raise FileNotFoundError(f"{path} is no file of this machine, and addresses are not read: download it first")
         link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
         raise FileNotFoundError(f"{path} {link}does not exist")
 
