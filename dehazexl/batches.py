@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dehazexl.crops import beside, calmed, center_crop, to_tensor, with_pale
+from dehazexl.crops import beside, calmed, center_crop, to_tensor
 from dehazexl.data import Dataset
 from dehazexl.grid import TILE, TOKEN
 from dehazexl.haze import KINDS, synthesise
 from dehazexl.procedural import procedural
+from dehazexl.synthesis.batched import Synthesis, synthesize
 
 if TYPE_CHECKING:
     from dehazexl.recipe import Recipe
@@ -28,20 +29,8 @@ SMALL = 1
 PARTIAL = 0.25
 """Of the batches this share ends within its last tiles, as most pictures do: they are then continued by reflection."""
 
-CLEAR = 0.13
-"""Of the crops this share stays clear, so that a network learns to leave clear pictures alone."""
-
-TINTED = 0.15
-"""Of the hazes this share have the colour of dust, smoke or blue distance."""
-
-LEAST, THICK, MOST = 0.1, 1.2, 2.8
-"""Optical thickness of haze where it is thickest: a share `DENSE` lies between `THICK` and `MOST`, the rest between
-`LEAST` and `MOST`. A network errs most where haze is dense."""
-
-DENSE = 0.6
-
-PALE = 0.15
-"""Of the crops this share get pale things that are no haze."""
+HAZE = Synthesis()
+"""How the haze of crops is drawn."""
 
 CALM = 0.06
 """Of the crops this share are as smooth as calm water or sky, where the faintest lattice of tiles is seen."""
@@ -61,23 +50,24 @@ class Batch:
     ----------
     clear, hazy
         Truth and what the network sees, ``(n, 3, h, w)`` in [0, 1].
-    transmission, airlight
-        ``(n, 3, h, w)`` in (0, 1] and ``(n, 3, 1, 1)``; None where the haze was not made here.
+    optical, airlight, tone
+        Of the haze, see `synthesis.batched.HazyBatch`; None where it was not made here.
     offset
         Where the crops pretend to lie in a larger picture, in tokens.
     """
 
     clear: Tensor
     hazy: Tensor
-    transmission: Tensor | None = None
+    optical: Tensor | None = None
     airlight: Tensor | None = None
+    tone: Tensor | None = None
     offset: tuple[int, int] = (0, 0)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        seen = None if self.transmission is None else self.transmission.to(device)
-        airlight = None if self.airlight is None else self.airlight.to(device)
-        return Batch(self.clear.to(device), self.hazy.to(device), seen, airlight, self.offset)
+        parts = self.optical, self.airlight, self.tone
+        optical, airlight, tone = (None if part is None else part.to(device) for part in parts)
+        return Batch(self.clear.to(device), self.hazy.to(device), optical, airlight, tone, self.offset)
 
     @classmethod
     def joined(cls, crops: Sequence[Batch], offset: tuple[int, int]) -> Batch:
@@ -90,22 +80,25 @@ class Batch:
         return cls(
             torch.cat([c.clear for c in crops]),
             torch.cat([c.hazy for c in crops]),
-            known([c.transmission for c in crops]),
+            known([c.optical for c in crops]),
             known([c.airlight for c in crops]),
+            known([c.tone for c in crops]),
             offset,
         )
 
 
-def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: int = 1) -> list[Batch]:
+def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: int = 1, tile: int = TILE) -> list[Batch]:
     """Make the batches of a step, as many as gradients are accumulated over: the same whenever they are made.
+
+    `tile` is the side of the network's tiles in pixels.
 
     Of several processes each makes its own crops of the step; all draw the same size and offset, so that together
     they make one large step.
     """
     random = np.random.default_rng((recipe.seed, step))
     rows, cols = draw_grid(random, recipe.crop)
-    cut = random.integers(TILE - TOKEN, size=2) if random.random() < PARTIAL else (0, 0)
-    h, w = rows * TILE - int(cut[0]), cols * TILE - int(cut[1])
+    cut = random.integers(tile - TOKEN, size=2) if random.random() < PARTIAL else (0, 0)
+    h, w = rows * tile - int(cut[0]), cols * tile - int(cut[1])
     far = random.random() < 0.5
     offset = (int(random.integers(FARTHEST)), int(random.integers(FARTHEST))) if far else (0, 0)
     count = max(1, recipe.tiles // (rows * cols))
@@ -138,22 +131,25 @@ def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Reci
         clear = beside(clear, data.crop(h, w, random)[0], random)
     if random.random() < CALM:
         clear = calmed(clear, random)
-    if random.random() < PALE:
-        clear = with_pale(clear, random)
-    thickness = (THICK if random.random() < DENSE else LEAST, MOST)
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    made = synthesise(clear, generator, thickness=thickness, clear_share=CLEAR, tinted_share=TINTED)
-    return Batch(clear, made.pixels, made.transmission, made.airlight)
+    made = synthesize(clear, torch.zeros(1, dtype=torch.bool), generator, HAZE)
+    return Batch(made.clear, made.hazy, made.optical, made.airlight, made.tone)
 
 
 def steps(
-    data: Dataset, first: int, recipe: Recipe, rank: int = 0, ranks: int = 1, workers: int | None = None
+    data: Dataset,
+    first: int,
+    recipe: Recipe,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int | None = None,
+    tile: int = TILE,
 ) -> Iterator[list[Batch]]:
     """Yield what `make_step` makes, from step `first` on; threads make the next while one is in use.
 
     Parameters
     ----------
-    data, first, recipe, rank, ranks
+    data, first, recipe, rank, ranks, tile
         See `make_step`.
     workers
         Threads, and steps made ahead; None takes half the processors, at most eight, shared by the machine's processes.
@@ -163,11 +159,11 @@ def steps(
     workers = workers or max(1, min(8, (os.cpu_count() or 1) // 2) // here)
     with ThreadPoolExecutor(workers) as pool:
         ahead = range(first, min(first + workers, recipe.steps))
-        coming = deque(pool.submit(make_step, data, s, recipe, rank, ranks) for s in ahead)
+        coming = deque(pool.submit(make_step, data, s, recipe, rank, ranks, tile) for s in ahead)
         for step in range(first, recipe.steps):
             batches = coming.popleft().result()
             if step + workers < recipe.steps:
-                coming.append(pool.submit(make_step, data, step + workers, recipe, rank, ranks))
+                coming.append(pool.submit(make_step, data, step + workers, recipe, rank, ranks, tile))
             yield batches
 
 
@@ -186,5 +182,5 @@ def validation_set(data: Dataset, size: int = 512, most: int = 64) -> list[Batch
         kind = list(KINDS)[turn % len(KINDS)]
         generator = torch.Generator().manual_seed(1000 + turn)
         made = synthesise(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
-        cases.append(Batch(clear, made.pixels, made.transmission, made.airlight))
+        cases.append(Batch(clear, made.pixels, -made.transmission.log(), made.airlight, torch.zeros(1, 1, 1, 1)))
     return cases

@@ -71,23 +71,6 @@ def recolour(crop: Tensor, random: np.random.Generator) -> Tensor:
     return (crop ** float(random.uniform(0.85, 1.2)) * gains * float(random.uniform(0.92, 1.06))).clamp(0, 1)
 
 
-def with_pale(crop: Tensor, random: np.random.Generator) -> Tensor:
-    """Put one to three pale rectangles into ``(1, 3, h, w)`` in [0, 1]: roofs, asphalt, snow, the border of a scan.
-
-    They teach a network that what is pale need not be haze, and does not tell its colour.
-    """
-    crop = crop.clone()
-    h, w = crop.shape[2:]
-    for _ in range(int(random.integers(1, 4))):
-        height, width = (int(np.exp(random.uniform(np.log(12), np.log(400)))) for _ in range(2))
-        y, x = int(random.integers(-height // 2, h)), int(random.integers(-width // 2, w))
-        part = crop[0, :, max(0, y) : y + height, max(0, x) : x + width]
-        colour = random.uniform(0.5, 1.05) * random.uniform(0.95, 1.0, (3, 1, 1))
-        texture = random.normal(0, random.uniform(0, 0.03), (1, *part.shape[1:]))
-        part[:] = torch.from_numpy(colour + texture).clamp(0, 1)
-    return crop
-
-
 def calmed(crop: Tensor, random: np.random.Generator) -> Tensor:
     """Keep the largest shapes of ``(1, 3, h, w)`` in [0, 1] alone, with slight noise: calm water, a clear sky."""
     few = F.interpolate(crop, size=tuple(random.integers(1, 6, size=2)), mode="bilinear", antialias=True)

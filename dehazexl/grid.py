@@ -80,7 +80,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """A picture of `height` x `width` pixels cut into tiles that overlap by `overlap` pixels.
+    """A picture of `height` x `width` pixels cut into tiles of `tile` x `tile` that overlap by `overlap` pixels.
 
     The first tile starts at (0, 0); the last reaches the picture's end or beyond it, where the picture is
     continued by reflection. A rectangle of tiles is a `Window` whose unit is the tile.
@@ -89,6 +89,7 @@ class TileGrid:
     height: int
     width: int
     overlap: int = 0
+    tile: int = TILE
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
@@ -99,7 +100,7 @@ class TileGrid:
     @property
     def stride(self) -> int:
         """Pixels from one tile to the next."""
-        return TILE - self.overlap
+        return self.tile - self.overlap
 
     @property
     def rows(self) -> int:
@@ -120,15 +121,15 @@ class TileGrid:
         """Return the pixels that a rectangle of tiles covers; without overlap `tiles_at` is the inverse."""
         return Window(
             tiles.y0 * self.stride,
-            (tiles.y1 - 1) * self.stride + TILE,
+            (tiles.y1 - 1) * self.stride + self.tile,
             tiles.x0 * self.stride,
-            (tiles.x1 - 1) * self.stride + TILE,
+            (tiles.x1 - 1) * self.stride + self.tile,
         )
 
     def tiles_at(self, pixels: Window) -> Window:
         """Return the tiles that share a pixel with a rectangle of pixels, neighbours that overlap it, too."""
-        y0, y1 = _touched(pixels.y0, pixels.y1, self.stride, self.rows)
-        x0, x1 = _touched(pixels.x0, pixels.x1, self.stride, self.cols)
+        y0, y1 = _touched(pixels.y0, pixels.y1, self.tile, self.stride, self.rows)
+        x0, x1 = _touched(pixels.x0, pixels.x1, self.tile, self.stride, self.cols)
         return Window(y0, y1, x0, x1)
 
     def blocks(self, side: int) -> Iterator[Window]:
@@ -138,28 +139,28 @@ class TileGrid:
                 yield Window(y, min(y + side, self.rows), x, min(x + side, self.cols))
 
     def share(self, row: int, col: int) -> NDArray[np.float32]:
-        """Return a tile's share ``(256, 256)`` in each of its pixels; the shares of all tiles sum to one."""
-        down = feather(self.overlap, row > 0, row < self.rows - 1)
-        across = feather(self.overlap, col > 0, col < self.cols - 1)
+        """Return a tile's share ``(tile, tile)`` in each of its pixels; the shares of all tiles sum to one."""
+        down = feather(self.overlap, row > 0, row < self.rows - 1, self.tile)
+        across = feather(self.overlap, col > 0, col < self.cols - 1, self.tile)
         return down[:, None] * across[None, :]
 
 
-def _touched(start: int, stop: int, stride: int, count: int) -> tuple[int, int]:
+def _touched(start: int, stop: int, tile: int, stride: int, count: int) -> tuple[int, int]:
     """Return the first of the tiles along one axis that share a pixel with ``start..stop - 1``, and the last plus 1."""
-    return max(0, (start - TILE) // stride + 1), min(count, (stop - 1) // stride + 1)
+    return max(0, (start - tile) // stride + 1), min(count, (stop - 1) // stride + 1)
 
 
-def feather(overlap: int, before: bool, after: bool) -> NDArray[np.float32]:
-    """Return a tile's share ``(256,)`` along one axis: it rises and falls as a squared sine where it has a neighbour.
+def feather(overlap: int, before: bool, after: bool, tile: int = TILE) -> NDArray[np.float32]:
+    """Return a tile's share ``(tile,)`` along one axis: it rises and falls as a squared sine where it has a neighbour.
 
     Two that overlap sum to one. Unlike linear ramps they begin and end flat, so that the eye finds no kink there.
     """
-    share = np.ones(TILE, np.float32)
+    share = np.ones(tile, np.float32)
     ramp = np.sin(np.pi / 2 * (np.arange(overlap, dtype=np.float32) + 0.5) / max(overlap, 1)) ** 2
     if before:
         share[:overlap] *= ramp
     if after:
-        share[TILE - overlap :] *= ramp[::-1]
+        share[tile - overlap :] *= ramp[::-1]
     return share
 
 

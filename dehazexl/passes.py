@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dehazexl.grid import SIDE, TILE, TOKEN, TileGrid, Window
+from dehazexl.grid import SIDE, TOKEN, TileGrid, Window
 from dehazexl.image import Image, colours, valid_mask
 from dehazexl.model import DehazeXL
-from dehazexl.model.spec import MAPS
+from dehazexl.model.context import ContextLayer
+from dehazexl.model.field import CELL, KEPT, WINDOW, Field, windows
+from dehazexl.model.network import grid_to_tiles, mean_colors, tiles_to_grid
+from dehazexl.model.spec import MAPS, Spec
+from dehazexl.model.windows import Local, repeat_edges
 from dehazexl.nodata import beside, held
 from dehazexl.pixels import Pixels
 from dehazexl.tokens import BLOCK, TokenStore
@@ -176,7 +180,7 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
             if job.keeps_maps:
                 job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells))
             tokens.append(_to_numpy(maps[-1], job))
-            valid.append(_valid_tokens(valid_pixels, job.model.spec.halo))
+            valid.append(_valid_tokens(valid_pixels, job.model.spec))
             yield len(cells)
         shape = (block.height, block.width, SIDE * SIDE)
         store.put(block, np.concatenate(tokens).reshape(*shape, -1), np.concatenate(valid).reshape(shape))
@@ -198,10 +202,11 @@ def _to_numpy(tokens: Tensor, job: Job) -> NDArray[Any]:
     return tokens.flatten(1, 2).float().cpu().numpy().astype(job.token_dtype)
 
 
-def _valid_tokens(valid: NDArray[np.bool_], halo: int) -> NDArray[np.bool_]:
+def _valid_tokens(valid: NDArray[np.bool_], spec: Spec) -> NDArray[np.bool_]:
     """Tell which tokens ``(n, 64)`` have a pixel with data, from tiles ``(n, side, side)``."""
-    inner = valid[:, halo : halo + TILE, halo : halo + TILE]
-    return inner.reshape(-1, SIDE, TOKEN, SIDE, TOKEN).any((2, 4)).reshape(-1, SIDE * SIDE)
+    inner = valid[:, spec.halo : spec.halo + spec.tile, spec.halo : spec.halo + spec.tile]
+    side = spec.scale * TOKEN
+    return inner.reshape(-1, SIDE, side, SIDE, side).any((2, 4)).reshape(-1, SIDE * SIDE)
 
 
 def fuse(job: Job, store: TokenStore) -> Iterator[int]:
@@ -222,19 +227,32 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     array, valid = store.tokens()
     step = min(FUSE_TILES, FUSE_SHARE * job.batch)
     chunks = [slice(i, i + step) for i in range(0, job.grid.rows * job.grid.cols, step)]
-    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then the mean
-    # colours that the airlight is voted with, and that it takes the place of
+    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then colours,
+    # which what is found out of the haze takes the place of
     width = job.model.spec.widths[-1]
-    x, mean = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels).split([width, job.channels - width], -1)
+    x, colours = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels).split([width, job.channels - width], -1)
     seen = torch.from_numpy(valid).view(-1, SIDE, SIDE)
     if not seen.any():
         seen = torch.ones_like(seen)
+    overview = None
+    if job.model.spec.overview:
+        with _computing():
+            overview = _overview(job, colours)
+            whole = context.embed_overview(overview[..., :width], job.grid.rows * SIDE, job.grid.cols * SIDE)
     # Torch's inference mode is entered batch by batch: left on at a yield, it would be on for whoever works meanwhile.
     for chunk in chunks:
         with _computing():
             x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
-    for layer in context.layers:
+    for layer in cast("Iterable[ContextLayer]", context.layers):
+        if layer.local is not None:
+            _convolve(job, layer.local, x)
         keys, values = _keys_values(job, layer, x, seen, chunks)
+        if overview is not None:
+            with _computing():
+                whole = whole if layer.local is None else layer.local(whole)
+                more = layer.keys_values(whole, side=1)
+                keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
+                whole = layer(whole.flatten(1, 2), keys, values).view(whole.shape)
         for chunk in chunks:
             with _computing():
                 queries = _on_device(x[chunk], job)
@@ -242,9 +260,79 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
                 x[chunk] = fused.view(queries.shape).to(x)
             yield len(queries)
     if context.airlight is not None:
-        votes = [_votes(job, context.airlight, x[chunk], mean[chunk], seen[chunk]) for chunk in chunks]
-        mean[:] = context.airlight.elected(torch.cat(votes, dim=1)).to(mean)
+        votes = [_votes(job, context.airlight, x[chunk], colours[chunk], seen[chunk]) for chunk in chunks]
+        colours[:] = context.airlight.elected(torch.cat(votes, dim=1)).to(colours)
+    if job.model.field is not None:
+        others = () if overview is None else ((whole, overview[..., width:]),)
+        _find_haze(job, job.model.field, x, colours, seen, chunks, others)
     store.put_fused(array)
+
+
+def _overview(job: Job, colours: Tensor) -> Tensor:
+    """Encode the picture, shrunk to one tile, from the colours ``(tiles, 8, 8, c)`` of its tokens."""
+    return job.model.encode_overview(_on_device(tiles_to_grid(colours, job.grid.rows, job.grid.cols), job))
+
+
+def _convolve(job: Job, local: Local, x: Tensor) -> None:
+    """Convolve tokens ``(tiles, 8, 8, c)`` over their grid in place, a row of tiles at a time."""
+    margin = local.conv.kernel_size[0] // 2
+    rows = x.view(job.grid.rows, job.grid.cols, *x.shape[1:])
+    above = None  # the last tokens of the row above, as they were before
+    for row in range(job.grid.rows):
+        with _computing():
+            here = tiles_to_grid(rows[row], 1, job.grid.cols)
+            last = row + 1 == job.grid.rows
+            below = here[:, -1:].expand(-1, margin, -1, -1) if last else tiles_to_grid(rows[row + 1], 1, job.grid.cols)
+            above = here[:, :1].expand(-1, margin, -1, -1) if above is None else above
+            band = torch.cat([above, here, below[:, :margin]], dim=1)
+            above = here[:, -margin:].clone()
+            wide = repeat_edges(_on_device(band, job), margin)[:, margin:-margin]
+            rows[row] = grid_to_tiles(local.inside(wide)).to(x)
+
+
+def _find_haze(
+    job: Job,
+    field: Field,
+    fused: Tensor,
+    colours: Tensor,
+    seen: Tensor,
+    chunks: list[slice],
+    others: tuple[tuple[Tensor, Tensor], ...],
+) -> None:
+    """Let all tokens vote on the haze, and replace their colours by what they keep of it, see `field.KEPT`.
+
+    `others` are the tokens and colours of the overview, if it takes part.
+    """
+    grid, scale = job.grid, job.model.spec.scale
+
+    def voters() -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk in chunks:
+            mask = seen[chunk].to(job.model.device)
+            some, theirs = (_on_device(part[chunk], job)[mask][None] for part in (fused, colours))
+            yield some, mean_colors(theirs)
+        for some, theirs in others:
+            yield some.flatten(1, 2), mean_colors(theirs).flatten(1, 2)
+
+    scores, cells = [], []
+    for some, theirs in voters():
+        with _computing():
+            scores.append(field.scores(some, theirs))
+    with _computing():
+        weights = torch.cat(scores, dim=1).softmax(1).split([part.shape[1] for part in scores], dim=1)
+    opinions = []
+    for (some, theirs), weight in zip(voters(), weights, strict=True):
+        with _computing():
+            opinions.append(field.opinions(weight, some, theirs))
+    for chunk in chunks:
+        with _computing():
+            cells.append(field.cells(_on_device(fused[chunk], job)).float().cpu())
+    with _computing():
+        values = field.elected(torch.stack(opinions).sum(0)).cpu()
+        whole = tiles_to_grid(torch.cat(cells)[..., None], grid.rows, grid.cols)[..., 0]
+        own = grid_to_tiles(windows(whole, grid.overlap / (CELL * scale)))
+        colours[..., : WINDOW**2] = own.to(colours)
+        colours[..., WINDOW**2 : KEPT] = values.to(colours)
+        colours[..., KEPT:] = 0
 
 
 def _on_device(tokens: Tensor, job: Job) -> Tensor:
@@ -315,7 +403,7 @@ def changes(
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32], NDArray[np.float32]]]:
     """Decode a rectangle of tiles that has been read; yield each one's row and column, gain and offset.
 
-    Gain and offset are ``(256, 256, 3)``: the dehazed tile is gain times its pixels in [0, 1] plus offset. `tell` as
+    Gain and offset are ``(tile, tile, 3)``: the dehazed tile is gain times its pixels in [0, 1] plus offset. `tell` as
     in `decode`.
     """
     fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
@@ -329,9 +417,9 @@ def changes(
 def _decode_batch(
     job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDArray[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return gain and offset ``(n, 256, 256, 3)`` of tiles."""
+    """Return gain and offset ``(n, tile, tile, 3)`` of tiles."""
     with _computing():
-        tokens = _on_device(torch.from_numpy(fused), job)
+        tokens = torch.from_numpy(fused).to(job.model.device)
         kept = [job.kept[cell] for cell in cells if cell in job.kept]
         whole = len(kept) == len(cells)
         maps = [torch.stack(level) for level in zip(*kept, strict=True)] if whole else job.model.encode(x)

@@ -96,9 +96,10 @@ def prepare(
     """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range."""
     image = open_image(source, bands=bands)
     height, width, _ = image.levels[0].shape
-    grid = TileGrid(height, width, overlap)
+    TileGrid(height, width, overlap)  # what is wrong with the overlap is told before weights are loaded
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
+    grid = TileGrid(height, width, overlap, model.spec.tile)
     return Job(image, grid, model, limits, choose_batch(batch, model), check_strength(strength))
 
 

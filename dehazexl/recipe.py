@@ -36,9 +36,10 @@ class Recipe:
         Peak learning rate of AdamW, steps until it is reached, weight decay, largest norm of the gradient.
     ema
         Decay of the moving average of the weights that is validated and saved.
-    fft, psnr, transmission, smooth, airlight, seam
+    fft, psnr, transmission, smooth, airlight, seam, edges, tone
         Weights of the losses beside L1: on the Fourier transform, on the logarithm of the squared error, on that of the
-        transmission, on its slopes, on the airlight, on what differs around tile borders.
+        transmission, on its slopes, on the airlight, on what differs around tile borders, on the slopes of the error,
+        on the light in which haze adds up.
     seed
         Of weights, crops and haze.
     """
@@ -61,6 +62,8 @@ class Recipe:
     smooth: float = 1.0
     airlight: float = 1.0
     seam: float = 3.0
+    edges: float = 0.3
+    tone: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:

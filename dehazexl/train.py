@@ -19,14 +19,15 @@ from dehazexl.data import Dataset
 from dehazexl.log import forget_after, log
 from dehazexl.losses import losses
 from dehazexl.model import DehazeXL, Spec
+from dehazexl.model.network import Change
 from dehazexl.recipe import PRECISIONS, Recipe, learning_rate
 from dehazexl.weights import save_model
 
 PATIENCE = 20
 """Consecutive steps that may fail (a loss that is not finite) before training gives up."""
 
-Answer = Callable[[Tensor, tuple[int, int], int | None], tuple[Tensor, Tensor]]
-"""From hazy pictures, offset and tiles at once to gain and offset, see `DehazeXL.change`."""
+Answer = Callable[[Tensor, tuple[int, int], int | None], Change]
+"""From hazy pictures, offset and tiles at once to what is done to them, see `DehazeXL.change`."""
 
 
 def train(
@@ -102,7 +103,7 @@ def train(
         forget_after(folder / "log.csv", state.step)
     started, before, failed, due = time.perf_counter(), state.seconds, 0, False
 
-    coming = steps(data, state.step, recipe, rank, ranks)
+    coming = steps(data, state.step, recipe, rank, ranks, tile=spec.tile)
     while True:
         asked = time.perf_counter()
         try:
@@ -173,8 +174,8 @@ def step(state: State, batches: Sequence[Batch], lr: float, recipe: Recipe, answ
     total = 0.0
     for batch in (batch.to(device) for batch in batches):
         with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
-            gain, shift = answer(batch.hazy, batch.offset, recipe.part)
-        loss = losses(batch, gain, shift, recipe, scattering=state.model.spec.head == "scattering") / len(batches)
+            change = answer(batch.hazy, batch.offset, recipe.part)
+        loss = losses(batch, change, recipe, scattering=state.model.spec.head == "scattering") / len(batches)
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     total = mean_of_all(total, device)
@@ -233,19 +234,19 @@ def shared(model: DehazeXL) -> Answer:
     from torch.nn.parallel import DistributedDataParallel
 
     devices = [model.device] if model.device.type == "cuda" else None
-    answer: Answer = DistributedDataParallel(Change(model), device_ids=devices)
+    answer: Answer = DistributedDataParallel(Answering(model), device_ids=devices)
     return answer
 
 
-class Change(nn.Module):
+class Answering(nn.Module):
     """A network whose forward is its `change`, as `DistributedDataParallel` wants it."""
 
     def __init__(self, model: DehazeXL) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, offset: tuple[int, int], part: int | None) -> tuple[Tensor, Tensor]:
-        """Return gain and offset ``(n, 3, h, w)``."""
+    def forward(self, x: Tensor, offset: tuple[int, int], part: int | None) -> Change:
+        """Return what is done to pictures."""
         return self.model.change(x, offset, part)
 
 

@@ -173,7 +173,7 @@ def test_a_fresh_network_with_the_prior_is_the_dark_channel_prior() -> None:
     dark = minimum_filter(pixels.min(2), 15, mode="mirror").reshape(64, 4, 64, 4).mean((1, 3))
     airlight = 1 / (1 + np.exp(-1.4))
     transmission = 0.05 + 0.95 * np.clip(1 - 0.95 * dark / airlight, 0.05, 0.98)
-    gain, _ = model.change(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    gain, _, _ = model.change(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     # Where four cells of the head meet, interpolation leaves the logits' mean: compare where they are equal.
     logits = np.log((transmission - 0.05) / (1 - transmission))
     mean = (logits[:-1, :-1] + logits[1:, :-1] + logits[:-1, 1:] + logits[1:, 1:]) / 4
@@ -188,7 +188,7 @@ def test_the_airlight_is_the_colour_of_the_haziest_places_wherever_they_are() ->
     x = 0.5 * batch(600, 700)
     x[..., 300:400, 500:600] = torch.tensor([0.7, 0.8, 0.9]).view(3, 1, 1)
     x[..., :96, :96] = 1  # a white border tells nothing
-    gain, shift = model.change(x)
+    gain, shift, _ = model.change(x)
     airlight = shift / (1 - gain)
     expected = torch.sigmoid(torch.logit(torch.tensor([0.7, 0.8, 0.9])) + 0.5)
     assert torch.allclose(airlight[0].mean((1, 2)), expected, atol=0.01)
@@ -196,8 +196,8 @@ def test_the_airlight_is_the_colour_of_the_haziest_places_wherever_they_are() ->
 
 
 def test_a_head_at_stride_4_is_smooth_within_a_tile() -> None:
-    gain, _ = randomised(VARIANTS["gain at stride 4"]).change(batch(256, 256))
-    fine, _ = randomised(replace(VARIANTS["gain at stride 4"], head_stride=1)).change(batch(256, 256))
+    gain, _, _ = randomised(VARIANTS["gain at stride 4"]).change(batch(256, 256))
+    fine, _, _ = randomised(replace(VARIANTS["gain at stride 4"], head_stride=1)).change(batch(256, 256))
     assert gain.diff(n=2, dim=3).abs().mean() < 0.2 * fine.diff(n=2, dim=3).abs().mean()
 
 
@@ -215,7 +215,7 @@ def test_an_airlight_is_as_bright_however_pictures_are_normalised() -> None:
         model = randomised(replace(TINY, head="scattering", airlight="pixels", **normalised))
         torch.nn.init.zeros_(model.decoder.output.weight)
         model.decoder.output.bias.data = torch.tensor([0.0, 0, 0, 4, 4, 4])
-        gain, offset = model.change(batch(256, 256))
+        gain, offset, _ = model.change(batch(256, 256))
         assert torch.allclose(offset / (1 - gain), torch.sigmoid(torch.tensor(4.0)), atol=1e-5)
 
 

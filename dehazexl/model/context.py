@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehazexl.grid import SIDE
 from dehazexl.model.spec import Spec
+from dehazexl.model.windows import Local
 
 SHARPNESS = 40.0
 """How much more tokens weigh in the airlight, the brighter their darkest colour: by a factor of e for each 1/40."""
@@ -127,15 +129,16 @@ def pool(x: Tensor, side: int, valid: Tensor | None = None) -> Tensor:
 class ContextLayer(nn.Module):
     """Global attention, then a gated MLP; the norm comes before each."""
 
-    def __init__(self, width: int, heads: int, pool: int) -> None:
+    def __init__(self, width: int, heads: int, pool: int, local: int) -> None:
         super().__init__()
         self.pool = pool
+        self.local = Local(width, local) if local else None
         self.input_layernorm = RMSNorm(width)
         self.attn = GlobalAttention(width, heads)
         self.post_attention_layernorm = RMSNorm(width)
         self.mlp = GatedMlp(width, 4 * width)
 
-    def keys_values(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, valid: Tensor | None = None, side: int | None = None) -> tuple[Tensor, Tensor]:
         """Return what other tokens attend to.
 
         Parameters
@@ -144,13 +147,15 @@ class ContextLayer(nn.Module):
             Grids of tokens ``(n, h, w, c)``, of whole tiles.
         valid
             ``(1, h, w)``: tokens that may be attended to, or None for all.
+        side
+            Of the squares of tokens that share a key and a value; None takes the spec's.
 
         Returns
         -------
         keys, values : Tensor
             ``(n, heads, tokens, channels)``.
         """
-        return self.attn.keys_values(pool(self.input_layernorm(x), self.pool, valid))
+        return self.attn.keys_values(pool(self.input_layernorm(x), side or self.pool, valid))
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Update tokens ``(n, queries, c)``, given the keys and values of all tokens."""
@@ -208,8 +213,10 @@ class Context(nn.Module):
         width = spec.widths[-1]
         self.input_proj = nn.Linear(width, width)
         self.layers = nn.ModuleList(
-            ContextLayer(width, spec.context_heads, spec.context_pool) for _ in range(spec.context_layers)
+            ContextLayer(width, spec.context_heads, spec.context_pool, spec.context_local)
+            for _ in range(spec.context_layers)
         )
+        self.whole = nn.Parameter(torch.zeros(width)) if spec.overview else None
         self.airlight = Airlight(width) if spec.airlight == "picture" else None
 
     def embed(self, tokens: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -217,37 +224,62 @@ class Context(nn.Module):
         x: Tensor = self.input_proj(tokens)
         return x + positions(rows, cols, x.shape[-1]).to(x.dtype)
 
-    def forward(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
-        """Fuse all tokens of a picture at once.
+    def embed_overview(self, tokens: Tensor, h: int, w: int, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """Project the tokens ``(n, 8, 8, c)`` of the shrunk image; their positions are spread over its h x w tokens."""
+        assert self.whole is not None
+        place = torch.arange(SIDE, device=tokens.device)
+        rows, cols = (first + (2 * place + 1) * size // (2 * SIDE) for first, size in zip(offset, (h, w), strict=True))
+        rows, cols = torch.meshgrid(rows, cols, indexing="ij")
+        return self.embed(tokens, rows, cols) + self.whole
+
+    def attend(
+        self, tokens: Tensor, offset: tuple[int, int] = (0, 0), overview: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let all tokens of a picture attend to each other.
 
         Parameters
         ----------
         tokens
-            ``(n, h, w, c)``: the grid of tokens of the whole picture. Where the spec's airlight is the picture's,
-            three more channels hold their colours.
+            ``(n, h, w, c)``: the grid of tokens of the whole picture.
         offset
             Row and column of the first token. Training varies it, so that the network meets the
             positions of pictures larger than its crops.
+        overview
+            Tokens ``(n, 8, 8, c)`` of the whole picture shrunk to one tile, which take part.
 
         Returns
         -------
-        Tensor
-            Fused tokens ``(n, h, w, c)``; in place of the colours stand the logits of the airlight, everywhere the
-            same.
+        fused, overview
+            Of the same shapes.
         """
         _, h, w, _ = tokens.shape
-        width = self.input_proj.in_features
-        tokens, colours = tokens[..., :width], tokens[..., width:]
         rows, cols = torch.meshgrid(
             torch.arange(h, device=tokens.device) + offset[0],
             torch.arange(w, device=tokens.device) + offset[1],
             indexing="ij",
         )
-        x = self.embed(tokens.flatten(1, 2), rows.flatten(), cols.flatten())
+        grids = [self.embed(tokens, rows, cols)]
+        if overview is not None:
+            grids.append(self.embed_overview(overview, h, w, offset))
         for layer in cast("Iterable[ContextLayer]", self.layers):
-            x = layer(x, *layer.keys_values(x.view(tokens.shape)))
-        fused = x.view(tokens.shape)
+            if layer.local is not None:
+                grids = [layer.local(grid) for grid in grids]
+            sides = (None, 1)
+            pairs = [layer.keys_values(grid, side=side) for grid, side in zip(grids, sides, strict=False)]
+            keys, values = (torch.cat(some, dim=2) for some in zip(*pairs, strict=True))
+            grids = [layer(grid.flatten(1, 2), keys, values).view(grid.shape) for grid in grids]
+        return grids[0], None if overview is None else grids[1]
+
+    def forward(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """Fuse all tokens of a picture at once, see `attend`.
+
+        Where the spec's airlight is the picture's, three more channels of the tokens hold their colours; in their
+        place stand the logits of the airlight, everywhere the same.
+        """
+        width = self.input_proj.in_features
+        fused, _ = self.attend(tokens[..., :width], offset)
         if self.airlight is None:
             return fused
-        airlight = self.airlight.elected(self.airlight.votes(x, colours.flatten(1, 2)))
-        return torch.cat([fused, airlight[:, None].expand(-1, h, w, -1).to(fused.dtype)], dim=-1)
+        votes = self.airlight.votes(fused.flatten(1, 2), tokens[..., width:].flatten(1, 2))
+        airlight = self.airlight.elected(votes)[:, None].expand(*fused.shape[:3], -1)
+        return torch.cat([fused, airlight.to(fused.dtype)], dim=-1)

@@ -11,8 +11,12 @@ from torch.nn import functional as F
 
 from dehazexl.grid import SIDE, TILE
 from dehazexl.model.encoder import relative_index
+from dehazexl.model.field import CELL, STRIDE, WINDOW, join, upsample
 from dehazexl.model.spec import Spec
 from dehazexl.model.windows import CachedBias, Local, Mlp, attend, in_windows, shift_mask, window_and_shift
+
+KNOWN = 5
+"""What the decoder is told of the haze at each place: the field from the tokens, the airlight and the tone."""
 
 
 class TableBias(CachedBias):
@@ -105,7 +109,7 @@ class Decoder(nn.Module):
     def __init__(self, spec: Spec, parameters: int) -> None:
         super().__init__()
         widths = [2 * w for w in reversed(spec.widths)]
-        self.width, self.airlight = spec.widths[-1], spec.airlight
+        self.width, self.airlight, self.field = spec.widths[-1], spec.airlight, spec.head == "field"
         self.levels = nn.ModuleList(
             Level(width, depth, heads, SIDE * 2**i, spec.decoder_window, spec.local)
             for i, (width, depth, heads) in enumerate(zip(widths, spec.decoder_depths, spec.decoder_heads, strict=True))
@@ -116,13 +120,14 @@ class Decoder(nn.Module):
         features = widths[-1] // 16 if spec.head_stride == 1 else widths[-1]
         # At stride 4 the head also sees the input channels themselves: layer norms hide from the features how
         # bright a place is, and haze is brightness.
-        self.mix = None if spec.head_stride == 1 else nn.Linear(features + 3 + len(spec.inputs), features)
+        seen = 3 + len(spec.inputs) + (KNOWN if self.field else 0)
+        self.mix = None if spec.head_stride == 1 else nn.Linear(features + seen, features)
         self.prior = spec.prior
         parameters -= 3 if spec.airlight == "picture" else 0
         self.output = nn.Conv2d(features, parameters, kernel_size=1, bias=spec.head != "residual")
         self.slopes = nn.Conv2d(features, 3, kernel_size=1) if spec.guided else None
 
-    def forward(self, fused: Tensor, maps: list[Tensor], colours: Tensor) -> Tensor:
+    def forward(self, fused: Tensor, maps: list[Tensor], colours: Tensor | None = None) -> Tensor:
         """Decode tiles.
 
         Parameters
@@ -139,11 +144,10 @@ class Decoder(nn.Module):
         Tensor
             Parameters of the head ``(n, parameters, 256, 256)``, float32.
         """
-        x, airlight = fused[..., : self.width], fused[..., self.width :]
-        skips = [maps[-1][..., : self.width], *reversed(maps[-4:-1])]
-        for i, (level, skip) in enumerate(zip(self.levels, skips, strict=True)):
-            x = level(x, skip)
-            x = self.expands[i](x) if i < len(self.expands) else x
+        x, airlight = fused[..., : self.width].to(maps[-1].dtype), fused[..., self.width :]
+        if self.field:
+            return self._correction(x, maps, known(airlight))
+        x = self._up(x, maps)
         if self.mix is not None:
             x = F.gelu(self.mix(torch.cat([x, maps[0]], dim=-1)))
         x = self.upscale(x)
@@ -158,7 +162,31 @@ class Decoder(nn.Module):
                 parameters = add_prior(parameters, maps[0][..., 3].float()[:, None])
             if self.slopes is None:
                 return enlarge(parameters)
+            assert colours is not None
             return add_detail(enlarge(parameters), enlarge(last_layer(self.slopes, features)), colours)
+
+    def _up(self, x: Tensor, maps: list[Tensor]) -> Tensor:
+        """Go up the levels from fused tokens ``(n, 8, 8, c)`` to features ``(n, 64, 64, c)``."""
+        skips = [maps[-1][..., : self.width], *reversed(maps[-4:-1])]
+        for i, (level, skip) in enumerate(zip(self.levels, skips, strict=True)):
+            x = level(x, skip)
+            x = self.expands[i](x) if i < len(self.expands) else x
+        return x
+
+    def _correction(self, x: Tensor, maps: list[Tensor], known: Tensor) -> Tensor:
+        """Return the correction of the field ``(n, CORRECTION, 64, 64)``, float32, given what is `known` of it."""
+        assert self.mix is not None
+        x = F.gelu(self.mix(torch.cat([self._up(x, maps), maps[0], known.to(x.dtype)], dim=-1)))
+        with torch.autocast(x.device.type, enabled=False):
+            return last_layer(self.output, x.permute(0, 3, 1, 2).float())
+
+
+def known(kept: Tensor) -> Tensor:
+    """Return what fused tokens ``(n, 8, 8, KEPT)`` hold of the haze, ``(n, 64, 64, KNOWN)``."""
+    windows, values = kept.float().split([WINDOW**2, kept.shape[-1] - WINDOW**2], dim=-1)
+    field = upsample(join(windows), CELL // STRIDE)[..., None]
+    whole = torch.sigmoid(values[:, :1, :1, [0, 1, 2, 5]])
+    return torch.cat([field, whole.expand(*field.shape[:3], -1)], dim=-1)
 
 
 def last_layer(layer: nn.Conv2d, features: Tensor) -> Tensor:

@@ -40,4 +40,5 @@ def scattering(parameters: Tensor) -> tuple[Tensor, Tensor]:
 Head = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 HEADS: dict[str, tuple[int, Head]] = {"residual": (3, residual), "gain": (6, gain), "scattering": (6, scattering)}
-"""Head by name: the number of parameters per pixel, and the function from them to gain and offset."""
+"""Head by name: the number of parameters per pixel, and the function from them to gain and offset. The head ``field``
+has a module of its own."""

@@ -11,10 +11,13 @@ from dehazexl.grid import TILE
 DARK_RADIUS = 7
 """Radius in pixels of the neighbourhood of the dark channel (15 x 15, He et al. 2009)."""
 
-HEADS = ("residual", "gain", "scattering")
+HEADS = ("residual", "gain", "scattering", "field")
 INPUTS = ("dark", "bright")
 AIRLIGHTS = ("pixels", "picture")
 
+
+PATCHES = 4
+"""Patches along a token's side whose mean colors go with the token where the head is ``field``."""
 
 MAPS = tuple(TILE // 4 // 2**stage for stage in range(4))
 """Sides of a tile's feature maps, in cells."""
@@ -38,8 +41,9 @@ class Spec:
     decoder_depths, decoder_heads, decoder_window
         Blocks, heads and window of the decoder's four levels, coarsest first.
     head
-        How the decoder's output becomes pixels: ``residual`` (x + r), ``gain`` (x + K x + B) or
-        ``scattering`` ((x - A) / t + A, the atmospheric scattering model solved for the scene).
+        How the decoder's output becomes pixels: ``residual`` (x + r), ``gain`` (x + K x + B),
+        ``scattering`` ((x - A) / t + A, the atmospheric scattering model solved for the scene) or ``field`` (the same
+        model with one field of thickness over the whole image and one airlight, see `dehazexl.model.field`).
     head_stride
         1: the head's parameters are computed for every pixel, through two learned upsamplings. 4: they are
         computed for every 4 x 4 pixels and interpolated, which suits heads whose parameters are smooth.
@@ -53,6 +57,14 @@ class Spec:
     guided
         Let the transmission follow the picture's edges between those 4 x 4 pixels, by a local linear model of the
         colours whose slopes the network tells. For the scattering head at stride 4.
+    context_local
+        Side in tokens (odd) of a depthwise convolution over the grid of all tokens before each layer of the global
+        attention, across the borders of tiles; 0: none.
+    overview
+        Let the whole image, shrunk to one tile, take part in the global attention. For the head ``field``.
+    scale
+        The network sees the image at 1 / scale of its resolution: a tile is 256 scale pixels wide. The haze it finds
+        is removed at full resolution. For the head ``field``.
     local
         Side in pixels of the map (odd) of a depthwise convolution before each block of encoder and decoder; 0: none.
     inputs
@@ -78,6 +90,9 @@ class Spec:
     airlight: str = "pixels"
     guided: bool = False
     local: int = 0
+    context_local: int = 0
+    overview: bool = False
+    scale: int = 1
     inputs: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -97,8 +112,15 @@ class Spec:
             raise ValueError("airlight 'picture' needs the head 'scattering' and head_stride 4")
         if self.guided and not (self.head == "scattering" and self.head_stride == 4):
             raise ValueError("guided needs the head 'scattering' and head_stride 4")
-        if self.local not in (0, 3, 5, 7):
-            raise ValueError(f"local is 0, 3, 5 or 7, not {self.local}")
+        if self.head == "field" and self.head_stride != 4:
+            raise ValueError("the head 'field' needs head_stride 4")
+        if self.head != "field" and (self.overview or self.scale != 1):
+            raise ValueError("overview and scale need the head 'field'")
+        if self.scale not in (1, 2, 4):
+            raise ValueError(f"scale is 1, 2 or 4, not {self.scale}")
+        for name in ("local", "context_local"):
+            if getattr(self, name) not in (0, 3, 5, 7):
+                raise ValueError(f"{name} is 0, 3, 5 or 7, not {getattr(self, name)}")
         if self.context_pool not in (1, 2, 4, 8):
             raise ValueError(f"context_pool is 1, 2, 4 or 8, not {self.context_pool}")
         for name in ("window", "decoder_window"):
@@ -128,13 +150,19 @@ class Spec:
 
     @property
     def halo(self) -> int:
-        """Pixels around a tile that its input channels depend on."""
-        return DARK_RADIUS if self.inputs else 0
+        """Pixels of the image around a tile that its input channels depend on."""
+        return self.scale * DARK_RADIUS if self.inputs else 0
+
+    @property
+    def tile(self) -> int:
+        """Side of a tile in pixels of the image."""
+        return self.scale * TILE
 
     @property
     def channels(self) -> int:
-        """Channels of a token: its features, and its colour where the airlight is the picture's."""
-        return self.widths[-1] + (3 if self.airlight == "picture" else 0)
+        """Channels of a token: its features, and its colours where the airlight is the image's."""
+        colors = 3 * PATCHES**2 if self.head == "field" else 3 if self.airlight == "picture" else 0
+        return self.widths[-1] + colors
 
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` is the inverse."""
@@ -183,6 +211,37 @@ SPECS = {
         airlight="picture",
         guided=True,
         local=5,
+        inputs=("dark", "bright"),
+    ),
+    "field": Spec(
+        widths=(32, 64, 128, 256),
+        heads=(1, 2, 4, 8),
+        context_heads=4,
+        context_pool=4,
+        decoder_depths=(2, 2, 2, 1),
+        decoder_heads=(16, 8, 4, 2),
+        head="field",
+        head_stride=4,
+        local=5,
+        context_local=5,
+        overview=True,
+        scale=2,
+        inputs=("dark", "bright"),
+    ),
+    "tiny-field": Spec(
+        widths=(8, 16, 32, 64),
+        depths=(1, 1, 2, 1),
+        heads=(1, 2, 4, 8),
+        context_heads=2,
+        context_pool=4,
+        decoder_depths=(1, 1, 2, 1),
+        decoder_heads=(8, 4, 2, 1),
+        head="field",
+        head_stride=4,
+        local=5,
+        context_local=5,
+        overview=True,
+        scale=2,
         inputs=("dark", "bright"),
     ),
     "tiny": Spec(

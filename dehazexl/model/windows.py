@@ -136,11 +136,27 @@ class Local(nn.Module):
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, side, padding=side // 2, padding_mode="replicate", groups=width)
+        self.conv = nn.Conv2d(width, width, side, groups=width)
         nn.init.zeros_(self.conv.weight)
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features ``(n, h, w, c)`` to the same shape."""
-        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        margin = self.conv.kernel_size[0] // 2
+        return x + self.conv(repeat_edges(x, margin).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Map features ``(n, h, w, c)`` with a margin of half the convolution's side to those within it."""
+        margin = self.conv.kernel_size[0] // 2
+        return x[:, margin:-margin, margin:-margin] + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def repeat_edges(x: Tensor, margin: int) -> Tensor:
+    """Repeat the outermost cells of maps ``(n, h, w, c)`` by `margin` more on each side."""
+    # Not torch's padding: what the compiler makes of its backward pass fails.
+    for axis in (1, 2):
+        first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
+        shape = [margin if a == axis else -1 for a in range(4)]
+        x = torch.cat([first.expand(shape), x, last.expand(shape)], dim=axis)
+    return x

@@ -1,0 +1,408 @@
+"""All that a lent GPU is used for, in one call: checks on CUDA, a table of speed and memory, and training.
+
+    python benchmarks/gpu.py train --data .crops/images.zip --out OUT --state .run/state.pt --minutes 9
+    python benchmarks/gpu.py table --out OUT
+
+It needs torch, numpy, Pillow and safetensors alone, and runs on a CPU, too, to be rehearsed there. Training makes its
+haze on the device, from images that `benchmarks/weights/pack.py` packed. What comes back lies in OUT, in pieces of
+at most 15 MiB: ``weights.00``, ``weights.01``... (``cat weights.* > weights.safetensors``), and ``log.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dehazexl.losses import losses as loss_of
+from dehazexl.model import DehazeXL, Spec
+from dehazexl.model.spec import SPECS
+from dehazexl.model.windows import Local
+from dehazexl.recipe import Recipe
+from dehazexl.synthesis.batched import HazyBatch, Synthesis, synthesize
+from dehazexl.synthesis.images import Images
+
+PIECE = 15 * 2**20
+GRIDS = ((1, 1), (1, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 2), (2, 2), (2, 3), (3, 2), (3, 3))
+"""Rows and columns of tiles of the crops of a step; each divides the tiles of a step."""
+PARTIAL = 0.35
+"""Share of the steps whose crops end within a tile, as most images do: they are then continued by reflection."""
+FARTHEST = 512
+"""Crops pretend to lie up to this many tokens from the corner of a larger image."""
+
+
+def make_batch(images: Images, tiles: int, spec: Spec, seed: int, step: int, generator: torch.Generator) -> HazyBatch:
+    """Make the batch of a step."""
+    random = np.random.default_rng((seed, step))
+    rows, cols = GRIDS[int(random.integers(len(GRIDS)))]
+    cut = random.integers(3 * spec.tile // 4, size=2) if random.random() < PARTIAL else (0, 0)
+    h, w = rows * spec.tile - int(cut[0]), cols * spec.tile - int(cut[1])
+    count = max(1, tiles // (rows * cols))
+    clear, upright = images.crops(count, h, w, random, whole=0.5 if rows == cols == 1 else 0.2)
+    generator.manual_seed(int(random.integers(2**31)))
+    return synthesize(clear, upright, generator)
+
+
+class Trainer:
+    """A network in training, and its average."""
+
+    def __init__(self, spec: Spec, recipe: Recipe, device: torch.device, init: DehazeXL | None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.model = (init or DehazeXL(spec)).to(device).requires_grad_(True).train()
+        self.average = copy.deepcopy(self.model).eval()
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        rest = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=device.type == "cuda")
+        self.recipe, self.device, self.step = recipe, device, 0
+        self.half = True
+
+    def train(self, batch: HazyBatch, offset: tuple[int, int], lr: float) -> Tensor:
+        """Make a step; return the loss, still on the device."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            change = self.model.change(batch.hazy, offset)
+        loss = loss_of(batch, change, self.recipe)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip, foreach=True)
+        # A step that is not finite changes nothing, without a look at it from the processor.
+        good = torch.isfinite(norm) & torch.isfinite(loss)
+        for p in self.model.parameters():
+            if p.grad is not None:
+                p.grad = torch.where(good, p.grad, 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        self.step += 1
+        return loss.detach()
+
+    def state(self) -> dict:
+        """Return what training needs to go on."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+
+    def load(self, state: dict) -> None:
+        """Take up what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def compiled(model: DehazeXL, tiles: int) -> None:
+    """Compile encoder and decoder for the tiles of a step; other numbers of tiles run as they are."""
+    for module in (model.encoder, model.decoder):
+        plain = module.forward
+        fast = torch.compile(plain, dynamic=False)
+
+        def forward(x: Tensor, *rest: object, plain=plain, fast=fast):
+            return (fast if len(x) == tiles else plain)(x, *rest)
+
+        module.forward = forward
+
+
+def dense(model: DehazeXL) -> None:
+    """Compute depthwise convolutions as dense ones with diagonal weights: on some GPUs far faster in training."""
+    for module in model.modules():
+        if isinstance(module, Local):
+            conv = module.conv
+            conv.register_buffer("eye", torch.eye(conv.in_channels, device=conv.weight.device)[..., None, None], False)
+            conv.forward = lambda x, conv=conv: F.conv2d(x, conv.eye * conv.weight, conv.bias)
+
+
+def probe(args: argparse.Namespace) -> None:
+    """Time a depthwise convolution, forward and backward, and a dense one of the same kind."""
+    from PIL import features
+
+    print("WebP:", features.check("webp"), "torch", torch.__version__)
+    device = torch.device(args.device)
+    torch.backends.cudnn.benchmark = True
+    for width, side in ((32, 64), (64, 32), (64, 64), (128, 16), (128, 32), (256, 16), (256, 8), (512, 8)):
+        x = torch.randn(args.tiles, side, side, width, device=device, requires_grad=True)
+        local = Local(width, 5).to(device)
+        line = {"width": width, "side": side}
+        for name in ("depthwise", "dense"):
+            if name == "dense":
+                dense(local)
+            for count in (3, 10):
+                synchronize(device)
+                before = time.perf_counter()
+                for _ in range(count):
+                    with torch.autocast(device.type, torch.bfloat16):
+                        local(x).sum().backward()
+                synchronize(device)
+            line[name] = round((time.perf_counter() - before) / 10 * 1000, 2)
+        print(line, flush=True)
+
+
+def tune(trainer: Trainer, batch: HazyBatch, tiles: int) -> None:
+    """Choose what is fastest: depthwise convolutions as they are or dense, then compiled."""
+
+    def seconds(count: int) -> float:
+        for repeat in (2, count):
+            synchronize(trainer.device)
+            before = time.perf_counter()
+            for _ in range(repeat):
+                with torch.autocast(trainer.device.type, torch.bfloat16):
+                    change = trainer.model.change(batch.hazy)
+                loss_of(batch, change, trainer.recipe).backward()
+            synchronize(trainer.device)
+        return (time.perf_counter() - before) / count
+
+    plain = seconds(4)
+    kept = {module: module.conv.forward for module in trainer.model.modules() if isinstance(module, Local)}
+    dense(trainer.model)
+    other = seconds(4)
+    print(f"a step takes {plain:.3f} s, {other:.3f} s with dense convolutions", flush=True)
+    if plain < other:
+        for module, forward in kept.items():
+            module.conv.forward = forward
+    before = time.perf_counter()
+    forwards = {module: module.forward for module in (trainer.model.encoder, trainer.model.decoder)}
+    try:
+        compiled(trainer.model, tiles)
+        took = seconds(4)
+        print(f"compiled {took:.3f} s, after {time.perf_counter() - before:.0f} s", flush=True)
+    except Exception as error:
+        print("not compiled:", repr(error)[:1000], flush=True)
+        took = math.inf
+    if took > min(plain, other):
+        for module, forward in forwards.items():
+            module.forward = forward
+
+
+def cases(images: Images, side: int, device: torch.device, most: int) -> list[HazyBatch]:
+    """Make the validation's cases: the middle of each image, with haze on values and on light, and without."""
+    generator, made = torch.Generator(device), []
+    for i in sorted({round(place) for place in np.linspace(0, len(images.pixels) - 1, most)}):
+        pixels = images.pixels[i]
+        _, h, w = pixels.shape
+        y, x = max(0, (h - side) // 2), max(0, (w - side) // 2)
+        clear = pixels[None, :, y : y + side, x : x + side].float() / 255
+        upright = torch.tensor([images.upright[i]], device=device)
+        for linear, share, thickness in ((0.0, 0.0, (0.7, 2.4)), (1.0, 0.0, (0.7, 2.4)), (0.0, 1.0, (0.1, 0.2))):
+            generator.manual_seed(1000 + i)
+            how = Synthesis(
+                thickness, 0.0, (0.75, 1.0), share, linear, dark=0, pale=0, soften=0, grade=0, noise=0, jpeg=0
+            )
+            made.append(synthesize(clear, upright, generator, how))
+    return made
+
+
+@torch.no_grad()
+def validate(model: DehazeXL, some: list[HazyBatch]) -> dict[str, float]:
+    """Return mean PSNR in decibels: of haze on values, on light, and of clear images that should stay."""
+    model.train().eval()  # drops cached biases
+    scores: list[float] = []
+    for batch in some:
+        with torch.autocast(batch.hazy.device.type, torch.bfloat16, enabled=True):
+            change = model.change(batch.hazy)
+        out = (change.gain * batch.hazy + change.offset).clamp(0, 1)
+        scores.append(min(100.0, -10 * math.log10(max(float((out - batch.clear).square().mean()), 1e-10))))
+    return {name: sum(scores[i::3]) / len(scores[i::3]) for i, name in enumerate(("values", "light", "clear"))}
+
+
+def keep_weights(model: DehazeXL, out: Path, about: dict) -> None:
+    """Write the weights in half precision, in pieces."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = {"format": "dehazexl", "spec": model.spec.to_json()} | {k: json.dumps(v) for k, v in about.items()}
+    data = save(tensors, text)
+    for i, start in enumerate(range(0, len(data), PIECE)):
+        (out / f"weights.{i:02d}").write_bytes(data[start : start + PIECE])
+
+
+def keep(trainer: Trainer, args: argparse.Namespace, scores: dict) -> None:
+    """Write the averaged weights, and what training needs to go on."""
+    about = {
+        "trained": scores,
+        "recipe": asdict(trainer.recipe),
+        "init": args.init or "random",
+        "licence": "BSD-3-Clause",
+    }
+    keep_weights(trainer.average, args.out, about)
+    if args.state:
+        args.state.parent.mkdir(parents=True, exist_ok=True)
+        part = args.state.with_suffix(".part")
+        torch.save(trainer.state(), part)
+        part.replace(args.state)
+
+
+def train(args: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    device = torch.device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    spec = replace(SPECS["field"], scale=args.scale) if not args.spec else replace(SPECS[args.spec])
+    recipe = Recipe(lr=args.lr, ema=args.ema, seed=args.seed, warmup=args.warmup)
+    init = None
+    if args.init:
+        from dehazexl.weights import load_model
+
+        init = load_model(args.init, device="cpu", dtype="float32")
+    trainer = Trainer(spec, recipe, device, init)
+    if args.state and args.state.exists():
+        trainer.load(torch.load(args.state, map_location=device, weights_only=True))
+        print("resumed at step", trainer.step)
+    images = Images.load(args.data, "train", device)
+    held_out = Images.load(args.data, "valid", device)
+    some = cases(held_out, 512, device, args.cases)
+    print(f"{len(images.pixels)} images, {len(some)} cases, {time.perf_counter() - started:.0f} s", flush=True)
+    generator = torch.Generator(device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.tune:
+        tune(trainer, make_batch(images, args.tiles, spec, recipe.seed, 10**6, generator), args.tiles)
+    log = (args.out / "log.csv").open("a")
+    first, begun, losses, parts = trainer.step, time.perf_counter(), [], [0.0, 0.0]
+    limit = 60 * args.minutes - args.reserve
+    for count in itertools.count():
+        now = time.perf_counter()
+        elapsed = now - started
+        # The schedule follows the clock: how many steps a minute has is known only there.
+        place = args.begin + (args.end - args.begin) * min(1.0, elapsed / limit)
+        warm = min(1.0, (trainer.step + 1) / recipe.warmup)
+        lr = recipe.lr * warm * max(0.5 * (1 + math.cos(math.pi * place)), 0.002)
+        if elapsed > limit or count == args.steps:
+            break
+        random = np.random.default_rng((recipe.seed, trainer.step, 7))
+        # Some steps see the images at another scale, so that the weights serve that, too.
+        trainer.model.spec = replace(spec, scale=3 - spec.scale) if random.random() < args.other_scale else spec
+        batch = make_batch(images, args.tiles, trainer.model.spec, recipe.seed, trainer.step, generator)
+        far = tuple(int(n) for n in random.integers(FARTHEST, size=2)) if random.random() < 0.5 else (0, 0)
+        if args.profile and device.type == "cuda":
+            torch.cuda.synchronize()
+            parts[0] += time.perf_counter() - now
+        losses.append(trainer.train(batch, far, lr))
+        if args.profile and device.type == "cuda":
+            torch.cuda.synchronize()
+            parts[1] += time.perf_counter() - now
+        if len(losses) == args.every:
+            mean = float(torch.stack(losses).mean())
+            speed = (trainer.step - first) * args.tiles / (time.perf_counter() - begun)
+            line = {
+                "step": trainer.step,
+                "loss": round(mean, 5),
+                "lr": round(lr, 6),
+                "seconds": round(elapsed),
+                "tiles_s": round(speed),
+            }
+            if args.validate and (trainer.step // args.every) % args.validate == 0:
+                line |= {name: round(score, 3) for name, score in validate(trainer.average, some).items()}
+                keep(trainer, args, line)
+            print(line, [round(p / len(losses), 4) for p in parts] if args.profile else "", flush=True)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            losses, parts = [], [0.0, 0.0]
+    scores = validate(trainer.average, some)
+    print({"step": trainer.step, "seconds": round(time.perf_counter() - started)} | scores, flush=True)
+    keep(trainer, args, {"step": trainer.step, **scores})
+    if device.type == "cuda":
+        print(torch.cuda.get_device_name(), f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at its peak")
+
+
+@torch.inference_mode()
+def table(args: argparse.Namespace) -> None:
+    """Measure seconds and memory of whole forwards."""
+    device, rows = torch.device(args.device), []
+    for name, dtype in itertools.product(("official", "field"), (torch.float16, torch.float32)):
+        model = DehazeXL(SPECS[name]).to(device, dtype).eval()
+        for side in args.sides:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            try:
+                x = torch.rand(1, 3, side, side, device=device)
+                times = []
+                for _ in range(3 if side < 8192 else 2):
+                    synchronize(device)
+                    before = time.perf_counter()
+                    model.change(x, part=64)
+                    synchronize(device)
+                    times.append(time.perf_counter() - before)
+                memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else math.nan
+                rows.append(
+                    {
+                        "spec": name,
+                        "dtype": str(dtype)[6:],
+                        "side": side,
+                        "seconds": round(min(times), 4),
+                        "gib": round(memory, 2),
+                    }
+                )
+                print(rows[-1], flush=True)
+            except torch.OutOfMemoryError:
+                print(name, dtype, side, "out of memory", flush=True)
+                break
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    (args.out / "table.json").write_text(
+        json.dumps({"device": gpu, "torch": torch.__version__, "rows": rows}, indent=1)
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("train")
+    one.set_defaults(run=train)
+    one.add_argument("--data", type=Path, default=Path(".crops/images.zip"))
+    one.add_argument("--state", type=Path)
+    one.add_argument("--init")
+    one.add_argument("--spec")
+    one.add_argument("--scale", type=int, default=2)
+    one.add_argument("--minutes", type=float, default=9.0)
+    one.add_argument("--reserve", type=float, default=20.0, help="seconds kept for the end")
+    one.add_argument("--begin", type=float, default=0.0, help="place in the schedule, 0 to 1")
+    one.add_argument("--end", type=float, default=1.0)
+    one.add_argument("--steps", type=int, default=-1)
+    one.add_argument("--tiles", type=int, default=72)
+    one.add_argument("--lr", type=float, default=1.2e-3)
+    one.add_argument("--warmup", type=int, default=200)
+    one.add_argument("--ema", type=float, default=0.998)
+    one.add_argument("--seed", type=int, default=20)
+    one.add_argument("--every", type=int, default=50)
+    one.add_argument("--cases", type=int, default=15, help="images to validate on")
+    one.add_argument("--validate", type=int, default=8, help="reports between validations, 0 for none")
+    one.add_argument("--tune", action="store_true", help="choose the fastest way to compute, compiled if it can be")
+    one.add_argument("--profile", action="store_true")
+    one.add_argument("--other-scale", type=float, default=0.25, help="share of the steps at the other scale")
+    three = commands.add_parser("probe")
+    three.set_defaults(run=probe)
+    three.add_argument("--tiles", type=int, default=72)
+    two = commands.add_parser("table")
+    two.set_defaults(run=table)
+    two.add_argument("--sides", type=int, nargs="+", default=[1024, 4096, 8192, 16384])
+    for each in (one, two, three):
+        each.add_argument("--out", type=Path, required=True)
+        each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

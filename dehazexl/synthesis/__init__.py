@@ -1,0 +1,1 @@
+"""Synthesis: haze for training, made on the device that trains."""
