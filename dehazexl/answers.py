@@ -10,11 +10,11 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from dehazexl.grid import TileGrid, Window
+from dehazexl.grid import TILE, TileGrid, Window
 from dehazexl.shown import enlarged
 
-TILE_BYTES = 256 * 256 * 3 * 2
-"""Of a dehazed tile in half precision."""
+PIXEL_BYTES = 3 * 2
+"""Of a dehazed pixel in half precision."""
 
 Cell = tuple[int, int]
 """Row and column of a tile."""
@@ -42,11 +42,16 @@ class Answers:
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], overlap: int, coarse: int, cache: int) -> None:
         self.shapes, self.coarse = shapes, coarse
-        self.grids = [TileGrid(shape[0], shape[1], overlap) for shape in shapes]
-        self.most = max(1, cache // TILE_BYTES)
+        self._overlap, self._cache = overlap, cache
+        self.cut(TILE)
         self.overview: NDArray[np.float32] | None = None
         self._tiles: OrderedDict[tuple[int, int, int], NDArray[np.float16]] = OrderedDict()
         self._lock = Lock()
+
+    def cut(self, tile: int) -> None:
+        """Cut the levels into tiles of a side in pixels, once the network is known that says which."""
+        self.grids = [TileGrid(shape[0], shape[1], self._overlap, tile) for shape in self.shapes]
+        self.most = max(1, self._cache // (tile**2 * PIXEL_BYTES))
 
     def __len__(self) -> int:
         """Count the tiles that are kept."""
@@ -69,7 +74,7 @@ class Answers:
         return [cell for cell in wanted if cell not in there]
 
     def keep(self, level: int, tiles: Mapping[Cell, NDArray[np.float16]]) -> None:
-        """Keep dehazed tiles ``(256, 256, 3)`` of a level."""
+        """Keep dehazed tiles ``(tile, tile, 3)`` of a level."""
         with self._lock:
             self._tiles.update({(level, *cell): tile for cell, tile in tiles.items()})
             while len(self._tiles) > self.most:

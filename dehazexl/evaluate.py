@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dehazexl.crops import center_crop
-from dehazexl.grid import OVERLAP, TileGrid
+from dehazexl.grid import OVERLAP, TILE, TileGrid
 from dehazexl.haze import synthesise
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def synthesised(
             yield Case(name, kind, clear[0].permute(1, 2, 0).numpy(), stored[0].permute(1, 2, 0).numpy())
 
 
-def scores(case: Case, out: Picture, overlap: int = 0) -> dict[str, float]:
+def scores(case: Case, out: Picture, overlap: int = 0, tile: int = TILE) -> dict[str, float]:
     """Compare a dehazed picture ``(h, w, 3)`` with the truth.
 
     Returns ``psnr`` in decibels, ``ssim`` (NaN under 7 pixels), ``ciede2000`` (mean colour difference; 1 is just
@@ -99,7 +99,7 @@ def scores(case: Case, out: Picture, overlap: int = 0) -> dict[str, float]:
         "psnr": min(-10 * math.log10(squared), PERFECT) if squared else PERFECT,
         "ssim": by_strips(similarity, case.clear, out, MARGIN) if min(out.shape[:2]) > 2 * MARGIN else math.nan,
         "ciede2000": by_strips(colour, case.clear, out),
-        "seam": seam_ratio(np.clip(out, 0, 1) - case.hazy, overlap),
+        "seam": seam_ratio(np.clip(out, 0, 1) - case.hazy, overlap, tile),
     }
 
 
@@ -124,15 +124,15 @@ def similarity(clear: Picture, out: Picture) -> float:
     return float(structural_similarity(clear, out, data_range=1, channel_axis=2))
 
 
-def seam_ratio(change: Picture, overlap: int = 0) -> float:
-    """Tell how much a change ``(h, w, 3)`` jumps at the borders of tiles that overlap by some pixels.
+def seam_ratio(change: Picture, overlap: int = 0, tile: int = TILE) -> float:
+    """Tell how much a change ``(h, w, 3)`` jumps at the borders of tiles of a side that overlap by some pixels.
 
     Mean absolute difference of the change across tile borders, over the same between neighbours elsewhere: 1 is
     seamless. NaN where there is no border or no change.
     """
     across, inside = [], []
     height, width, _ = change.shape
-    grid = TileGrid(height, width, overlap)
+    grid = TileGrid(height, width, overlap, tile)
     for axis, count in ((0, grid.rows), (1, grid.cols)):
         jumps = np.abs(np.diff(change, axis=axis)).mean(axis=(1 - axis, 2), dtype=np.float64)
         # A tile begins at each multiple of the stride, and the one before ends `overlap` pixels further on.

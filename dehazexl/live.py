@@ -301,7 +301,9 @@ class Live:
         # In names of its own: `forget`, in another thread, may drop them at any time.
         model = self._model
         if model is None:
-            model = self._model = self.load()
+            model = self.load()
+            self._answers.cut(model.spec.tile)
+            self._model = model
         work = self._works.get(level)
         if work is None:
             work = self._works[level] = self._begin(level, model)

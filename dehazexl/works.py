@@ -89,7 +89,7 @@ class LevelWork:
         Returns
         -------
         dict
-            By row and column: the colours ``(256, 256, 3)`` on the scale of the network, not clipped to it.
+            By row and column: the colours ``(tile, tile, 3)`` on the scale of the network, not clipped to it.
         """
         from dehazexl.passes import Tiles, changes
 

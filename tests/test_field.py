@@ -110,7 +110,7 @@ def test_windows_of_overlapping_tiles_follow_the_ground(overlap: float) -> None:
     place = torch.cat([torch.arange(16.0) + row * (16 - overlap) for row in range(3)])
     down = f.windows(place[None, :, None].expand(1, 48, 16).contiguous(), overlap)
     middle = f.join(down[:, 8:16])[0, :, 5]
-    assert torch.allclose(middle, torch.arange(-1, 17) + (16 - overlap))
+    assert torch.allclose(middle, torch.arange(-1.0, 17) + (16 - overlap))
 
 
 def test_the_spline_keeps_what_is_even_and_what_rises_evenly() -> None:
@@ -164,6 +164,18 @@ def test_gradients_reach_every_weight() -> None:
     change = model.change(torch.from_numpy(uneven(600, 700)).permute(2, 0, 1)[None])
     (change.gain.mean() + change.offset.square().mean()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("overlap", [0, 32, 50])
+def test_what_has_no_data_says_nothing(overlap: int) -> None:
+    model, pixels = randomized(), uneven(900, 1200)
+    answers = []
+    for hole in (0.0, np.nan):
+        holed = pixels.copy()
+        holed[100:700, 300:1200] = hole
+        kept = np.asarray(dehazexl.dehaze(np.where(holed == 0, np.float32(np.nan), holed), model, overlap=overlap))
+        answers.append(kept[np.isfinite(kept)])
+    assert np.array_equal(*answers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

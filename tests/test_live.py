@@ -21,6 +21,7 @@ from dehazexl.grid import Window
 from dehazexl.live import Live, short_of_memory
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.works import LevelWork
+from reference import randomised
 
 VIEW = (slice(100, 500), slice(300, 900))
 
@@ -62,6 +63,17 @@ def test_hazy_at_once_then_as_the_engine_has_it(watch, model, hazy) -> None:
     wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
     assert np.abs(wanted - hazy[VIEW]).mean() > 2, "the network does nothing"
     assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
+
+
+def test_tiles_of_another_size_are_as_the_engine_has_them(watch, hazy) -> None:
+    model = randomised("tiny-field")
+    live = watch(opened(hazy), lambda: model)
+    live.levels[0][VIEW]
+    assert live.wait(60)
+    wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
+    assert np.abs(wanted - hazy[VIEW]).mean() > 2, "the network does nothing"
+    assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
+    assert live.progress == (len(live._answers), len(live._answers)) and len(live._answers) == 4  # of 512 x 512 pixels
 
 
 def test_the_overview_s_change_comes_between(watch, model, hazy) -> None:

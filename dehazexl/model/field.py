@@ -89,7 +89,7 @@ class Haze(NamedTuple):
         clear = from_light(air + (to_light(x, self.tone) - air) / transmission, self.tone)
         # Where a pixel is as bright as the air, the secant from the air to it is the tangent.
         distance = x - self.airlight
-        near = distance.abs() < 1e-3
+        near = distance.abs() < 1e-4
         gain = torch.where(near, 1 / transmission, (clear - self.airlight) / torch.where(near, 1.0, distance))
         return gain, self.airlight * (1 - gain)
 

@@ -17,6 +17,8 @@ class Network:
         Of a token's features.
     itemsize
         Bytes of a number in which tokens are kept.
+    tile
+        Side of a tile in pixels.
     pool
         Side of the square of tokens that share a key and a value.
     on_cpu
@@ -25,6 +27,7 @@ class Network:
 
     channels: int
     itemsize: int
+    tile: int
     pool: int
     on_cpu: bool
 
@@ -52,7 +55,7 @@ def read_network(weights: str, device: str, dtype: str) -> Network:
     ours = find_weights(weights).suffix == ".safetensors"
     spec = Spec.from_json(json.dumps(describe(weights)["spec"])) if ours else SPECS["official"]
     itemsize = min(4, choose_dtype(dtype, target).itemsize)
-    return Network(spec.widths[-1], itemsize, spec.context_pool, target.type == "cpu")
+    return Network(spec.widths[-1], itemsize, spec.tile, spec.context_pool, target.type == "cpu")
 
 
 def devices() -> list[tuple[str, str]]:

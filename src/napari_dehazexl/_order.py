@@ -41,11 +41,10 @@ class Order:
     strength: float
     limits: tuple[float, float]
 
-    @property
-    def tiles(self) -> int:
-        """Tiles of the picture."""
+    def tiles(self, side: int) -> int:
+        """Count the picture's tiles of a side in pixels."""
         height, width, _ = self.image.levels[0].shape
-        grid = TileGrid(height, width, self.overlap)
+        grid = TileGrid(height, width, self.overlap, side)
         return grid.rows * grid.cols
 
     def fits(self, live: Live) -> bool:
