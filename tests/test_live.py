@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from reference import randomised
 
 import dehazexl
 from dehazexl.answers import Answers
@@ -21,7 +22,6 @@ from dehazexl.grid import Window
 from dehazexl.live import Live, short_of_memory
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.works import LevelWork
-from reference import randomised
 
 VIEW = (slice(100, 500), slice(300, 900))
 
