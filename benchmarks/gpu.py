@@ -27,15 +27,15 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dehazexl.losses import losses as loss_of
 from dehazexl.model import DehazeXL, Spec
 from dehazexl.model import decoder as decoder_module
 from dehazexl.model import encoder as encoder_module
 from dehazexl.model.spec import SPECS
 from dehazexl.model.windows import Local
-from dehazexl.recipe import Recipe
 from dehazexl.synthesis.batched import HazyBatch, Synthesis, synthesize
 from dehazexl.synthesis.images import Images
+from dehazexl.training.config import Recipe
+from dehazexl.training.losses import losses as loss_of
 
 PIECE = 15 * 2**20
 GRIDS = ((1, 1), (1, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 2), (2, 2), (2, 3), (3, 2), (3, 3))
@@ -265,7 +265,7 @@ def train(args: argparse.Namespace) -> None:
     recipe = Recipe(lr=args.lr, ema=args.ema, seed=args.seed, warmup=args.warmup)
     init = None
     if args.init:
-        from dehazexl.weights import load_model
+        from dehazexl.model.weights import load_model
 
         init = load_model(args.init, device="cpu", dtype="float32")
     trainer = Trainer(spec, recipe, device, init)

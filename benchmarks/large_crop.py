@@ -14,12 +14,12 @@ import time
 import torch
 from machine import keep
 
-from dehazexl.batches import Batch
-from dehazexl.checkpoint import State
-from dehazexl.haze import synthesise
 from dehazexl.model import SPECS
-from dehazexl.recipe import Recipe
-from dehazexl.train import step
+from dehazexl.synthesis.haze import synthesise
+from dehazexl.training.batches import Batch
+from dehazexl.training.checkpoint import State
+from dehazexl.training.config import Recipe
+from dehazexl.training.loop import step
 
 
 def main() -> None:

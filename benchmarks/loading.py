@@ -17,12 +17,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import keep
 
-from dehazexl.batches import make_step, steps
-from dehazexl.checkpoint import State
-from dehazexl.data import open_datasets
 from dehazexl.model import SPECS
-from dehazexl.recipe import Recipe
-from dehazexl.train import step
+from dehazexl.training.batches import make_step, steps
+from dehazexl.training.checkpoint import State
+from dehazexl.training.config import Recipe
+from dehazexl.training.datasets import open_datasets
+from dehazexl.training.loop import step
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from machine import keep
 
-from dehazexl.grid import TileGrid
+from dehazexl.image.grid import TileGrid
 from dehazexl.model import SPECS
 
 TILE = 512

@@ -20,7 +20,7 @@ from machine import keep
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
-from dehazexl.grid import Window
+from dehazexl.image.grid import Window
 from napari_dehazexl import dehaze_layer
 
 

@@ -10,22 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dehazexl.image import Image, open_image
+    from dehazexl.engine.dehaze import dehaze
+    from dehazexl.image.image import Image
+    from dehazexl.io.open import open_image
+    from dehazexl.io.write import to_tiff, to_zarr
     from dehazexl.model import DehazeXL
-    from dehazexl.pipeline import dehaze
-    from dehazexl.sink import to_tiff, to_zarr
-    from dehazexl.weights import load_model
+    from dehazexl.model.weights import load_model
 
 __version__ = "0.1.0"
 
 _HOME = {
     "DehazeXL": "dehazexl.model",
     "Image": "dehazexl.image",
-    "dehaze": "dehazexl.pipeline",
-    "load_model": "dehazexl.weights",
-    "open_image": "dehazexl.image",
-    "to_tiff": "dehazexl.sink",
-    "to_zarr": "dehazexl.sink",
+    "dehaze": "dehazexl.engine.dehaze",
+    "load_model": "dehazexl.model.weights",
+    "open_image": "dehazexl.io.open",
+    "to_tiff": "dehazexl.io.write",
+    "to_zarr": "dehazexl.io.write",
 }
 
 __all__ = ["DehazeXL", "Image", "__version__", "dehaze", "load_model", "open_image", "to_tiff", "to_zarr"]

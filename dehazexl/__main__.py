@@ -2,6 +2,6 @@
 
 import sys
 
-from dehazexl.cli import main
+from dehazexl.cli.app import main
 
 sys.exit(main())

@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from dehazexl import dehaze, load_model
-from dehazexl.crops import to_tensor
-from dehazexl.haze import depth, scatter, veil
-from dehazexl.procedural import KINDS
-from dehazexl.scene import aerial
+from dehazexl.synthesis.haze import depth, scatter, veil
+from dehazexl.synthesis.procedural import KINDS
+from dehazexl.synthesis.scene import aerial
+from dehazexl.training.augment import to_tensor
 
 SIDE, LINE = 512, 18
 

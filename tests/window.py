@@ -11,7 +11,7 @@ import torch
 
 import dehazexl
 from dehazexl.model import SPECS, DehazeXL
-from dehazexl.weights import save_model
+from dehazexl.model.weights import save_model
 
 __all__ = ["errors", "gate", "opened", "scene", "settings", "weights", "widget"]
 
@@ -102,7 +102,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch) -> Iterator[Gate]:
     """A save that waits after its first block of tokens until it is let go."""
-    from dehazexl.tokens import ZarrTokens
+    from dehazexl.engine.tokens import ZarrTokens
 
     gate, put = Gate(), ZarrTokens.put
 

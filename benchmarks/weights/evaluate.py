@@ -3,7 +3,7 @@
     python benchmarks/weights/evaluate.py DATA/valid --weights compact
 
 Prints a table and keeps it as ``benchmarks/results/evaluation.json``; the last entry compares a picture of 4096 x 4096
-pixels dehazed in one go with its 1024 x 1024 pieces dehazed one by one. See `dehazexl.evaluate` for the protocol.
+pixels dehazed in one go with its 1024 x 1024 pieces dehazed one by one. See `dehazexl.evaluation` for the protocol.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import keep
 
 from dehazexl import load_model
-from dehazexl.crops import center_crop
-from dehazexl.data import find_clear
-from dehazexl.evaluate import (
+from dehazexl.evaluation import (
     BRIGHTNESS,
     KINDS,
     THICKNESS,
@@ -31,7 +29,9 @@ from dehazexl.evaluate import (
     seam_ratio,
     synthesised,
 )
-from dehazexl.stored import read_rgb
+from dehazexl.training.augment import center_crop
+from dehazexl.training.datasets import find_clear
+from dehazexl.training.rgb_files import read_rgb
 
 LARGE, PIECES = 4096, (1024, 256)
 """Pixels: side of the picture that is dehazed in one go, and of the pieces that are dehazed one by one: the smallest

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dehazexl.data import find_clear
-from dehazexl.stored import read_rgb
+from dehazexl.training.datasets import find_clear
+from dehazexl.training.rgb_files import read_rgb
 
 HELD_OUT = ("brighton/DJI_003[01]*", "kodak/kodim0[49]*", "kodak/kodim14*", "kodak/kodim2[02]*")
 

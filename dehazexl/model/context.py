@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehazexl.grid import SIDE
+from dehazexl.image.grid import SIDE
 from dehazexl.model.spec import Spec
 from dehazexl.model.windows import Local
 

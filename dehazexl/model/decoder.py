@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehazexl.grid import SIDE, TILE
+from dehazexl.image.grid import SIDE, TILE
 from dehazexl.model.encoder import relative_index
 from dehazexl.model.field import CELL, STRIDE, WINDOW, join, upsample
 from dehazexl.model.spec import Spec

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehazexl.grid import SIDE, TILE, TOKEN
+from dehazexl.image.grid import SIDE, TILE, TOKEN
 
 CELLS = 2
 """Cells of the field along the side of a token."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dehazexl.grid import SIDE, TILE, TOKEN, reflect
+from dehazexl.image.grid import SIDE, TILE, TOKEN, reflect
 from dehazexl.model.context import Context
 from dehazexl.model.decoder import Decoder
 from dehazexl.model.encoder import Encoder

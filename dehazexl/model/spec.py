@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dehazexl.grid import TILE
+from dehazexl.image.grid import TILE
 
 DARK_RADIUS = 7
 """Radius in pixels of the neighbourhood of the dark channel (15 x 15, He et al. 2009)."""

@@ -1,1 +1,1 @@
-"""Synthesis: haze for training, made on the device that trains."""
+"""Haze and scenes that are made."""

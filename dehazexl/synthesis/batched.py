@@ -1,7 +1,7 @@
 """Haze on batches of clear images, drawn on their device without waiting for it.
 
 Every number is drawn for each image of the batch at once, so that a GPU gets few, large kernels. The model is that of
-`dehazexl.haze`, with the light in which haze adds up, see `dehazexl.model.field`::
+`dehazexl.synthesis.haze`, with the light in which haze adds up, see `dehazexl.model.field`::
 
     hazy = g(f(clear) t + f(airlight) (1 - t)),    t_c = exp(-e_c thickness)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from dehazexl.grid import TILE, TOKEN, TileGrid
+from dehazexl.image.grid import TILE, TOKEN, TileGrid
 
 if TYPE_CHECKING:
     from napari_dehazexl._facts import Network

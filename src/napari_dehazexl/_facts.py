@@ -49,7 +49,7 @@ def read_network(weights: str, device: str, dtype: str) -> Network:
         See `dehazexl.load_model`.
     """
     from dehazexl.model import SPECS, Spec
-    from dehazexl.weights import choose_device, choose_dtype, describe, find_weights
+    from dehazexl.model.weights import choose_device, choose_dtype, describe, find_weights
 
     target = choose_device(device)
     ours = find_weights(weights).suffix == ".safetensors"
@@ -80,8 +80,8 @@ def get_ready(weights: str, device: str, dtype: str) -> None:
     import zarr  # noqa: F401
     from PIL import ImageFile  # noqa: F401
 
-    import dehazexl.readers  # noqa: F401
-    from dehazexl.weights import choose_device
+    import dehazexl.io.open  # noqa: F401
+    from dehazexl.model.weights import choose_device
     from napari_dehazexl._layer import network, written
 
     with suppress(Exception):  # what is wrong with the weights is said when they are used

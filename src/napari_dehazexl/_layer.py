@@ -9,10 +9,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.grid import OVERLAP
-from dehazexl.live import CACHE, Live
-from dehazexl.overviews import SMALLEST
-from dehazexl.painter import Painter
+from dehazexl.image.grid import OVERLAP
+from dehazexl.viewing.overviews import SMALLEST
+from dehazexl.viewing.renderer import Painter
+from dehazexl.viewing.session import CACHE, Live
 from napari_dehazexl._reader import IMAGE
 from napari_dehazexl._source import source_of
 from napari_dehazexl._watch import LIVE, Watch, refresh
@@ -20,8 +20,8 @@ from napari_dehazexl._watch import LIVE, Watch, refresh
 if TYPE_CHECKING:
     import napari.layers
 
-    from dehazexl.grid import Window
-    from dehazexl.image import Image
+    from dehazexl.image.grid import Window
+    from dehazexl.image.image import Image
     from dehazexl.model import DehazeXL
 
 PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")  # what places a layer in the world
@@ -172,7 +172,7 @@ def _part(image: Image, window: Window) -> Image:
 
 def window_of(region: Sequence[int]) -> Window:
     """Return the window of rows and columns ``(y0, y1, x0, x1)``."""
-    from dehazexl.grid import Window
+    from dehazexl.image.grid import Window
 
     if len(region) != 4:
         raise ValueError(f"region is (y0, y1, x0, x1), not {tuple(region)}")

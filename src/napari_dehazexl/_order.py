@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dehazexl.grid import TileGrid
+from dehazexl.image.grid import TileGrid
 from napari_dehazexl._layer import network
 from napari_dehazexl._save import save
 
 if TYPE_CHECKING:
-    from dehazexl.image import Image
-    from dehazexl.live import Live
+    from dehazexl.image.image import Image
+    from dehazexl.viewing.session import Live
     from napari_dehazexl._save import Steps
 
 

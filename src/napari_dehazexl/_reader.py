@@ -10,16 +10,16 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.cut import Cut, check_there
+from dehazexl.image.windowed_array import Cut, check_there
 
 if TYPE_CHECKING:
     import dask.array as da
     import numpy as np
     from numpy.typing import NDArray
 
-    from dehazexl.grid import Window
-    from dehazexl.image import Image
-    from dehazexl.overviews import Growing, GrowingLevel
+    from dehazexl.image.grid import Window
+    from dehazexl.image.image import Image
+    from dehazexl.viewing.overviews import Growing, GrowingLevel
 
     LayerData = tuple[list[Any], dict[str, Any], str]
     Limits = tuple[float, float]
@@ -30,7 +30,7 @@ IMAGE = "dehazexl"
 """Under this name a layer's metadata hold the `dehazexl.Image` that it shows."""
 
 GROWING = "dehazexl-growing"
-"""Under this name a layer's metadata hold the `dehazexl.overviews.Growing` picture while it is one."""
+"""Under this name a layer's metadata hold the `dehazexl.viewing.overviews.Growing` picture while it is one."""
 
 LIMITS = "dehazexl-limits"
 """Under this name a layer's metadata hold the values that are shown as 0 and 1, unless they are shown as they are."""
@@ -86,8 +86,8 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 
 def layers_of(image: Image) -> list[LayerData]:
     """Return the layers of a picture, see `read`."""
-    from dehazexl.image import value_range
-    from dehazexl.overviews import Growing, needs_overviews, with_tail
+    from dehazexl.image.image import value_range
+    from dehazexl.viewing.overviews import Growing, needs_overviews, with_tail
 
     image = with_overviews(image)
     tell_again(image)
@@ -165,8 +165,8 @@ def colours_of(image: Image, growing: Growing | None = None, limits: Limits | No
     """
     import numpy as np
 
-    from dehazexl.image import colours, value_range
-    from dehazexl.shown import shown_dtype, with_alpha
+    from dehazexl.image.image import colours, value_range
+    from dehazexl.viewing.display import shown_dtype, with_alpha
 
     dtype = shown_dtype(image)
     low, high = limits or value_range(image)
@@ -195,7 +195,7 @@ def _shown(
     import dask.array as da
     import numpy as np
 
-    from dehazexl.overviews import with_tail
+    from dehazexl.viewing.overviews import with_tail
 
     levels: Sequence[da.Array | GrowingLevel] = growing.levels if growing else with_tail(image).levels
     return [
@@ -223,7 +223,7 @@ class Shown(Cut):
     ) -> None:
         import dask.array as da
 
-        from dehazexl.pixels import Pixels
+        from dehazexl.image.chunk_cache import Pixels
 
         self.image, self.number, self.show, self.shape, self.dtype = image, number, show, shape, dtype
         # A window that moves a little needs most chunks again, and waits for them.
@@ -252,7 +252,7 @@ class Shown(Cut):
         ValueError
             If it holds another picture now.
         """
-        from dehazexl.pixels import Pixels
+        from dehazexl.image.chunk_cache import Pixels
 
         changed = _changed(self.image)
         if changed == self.changed or not isinstance(self.level, Pixels):
@@ -269,14 +269,14 @@ class Shown(Cut):
 def _opened_anew(path: Path, changed: int) -> tuple[da.Array, ...]:
     """Return the levels of a file that was written again: once for all of them."""
     from dehazexl import open_image
-    from dehazexl.overviews import with_tail
+    from dehazexl.viewing.overviews import with_tail
 
     return with_tail(with_overviews(open_image(path))).levels
 
 
 def with_overviews(image: Image) -> Image:
     """Return the picture with its own overviews, or those that were kept of it."""
-    from dehazexl.overviews import kept_overviews, needs_overviews, without_gaps
+    from dehazexl.viewing.overviews import kept_overviews, needs_overviews, without_gaps
 
     image = without_gaps(image)
     return (kept_overviews(image, cache_folder()) if needs_overviews(image) else None) or image

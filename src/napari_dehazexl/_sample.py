@@ -23,8 +23,8 @@ CHUNK = 512
 
 def scene() -> list[LayerData]:
     """Make a hazy picture of farmland, 1500 x 2000 pixels. A second or two."""
-    from dehazexl.commands.demo import with_haze
-    from dehazexl.scene import aerial
+    from dehazexl.cli.demo import with_haze
+    from dehazexl.synthesis.scene import aerial
 
     about = {"name": "hazy farmland", "rgb": True, "contrast_limits": (0, 255)}
     return [(with_haze(aerial(1500, 2000, 3), 3), about, "image")]
@@ -39,7 +39,7 @@ def large_scene() -> list[LayerData]:
     import numpy as np
 
     from dehazexl import open_image
-    from dehazexl.scene import aerial
+    from dehazexl.synthesis.scene import aerial
     from napari_dehazexl._reader import layers_of
 
     piece = aerial(PIECE, PIECE, 1)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dehazexl.grid import OVERLAP
+from dehazexl.image.grid import OVERLAP
 
 if TYPE_CHECKING:
     import napari.layers
 
-    from dehazexl.image import Image
+    from dehazexl.engine.passes import Job
+    from dehazexl.engine.tokens import TokenStore
+    from dehazexl.image.image import Image
     from dehazexl.model import DehazeXL
-    from dehazexl.passes import Job
-    from dehazexl.tokens import TokenStore
 
     Steps = Generator["Progress", None, bool]
     """The steps of a save; in the end whether it is complete, or was stopped before."""
@@ -55,7 +55,7 @@ def save(
     Parameters
     ----------
     image, path
-        What to dehaze, and where to; see `dehazexl.sink.write` for the suffixes.
+        What to dehaze, and where to; see `dehazexl.io.write.write` for the suffixes.
     load
         Returns the network.
     overlap, strength, limits
@@ -78,12 +78,12 @@ def save(
     Raises
     ------
     FileExistsError, FileNotFoundError, ValueError, OSError
-        See `dehazexl.sink.write`. ValueError also while the same file is being written.
+        See `dehazexl.io.write.write`. ValueError also while the same file is being written.
     """
-    from dehazexl.live import short_of_memory
-    from dehazexl.pipeline import prepare
-    from dehazexl.sink import check
-    from dehazexl.tokens import BLOCK
+    from dehazexl.engine.dehaze import prepare
+    from dehazexl.engine.tokens import BLOCK
+    from dehazexl.io.write import check
+    from dehazexl.viewing.session import short_of_memory
 
     note = "memory was short: fewer tiles are computed at once from now on"
     with claimed(path):
@@ -109,9 +109,9 @@ def save(
 
 def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: Callable[[], bool]) -> Steps:
     """Encode, fuse, decode and write; remove the tokens when the file is there."""
-    from dehazexl.passes import encode, fuse
-    from dehazexl.pipeline import decode_lazily
-    from dehazexl.sink import total, write
+    from dehazexl.engine.dehaze import decode_lazily
+    from dehazexl.engine.passes import encode, fuse
+    from dehazexl.io.write import total, write
 
     tiles = job.grid.rows * job.grid.cols
     for stage, work, count in (
@@ -147,7 +147,7 @@ class Stopped(Exception):
 
 def copy(image: Image, path: Path, stopped: Callable[[], bool] = lambda: False) -> Steps:
     """Write a picture as it is, in place of what is there; yields and returns as `save`."""
-    from dehazexl.sink import total, write
+    from dehazexl.io.write import total, write
 
     pixels = image.levels[0]
     with claimed(path):
@@ -165,7 +165,7 @@ def tokens_of(path: Path) -> Path:
 
 def _fresh_tokens(job: Job, folder: Path) -> TokenStore:
     """Open the tokens of a save that was stopped, or begin anew if they are of other settings."""
-    from dehazexl.pipeline import open_tokens
+    from dehazexl.engine.dehaze import open_tokens
 
     try:
         return open_tokens(job, folder)

@@ -48,7 +48,7 @@ class Settings:
         """Write what has changed now; say once if it cannot be."""
         from napari.utils.notifications import show_warning
 
-        from dehazexl.disk import replacing
+        from dehazexl.io.disk import replacing
 
         if self.values == self._written:
             return

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from dehazexl.overviews import SMALLEST
+from dehazexl.viewing.overviews import SMALLEST
 from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, renewed, show_growth, shows_what_was_read
 from napari_dehazexl._watch import LIVE
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import napari.layers
     from numpy.typing import NDArray
 
-    from dehazexl.image import Image
-    from dehazexl.overviews import Growing
+    from dehazexl.image.image import Image
+    from dehazexl.viewing.overviews import Growing
 
 HASHED = 16 * 2**20  # bytes of an array in memory by which it is known again
 
@@ -36,7 +36,7 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
         If the layer is not RGB, has further dimensions, is dehazed already, its overviews are still being made,
         or another picture was written in its file.
     """
-    from dehazexl.overviews import with_tail
+    from dehazexl.viewing.overviews import with_tail
 
     if not getattr(layer, "rgb", False):
         raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
@@ -58,7 +58,7 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
 
 def _growing(layer: napari.layers.Image, image: Image) -> Growing | None:
     """Return the layer's picture while, or after, its overviews are made; begin to make them if it needs some."""
-    from dehazexl.overviews import Growing, needs_overviews
+    from dehazexl.viewing.overviews import Growing, needs_overviews
 
     growing: Growing | None = layer.metadata.get(GROWING)
     if growing is not None and growing.image.fingerprint == image.fingerprint:
@@ -123,7 +123,7 @@ def _strided(pixels: NDArray[Any]) -> list[NDArray[Any]]:
 
 def _lazy(level: Any, name: str) -> da.Array:
     """Wrap an array ``(y, x, c)`` in dask, all of c in one chunk; the name is for those in memory."""
-    from dehazexl.readers.source import CHUNK, lazy, strided
+    from dehazexl.io.source import CHUNK, lazy, strided
 
     if isinstance(level, np.ndarray):  # dask would copy it
         return lazy(strided(level, "yxc"), (CHUNK, CHUNK), name)
@@ -143,7 +143,7 @@ def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
 
     Those that napari chose itself, the least and the largest value, are none: haze has no black.
     """
-    from dehazexl.image import value_range
+    from dehazexl.image.image import value_range
 
     first, last = (float(limit) for limit in layer.contrast_limits)
     if image.levels[0].dtype == np.uint8:

@@ -11,11 +11,11 @@ from napari_dehazexl._reader import tell_unreadable
 if TYPE_CHECKING:
     import napari.layers
 
-    from dehazexl.live import Live
-    from dehazexl.painter import Painter
+    from dehazexl.viewing.renderer import Painter
+    from dehazexl.viewing.session import Live
 
 LIVE = "dehazexl-live"
-"""Under this name a dehazed layer's metadata hold its `dehazexl.live.Live`."""
+"""Under this name a dehazed layer's metadata hold its `dehazexl.viewing.session.Live`."""
 
 INTERVAL = 100  # milliseconds between looks at what has become better
 AFTER_ERROR = 10_000  # milliseconds: an error that stays is not to be reported at each look
@@ -118,7 +118,7 @@ class Watch:
         """Report what the user should know, each thing once."""
         from napari.utils.notifications import show_error, show_warning
 
-        from dehazexl.live import short_of_memory
+        from dehazexl.viewing.session import short_of_memory
 
         for note in live.notes[self.notes :]:
             show_warning(f"{name}: {note}")

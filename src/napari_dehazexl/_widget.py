@@ -17,7 +17,7 @@ from napari.layers import Image
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info, show_warning
 
-from dehazexl.grid import TILE, TileGrid
+from dehazexl.image.grid import TILE, TileGrid
 from napari_dehazexl._estimate import Clock, estimated
 from napari_dehazexl._facts import Network, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
@@ -34,7 +34,7 @@ from napari_dehazexl._watch import LIVE
 if TYPE_CHECKING:
     import napari.viewer
 
-    from dehazexl.live import Live
+    from dehazexl.viewing.session import Live
     from napari_dehazexl._region import Region
 
 SAVE = "Save the dehazed picture"

@@ -14,8 +14,8 @@ from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save
 from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
-    from dehazexl.image import Image
-    from dehazexl.live import Live
+    from dehazexl.image.image import Image
+    from dehazexl.viewing.session import Live
     from napari_dehazexl._save import Steps
     from napari_dehazexl._thread import Outcome
 
@@ -48,7 +48,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         If the layer is no picture of two dimensions, if it cannot be written, if it was cancelled, or if there is
         something under the name with the suffix.
     """
-    from dehazexl.live import Level
+    from dehazexl.viewing.session import Level
 
     target, live = _named(Path(path)), meta.get("metadata", {}).get(LIVE)
     finest = data[0] if meta.get("multiscale") else data

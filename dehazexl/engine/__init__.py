@@ -1,0 +1,1 @@
+"""The passes over an image: encode, fuse, decode."""

@@ -1,0 +1,182 @@
+"""The whole path of the data: open, encode, fuse, decode lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from dehazexl.engine.passes import Job, decode, encode, fuse
+from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
+from dehazexl.image.grid import OVERLAP, TileGrid, Window
+from dehazexl.image.image import check_range, check_strength
+from dehazexl.image.image import value_range as find_value_range
+from dehazexl.image.windowed_array import Cut
+from dehazexl.io.open import open_image
+from dehazexl.model import DehazeXL
+from dehazexl.model.weights import load_model
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from numpy.typing import NDArray
+
+CHUNK = 2048
+"""Side of the chunks of a dehazed picture, in pixels: a power of two, so that files' chunks divide it."""
+
+
+def dehaze(
+    source: Any,
+    model: DehazeXL | str | Path | None = None,
+    overlap: int = OVERLAP,
+    strength: float = 1.0,
+    value_range: tuple[float, float] | None = None,
+    bands: Sequence[int | str] | None = None,
+    batch: int | Literal["auto"] = "auto",
+    tokens: str | Path | None = None,
+) -> da.Array:
+    """Remove the haze from a picture of any size.
+
+    All tiles are encoded and their tokens fused before this returns (the long part of the global context);
+    the pixels are computed when asked for, and only those.
+
+    Parameters
+    ----------
+    source
+        A path, a numpy, dask or zarr array, or an `Image`; see `open_image`.
+    model
+        A network of `load_model`, or the name or path of weights for it; None loads the bundled weights.
+    overlap
+        Pixels by which tiles overlap, 0 to 128; they are blended there. 0 is the official network's tiling.
+    strength
+        From 0 (the input) to 1 (all the haze that the network sees is removed).
+    value_range
+        The values of the picture that are black and white; None takes those of `dehazexl.image.value_range`.
+    bands
+        Which three bands are red, green and blue, see `open_image`.
+    batch
+        Tiles computed at once; ``"auto"`` fits the device.
+    tokens
+        A folder to keep the tokens in, so that a run that was stopped goes on where it was. None keeps them
+        in memory: 66 kB a tile with the bundled weights in float32, half in half precision.
+
+    Returns
+    -------
+    dask.array.Array
+        Lazy ``(y, x, c)`` with the shape, dtype and bands of the picture. Bands that are not dehazed pass
+        through; pixels without data stay as they are. Integers are rounded and clipped to their dtype,
+        floats are not clipped.
+
+    Raises
+    ------
+    FileNotFoundError, TypeError, ValueError
+        See `open_image`; ValueError also for arguments out of range.
+    """
+    job = prepare(source, model, overlap, strength, value_range, bands, batch)
+    store = open_tokens(job, tokens)
+    for _ in encode(job, store):
+        pass
+    for _ in fuse(job, store):
+        pass
+    return decode_lazily(job, store)
+
+
+def prepare(
+    source: Any,
+    model: DehazeXL | str | Path | None = None,
+    overlap: int = OVERLAP,
+    strength: float = 1.0,
+    value_range: tuple[float, float] | None = None,
+    bands: Sequence[int | str] | None = None,
+    batch: int | Literal["auto"] = "auto",
+) -> Job:
+    """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range."""
+    image = open_image(source, bands=bands)
+    height, width, _ = image.levels[0].shape
+    TileGrid(height, width, overlap)  # what is wrong with the overlap is told before weights are loaded
+    limits = find_value_range(image) if value_range is None else check_range(value_range)
+    model = _network(model)
+    grid = TileGrid(height, width, overlap, model.spec.tile)
+    return Job(image, grid, model, limits, choose_batch(batch, model), check_strength(strength))
+
+
+def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
+    """Load what is not loaded yet."""
+    if isinstance(model, DehazeXL):
+        return model
+    if model is None or isinstance(model, (str, Path)):
+        return load_model() if model is None else load_model(model)
+    raise TypeError(f"model must be a network of load_model, or the name or path of weights, not {model!r}")
+
+
+def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
+    """Return the tiles to compute at once: as many as half the free memory of a GPU holds, or a few on a CPU."""
+    if batch != "auto":
+        if not isinstance(batch, (int, np.integer)) or batch < 1:
+            raise ValueError(f"batch must be 'auto' or at least 1 tile, not {batch!r}")
+        return int(batch)
+    if model.device.type != "cuda":
+        return 4
+    free, _ = torch.cuda.mem_get_info(model.device)
+    # The largest activations are the hidden layers at stride 4: some eight of (64 x 64, 8 x width).
+    tile = 8 * 64 * 64 * 8 * model.spec.widths[0] * model.dtype.itemsize
+    return int(min(64, max(1, free // 2 // tile)))
+
+
+def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
+    """Return an empty token store in memory, or the one in a folder, which may hold tokens already.
+
+    Raises
+    ------
+    ValueError
+        See `ZarrTokens`; also if the folder is the picture's own, in it or around it.
+    """
+    if path is None:
+        return MemoryTokens(job.grid, job.channels, job.token_dtype)
+    folder = Path(path).expanduser()
+    if job.image.path is not None:
+        check_apart(folder, job.image.path)
+    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, fingerprint(job))
+
+
+def fingerprint(job: Job) -> str:
+    """Return a hash of all that the tokens depend on: picture, bands, range, grid, weights, precision, code."""
+    parts = (job.image.fingerprint, job.image.rgb, job.image.nodata, job.image.alpha, job.value_range, job.grid)
+    digest = hashlib.sha256(repr((FORMAT, parts, job.model.spec, str(job.model.dtype))).encode())
+    for name, tensor in sorted(job.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def decode_lazily(job: Job, store: TokenStore, tell: Callable[[int], object] | None = None) -> da.Array:
+    """Return the dehazed picture as a lazy dask array ``(y, x, c)``; `tell` as in `passes.decode`."""
+    import dask.array as da
+
+    return da.from_array(
+        Decoded(job, store, tell),
+        chunks=(CHUNK, CHUNK, -1),
+        meta=np.empty((0, 0, 0), job.image.levels[0].dtype),
+        # A name of its own: hashing weights and tokens for one would take longer than it could save.
+        name=f"dehaze-{uuid.uuid4().hex}",
+    )
+
+
+class Decoded(Cut):
+    """The dehazed picture ``(y, x, c)`` as what dask cuts: whatever is cut out is decoded, and no more.
+
+    dask passes on a slice of one of its chunks where nothing else needs that chunk, so that a small view of a
+    large picture takes a few tiles.
+    """
+
+    def __init__(self, job: Job, store: TokenStore, tell: Callable[[int], object] | None) -> None:
+        self.job, self.store, self.tell = job, store, tell
+        self.shape, self.dtype = job.image.levels[0].shape, job.image.levels[0].dtype
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Decode a window's pixels."""
+        return decode(self.job, self.store, window, self.tell)

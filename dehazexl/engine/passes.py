@@ -1,0 +1,485 @@
+"""The passes over a picture's tiles: where its arrays meet the network.
+
+``encode`` every tile, ``fuse`` all tokens, ``decode`` any window. See `pipeline.dehaze` for their order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dehazexl.engine.tokens import BLOCK, TokenStore
+from dehazexl.image.chunk_cache import Pixels
+from dehazexl.image.grid import SIDE, TOKEN, TileGrid, Window
+from dehazexl.image.image import Image, colours, valid_mask
+from dehazexl.image.nodata import beside, held
+from dehazexl.model import DehazeXL
+from dehazexl.model.context import ContextLayer
+from dehazexl.model.field import CELL, KEPT, WINDOW, Field, windows
+from dehazexl.model.network import grid_to_tiles, mean_colors, tiles_to_grid
+from dehazexl.model.spec import MAPS, Spec
+from dehazexl.model.windows import Local, repeat_edges
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FUSE_TILES, FUSE_SHARE = 256, 64
+"""Tiles whose tokens ask at once while fusing: at most, and for each tile of a batch, so that a smaller batch helps a
+device that is short of memory there, too."""
+
+# One network computes at a time: two would only share the same cores, or the memory of the same device.
+_network = threading.Lock()
+
+
+@contextmanager
+def _computing() -> Iterator[None]:
+    """Compute alone, and without what training needs."""
+    with _network, torch.inference_mode():
+        yield
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to be dehazed, and how.
+
+    Attributes
+    ----------
+    image, grid, model
+        The picture, how it is cut, and the network in eval mode.
+    value_range
+        The values of the picture that the network sees as 0 and 1.
+    batch
+        Tiles computed at once.
+    strength
+        0 returns the input, 1 the network's answer.
+    keep
+        Bytes: a picture whose feature maps fit in them is encoded once; a larger one again while decoding.
+    """
+
+    image: Image
+    grid: TileGrid
+    model: DehazeXL
+    value_range: tuple[float, float]
+    batch: int
+    strength: float = 1.0
+    keep: int = 512 * 2**20
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The finest level, to be read in windows."""
+        return Pixels(self.image.levels[0])
+
+    @cached_property
+    def kept(self) -> dict[tuple[int, int], list[Tensor]]:
+        """Feature maps ``(h, w, c)`` of encoded tiles by row and column, if the picture is small."""
+        return {}
+
+    @property
+    def keeps_maps(self) -> bool:
+        """Whether the feature maps of all tiles fit in the memory allowed for them."""
+        spec = self.model.spec
+        maps = list(zip(spec.widths, MAPS, strict=True))
+        if spec.head_stride == 4:
+            maps.append((3 + len(spec.inputs), MAPS[0]))  # the input channels, see `DehazeXL.encode`
+        numbers = sum(channels * side**2 for channels, side in maps)
+        return self.grid.rows * self.grid.cols * numbers * self.model.dtype.itemsize <= self.keep
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is merely cached behind when sent to another process."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token."""
+        return self.model.spec.channels
+
+    @property
+    def token_dtype(self) -> type[np.floating[Any]]:
+        """How tokens are kept: half where the network computes in half, of either kind."""
+        return np.float16 if self.model.dtype.itemsize == 2 else np.float32
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Pixels of a rectangle of tiles, read at once.
+
+    Attributes
+    ----------
+    raw
+        ``(y, x, c)`` as the picture has them, with the network's halo.
+    rgb
+        ``(y, x, 3)``, float32: colours on the scale of the network.
+    valid
+        ``(y, x)``: pixels with data.
+    window
+        Where they lie.
+    """
+
+    raw: NDArray[Any]
+    rgb: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    window: Window
+
+    @classmethod
+    def read(cls, job: Job, tiles: Window) -> Tiles:
+        """Read a rectangle of tiles."""
+        window = job.grid.pixels_of(tiles).grown(job.model.spec.halo)
+        raw = job.pixels.read(window)
+        low, high = job.value_range
+        rgb = (colours(raw, job.image).astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        valid = valid_mask(raw, job.image)
+        rgb[~valid] = 0  # so that NaN and infinities go nowhere
+        return cls(raw, rgb, valid, window)
+
+    def tile(self, job: Job, row: int, col: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Cut out a tile with its halo: ``(y, x, 3)`` without holes, and its validity ``(y, x)``."""
+        inside = job.grid.pixels_of(Window(row, row + 1, col, col + 1)).grown(job.model.spec.halo).within(self.window)
+        rgb, valid = self.rgb[inside], self.valid[inside]
+        if not valid.all():
+            # Holes get the tile's mean, so that they say nothing. It depends on the tile alone.
+            mean = rgb[valid].mean(0) if valid.any() else np.float32(0.5)
+            rgb = np.where(valid[..., None], rgb, mean)
+        return rgb, valid
+
+    def batches(self, job: Job, tiles: Window) -> Iterator[tuple[list[tuple[int, int]], Tensor, NDArray[np.bool_]]]:
+        """Yield tiles ``(n, 3, side, side)`` in [0, 1] on the network's device, where they lie and their validity."""
+        cells = list(tiles.cells())
+        for start in range(0, len(cells), job.batch):
+            some = cells[start : start + job.batch]
+            cut = [self.tile(job, row, col) for row, col in some]
+            x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2).clamp(0, 1)
+            yield some, x.to(job.model.device), np.stack([valid for _, valid in cut])
+
+
+def encode(job: Job, store: TokenStore) -> Iterator[int]:
+    """Encode all tiles that the store does not hold yet.
+
+    Yields
+    ------
+    int
+        Tiles done since the last, whether computed now or found in the store.
+    """
+    blocks = list(job.grid.blocks(BLOCK))
+    missing = [block for block in blocks if not store.done(block)]
+    if found := job.grid.rows * job.grid.cols - sum(block.height * block.width for block in missing):
+        yield found
+    for block, tiles in _read_ahead(job, missing):
+        tokens, valid = [], []
+        for cells, x, valid_pixels in tiles.batches(job, block):
+            with _computing():
+                maps = job.model.encode(x)
+            if job.keeps_maps:
+                job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells))
+            tokens.append(_to_numpy(maps[-1], job))
+            valid.append(_valid_tokens(valid_pixels, job.model.spec))
+            yield len(cells)
+        shape = (block.height, block.width, SIDE * SIDE)
+        store.put(block, np.concatenate(tokens).reshape(*shape, -1), np.concatenate(valid).reshape(shape))
+
+
+def _read_ahead(job: Job, blocks: list[Window]) -> Iterator[tuple[Window, Tiles]]:
+    """Yield blocks with their pixels; the next are read while one is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(Tiles.read, job, block) for block in blocks[:1]]
+        for block, following in zip(blocks, [*blocks[1:], None], strict=False):
+            tiles = coming.pop().result()
+            if following is not None:
+                coming.append(reader.submit(Tiles.read, job, following))
+            yield block, tiles
+
+
+def _to_numpy(tokens: Tensor, job: Job) -> NDArray[Any]:
+    """Bring tokens ``(n, 8, 8, c)`` to the form in which they are kept, ``(n, 64, c)``."""
+    return tokens.flatten(1, 2).float().cpu().numpy().astype(job.token_dtype)
+
+
+def _valid_tokens(valid: NDArray[np.bool_], spec: Spec) -> NDArray[np.bool_]:
+    """Tell which tokens ``(n, 64)`` have a pixel with data, from tiles ``(n, side, side)``."""
+    inner = valid[:, spec.halo : spec.halo + spec.tile, spec.halo : spec.halo + spec.tile]
+    side = spec.scale * TOKEN
+    return inner.reshape(-1, SIDE, side, SIDE, side).any((2, 4)).reshape(-1, SIDE * SIDE)
+
+
+def fuse(job: Job, store: TokenStore) -> Iterator[int]:
+    """Let the tokens of all tiles attend to each other, exactly, some tiles' queries at a time.
+
+    On the device lie the keys and values of one layer and the tokens of some tiles; tokens without data are
+    nobody's keys.
+
+    Yields
+    ------
+    int
+        Tiles done since the last; each tile is done once a layer.
+    """
+    context = job.model.context
+    if store.fused():
+        yield job.grid.rows * job.grid.cols * len(context.layers)
+        return
+    array, valid = store.tokens()
+    step = min(FUSE_TILES, FUSE_SHARE * job.batch)
+    chunks = [slice(i, i + step) for i in range(0, job.grid.rows * job.grid.cols, step)]
+    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then colours,
+    # which what is found out of the haze takes the place of
+    width = job.model.spec.widths[-1]
+    x, colours = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels).split([width, job.channels - width], -1)
+    seen = torch.from_numpy(valid).view(-1, SIDE, SIDE)
+    if not seen.any():
+        seen = torch.ones_like(seen)
+    overview = None
+    if job.model.spec.overview:
+        with _computing():
+            overview = _overview(job, colours)
+            whole = context.embed_overview(overview[..., :width], job.grid.rows * SIDE, job.grid.cols * SIDE)
+    # Torch's inference mode is entered batch by batch: left on at a yield, it would be on for whoever works meanwhile.
+    for chunk in chunks:
+        with _computing():
+            x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
+    for layer in cast("Iterable[ContextLayer]", context.layers):
+        if layer.local is not None:
+            _convolve(job, layer.local, x)
+        keys, values = _keys_values(job, layer, x, seen, chunks)
+        if overview is not None:
+            with _computing():
+                whole = whole if layer.local is None else layer.local(whole)
+                more = layer.keys_values(whole, side=1)
+                keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
+                whole = layer(whole.flatten(1, 2), keys, values).view(whole.shape)
+        for chunk in chunks:
+            with _computing():
+                queries = _on_device(x[chunk], job)
+                fused = layer(queries.reshape(1, -1, queries.shape[-1]), keys, values)
+                x[chunk] = fused.view(queries.shape).to(x)
+            yield len(queries)
+    if context.airlight is not None:
+        votes = [_votes(job, context.airlight, x[chunk], colours[chunk], seen[chunk]) for chunk in chunks]
+        colours[:] = context.airlight.elected(torch.cat(votes, dim=1)).to(colours)
+    if job.model.field is not None:
+        others = () if overview is None else ((whole, overview[..., width:]),)
+        _find_haze(job, job.model.field, x, colours, seen, chunks, others)
+    store.put_fused(array)
+
+
+def _overview(job: Job, colours: Tensor) -> Tensor:
+    """Encode the picture, shrunk to one tile, from the colours ``(tiles, 8, 8, c)`` of its tokens."""
+    return job.model.encode_overview(_on_device(tiles_to_grid(colours, job.grid.rows, job.grid.cols), job))
+
+
+def _convolve(job: Job, local: Local, x: Tensor) -> None:
+    """Convolve tokens ``(tiles, 8, 8, c)`` over their grid in place, a row of tiles at a time."""
+    margin = local.conv.kernel_size[0] // 2
+    rows = x.view(job.grid.rows, job.grid.cols, *x.shape[1:])
+    above = None  # the last tokens of the row above, as they were before
+    for row in range(job.grid.rows):
+        with _computing():
+            here = tiles_to_grid(rows[row], 1, job.grid.cols)
+            last = row + 1 == job.grid.rows
+            below = here[:, -1:].expand(-1, margin, -1, -1) if last else tiles_to_grid(rows[row + 1], 1, job.grid.cols)
+            above = here[:, :1].expand(-1, margin, -1, -1) if above is None else above
+            band = torch.cat([above, here, below[:, :margin]], dim=1)
+            above = here[:, -margin:].clone()
+            wide = repeat_edges(_on_device(band, job), margin)[:, margin:-margin]
+            rows[row] = grid_to_tiles(local.inside(wide)).to(x)
+
+
+def _find_haze(
+    job: Job,
+    field: Field,
+    fused: Tensor,
+    colours: Tensor,
+    seen: Tensor,
+    chunks: list[slice],
+    others: tuple[tuple[Tensor, Tensor], ...],
+) -> None:
+    """Let all tokens vote on the haze, and replace their colours by what they keep of it, see `field.KEPT`.
+
+    `others` are the tokens and colours of the overview, if it takes part.
+    """
+    grid, scale = job.grid, job.model.spec.scale
+
+    def voters() -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk in chunks:
+            mask = seen[chunk].to(job.model.device)
+            some, theirs = (_on_device(part[chunk], job)[mask][None] for part in (fused, colours))
+            yield some, mean_colors(theirs)
+        for some, theirs in others:
+            yield some.flatten(1, 2), mean_colors(theirs).flatten(1, 2)
+
+    scores, cells = [], []
+    for some, theirs in voters():
+        with _computing():
+            scores.append(field.scores(some, theirs))
+    with _computing():
+        weights = torch.cat(scores, dim=1).softmax(1).split([part.shape[1] for part in scores], dim=1)
+    opinions = []
+    for (some, theirs), weight in zip(voters(), weights, strict=True):
+        with _computing():
+            opinions.append(field.opinions(weight, some, theirs))
+    for chunk in chunks:
+        with _computing():
+            cells.append(field.cells(_on_device(fused[chunk], job)).float().cpu())
+    with _computing():
+        values = field.elected(torch.stack(opinions).sum(0)).cpu()
+        whole = tiles_to_grid(torch.cat(cells)[..., None], grid.rows, grid.cols)[..., 0]
+        own = grid_to_tiles(windows(whole, grid.overlap / (CELL * scale)))
+        colours[..., : WINDOW**2] = own.to(colours)
+        colours[..., WINDOW**2 : KEPT] = values.to(colours)
+        colours[..., KEPT:] = 0
+
+
+def _on_device(tokens: Tensor, job: Job) -> Tensor:
+    """Bring tokens to the network's device and precision."""
+    return tokens.to(job.model.device, job.model.dtype)
+
+
+def _embedded(job: Job, tokens: Tensor, first: int) -> Tensor:
+    """Project tokens of consecutive tiles ``(n, 8, 8, c)`` and add their positions in the picture."""
+    tiles = torch.arange(first, first + len(tokens), device=tokens.device)
+    inside = torch.arange(SIDE, device=tokens.device)
+    rows = (tiles // job.grid.cols * SIDE)[:, None, None] + inside[:, None]  # (n, 8, 1)
+    cols = (tiles % job.grid.cols * SIDE)[:, None, None] + inside  # (n, 1, 8)
+    rows, cols = torch.broadcast_tensors(rows, cols)
+    return job.model.context.embed(tokens, rows, cols)
+
+
+def _keys_values(job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[slice]) -> tuple[Tensor, Tensor]:
+    """Compute the keys and values ``(1, heads, tokens, channels)`` of all tokens that hold data."""
+    parts = []
+    for chunk in chunks:
+        mask = seen[chunk].to(job.model.device)
+        if mask.any():
+            with _computing():
+                # Tiles one above the other are a grid, too.
+                column = _on_device(x[chunk], job).reshape(1, -1, SIDE, x.shape[-1])
+                parts.append(layer.keys_values(column, None if bool(mask.all()) else mask.reshape(1, -1, SIDE)))
+    keys, values = zip(*parts, strict=True)
+    return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+
+def _votes(job: Job, airlight: Any, fused: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
+    """Let the tokens ``(n, 8, 8, c)`` of some tiles that hold data vote on the airlight, given their mean colours."""
+    with _computing():
+        some, theirs = (_on_device(part, job)[seen.to(job.model.device)][None] for part in (fused, mean))
+        votes: Tensor = airlight.votes(some, theirs)
+    return votes
+
+
+def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], object] | None = None) -> NDArray[Any]:
+    """Dehaze a window of the picture: a pure function of its pixels, the fused tokens and the weights.
+
+    Parameters
+    ----------
+    job, store
+        The picture, and its fused tokens.
+    window
+        Pixels of the picture.
+    tell
+        Called with the number of tiles after each batch, from the thread that decodes; what it raises ends the work.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, c)``, dtype, bands and range of the picture.
+    """
+    tiles = job.grid.tiles_at(window)
+    read = Tiles.read(job, tiles)
+    clear = np.zeros((window.height, window.width, 3), np.float32)
+    for cell, gain, offset in changes(job, store, read, tiles, tell):
+        _add_tile(job, read, window, clear, cell, gain, offset)
+    inside = window.within(read.window)
+    return _finish(job, read.raw[inside], clear, read.valid[inside])
+
+
+def changes(
+    job: Job, store: TokenStore, read: Tiles, tiles: Window, tell: Callable[[int], object] | None = None
+) -> Iterator[tuple[tuple[int, int], NDArray[np.float32], NDArray[np.float32]]]:
+    """Decode a rectangle of tiles that has been read; yield each one's row and column, gain and offset.
+
+    Gain and offset are ``(tile, tile, 3)``: the dehazed tile is gain times its pixels in [0, 1] plus offset. `tell` as
+    in `decode`.
+    """
+    fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
+    for cells, x, _ in read.batches(job, tiles):
+        own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in cells])
+        yield from zip(cells, *_decode_batch(job, cells, x, own), strict=True)
+        if tell is not None:
+            tell(len(cells))
+
+
+def _decode_batch(
+    job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return gain and offset ``(n, tile, tile, 3)`` of tiles."""
+    with _computing():
+        tokens = torch.from_numpy(fused).to(job.model.device)
+        kept = [job.kept[cell] for cell in cells if cell in job.kept]
+        whole = len(kept) == len(cells)
+        maps = [torch.stack(level) for level in zip(*kept, strict=True)] if whole else job.model.encode(x)
+        gain, offset = job.model.decode(tokens, maps, x)
+        return gain.permute(0, 2, 3, 1).cpu().numpy(), offset.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _add_tile(
+    job: Job,
+    read: Tiles,
+    window: Window,
+    clear: NDArray[np.float32],
+    cell: tuple[int, int],
+    gain: NDArray[np.float32],
+    offset: NDArray[np.float32],
+) -> None:
+    """Add a tile's share to the pixels of a window."""
+    row, col = cell
+    tile = job.grid.pixels_of(Window(row, row + 1, col, col + 1))
+    part = tile.meet(window)
+    inside = part.within(tile)
+    answer = gain[inside] * read.rgb[part.within(read.window)] + offset[inside]
+    clear[part.within(window)] += job.grid.share(row, col)[inside][..., None] * answer
+
+
+def _finish(
+    job: Job,
+    raw: NDArray[Any],
+    clear: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+) -> NDArray[Any]:
+    """Blend with the input, go back to the picture's values, and keep what is not to be dehazed."""
+    low, high = job.value_range
+    # In place: these are the largest arrays of a block.
+    clear *= np.float32(high - low)
+    clear += np.float32(low)
+    out = raw.copy()
+    for band in dict.fromkeys(job.image.rgb):
+        # A band that is seen as several colours gets their mean.
+        colour = clear[..., [i for i, seen in enumerate(job.image.rgb) if seen == band]].mean(-1)[valid]
+        own = raw[..., band][valid].astype(np.result_type(raw.dtype, np.float32))
+        answer = _to_dtype(job.strength * colour + (1 - job.strength) * own, raw.dtype)
+        out[valid, band] = _around_nodata(answer, raw[..., band][valid], job.image.nodata)
+    return out
+
+
+def _to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round and clip to integers; floats only stay finite, as infinities would be no data."""
+    if dtype.kind == "f":
+        return np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(dtype)
+
+
+def _around_nodata(values: NDArray[Any], before: NDArray[Any], nodata: float | None) -> NDArray[Any]:
+    """Keep a band's nodata where it was, and move other values that came to lie on it by the least step away.
+
+    Readers such as GDAL mask each band by itself.
+    """
+    mark = held(nodata, values.dtype)
+    if mark is None:
+        return values
+    return np.where(before == mark, before, np.where(values == mark, beside(mark, values.dtype), values))

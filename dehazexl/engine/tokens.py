@@ -1,0 +1,182 @@
+"""Tokens of a picture's tiles between the passes: in memory, or on disk so that work can be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dehazexl.image.grid import SIDE
+from dehazexl.io.disk import meet, room
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import zarr
+    from numpy.typing import DTypeLike, NDArray
+
+    from dehazexl.image.grid import TileGrid, Window
+
+FORMAT = 1
+"""To be raised whenever code changes what the tokens of the same picture, weights and settings are."""
+
+BLOCK = 8
+"""Side, in tiles, of the squares that are read, encoded and recorded together."""
+
+
+class TokenStore(Protocol):
+    """What the passes need of a store. Shapes: ``rows`` and ``cols`` in tiles, 64 tokens a tile, c channels."""
+
+    def done(self, block: Window) -> bool:
+        """Tell whether the tokens of a block of `TileGrid.blocks` have been recorded."""
+
+    def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """Record the tokens ``(rows, cols, 64, c)`` of a block, and which of them have data ``(rows, cols, 64)``."""
+
+    def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Hand out all tokens ``(rows, cols, 64, c)``, to be overwritten, and their validity.
+
+        Until `put_fused`, blocks whose tokens are nowhere else count as not done.
+        """
+
+    def fused(self) -> bool:
+        """Tell whether fused tokens have been recorded."""
+
+    def put_fused(self, tokens: NDArray[Any]) -> None:
+        """Record all fused tokens ``(rows, cols, 64, c)``."""
+
+    def get_fused(self, tiles: Window) -> NDArray[Any]:
+        """Return the fused tokens ``(rows, cols, 64, c)`` of a rectangle of tiles."""
+
+
+class MemoryTokens:
+    """Tokens in memory. Fusing overwrites the tokens, so that only one array is held."""
+
+    def __init__(self, grid: TileGrid, channels: int, dtype: DTypeLike) -> None:
+        self._array = np.zeros((grid.rows, grid.cols, SIDE**2, channels), dtype)
+        self._valid = np.zeros((grid.rows, grid.cols, SIDE**2), bool)
+        self._done: set[Window] = set()
+        self._fused = False
+
+    def done(self, block: Window) -> bool:
+        """See `TokenStore.done`."""
+        return self._fused or block in self._done
+
+    def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """See `TokenStore.put`."""
+        rows, cols = slice(block.y0, block.y1), slice(block.x0, block.x1)
+        self._array[rows, cols] = tokens
+        self._valid[rows, cols] = valid
+        self._done.add(block)
+
+    def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `TokenStore.tokens`."""
+        self._done.clear()
+        return self._array, self._valid
+
+    def fused(self) -> bool:
+        """See `TokenStore.fused`."""
+        return self._fused
+
+    def put_fused(self, tokens: NDArray[Any]) -> None:
+        """See `TokenStore.put_fused`."""
+        self._array, self._fused = tokens, True
+
+    def get_fused(self, tiles: Window) -> NDArray[Any]:
+        """See `TokenStore.get_fused`."""
+        return self._array[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1]
+
+
+class ZarrTokens:
+    """Tokens in a Zarr folder: what has been done once is not done again.
+
+    A block counts as done when it is written in the array ``done``, which happens after its tokens are: a chunk's
+    file alone would prove nothing, as chunks that equal the fill value have none.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds the tokens of another picture, of other weights or other settings, or anything else.
+    OSError
+        If the disk is full, here or while tokens are put: those that were put before are kept.
+    """
+
+    def __init__(self, path: str | Path, grid: TileGrid, channels: int, dtype: DTypeLike, fingerprint: str) -> None:
+        blocks = (-(-grid.rows // BLOCK), -(-grid.cols // BLOCK))
+        shape = (grid.rows, grid.cols, SIDE**2, channels)
+        chunks = (BLOCK, BLOCK, SIDE**2, channels)
+        self._path = Path(path)
+        with self._room():
+            group = _open(self._path, fingerprint)
+            self._array = group.require_array("tokens", shape=shape, chunks=chunks, dtype=dtype)
+            self._valid = group.require_array("valid", shape=shape[:3], chunks=chunks[:3], dtype=bool)
+            self._done = group.require_array("done", shape=blocks, chunks=(1, 1), dtype=bool)
+            self._fused = group.require_array("fused", shape=shape, chunks=chunks, dtype=dtype)
+        self._group = group
+
+    def done(self, block: Window) -> bool:
+        """See `TokenStore.done`."""
+        return bool(self._done[block.y0 // BLOCK, block.x0 // BLOCK])
+
+    def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """See `TokenStore.put`."""
+        rows, cols = slice(block.y0, block.y1), slice(block.x0, block.x1)
+        with self._room():
+            self._array[rows, cols] = tokens
+            self._valid[rows, cols] = valid
+            self._done[block.y0 // BLOCK, block.x0 // BLOCK] = True
+
+    def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `TokenStore.tokens`."""
+        return np.asarray(self._array[:]), np.asarray(self._valid[:])
+
+    def fused(self) -> bool:
+        """See `TokenStore.fused`."""
+        return bool(self._group.attrs.get("fused", False))
+
+    def put_fused(self, tokens: NDArray[Any]) -> None:
+        """See `TokenStore.put_fused`."""
+        with self._room():
+            self._fused[:] = tokens
+            self._group.attrs["fused"] = True
+
+    def get_fused(self, tiles: Window) -> NDArray[Any]:
+        """See `TokenStore.get_fused`."""
+        return np.asarray(self._fused[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
+
+    def _room(self) -> AbstractContextManager[None]:
+        return room(f"writing tokens into {self._path}", "those that are done are kept, so make room and run it again")
+
+
+def check_apart(folder: Path, *places: Path) -> None:
+    """Refuse a folder for tokens that is one of some places, lies in one or holds one.
+
+    Raises
+    ------
+    ValueError
+        Naming the folder and the place.
+    """
+    for place in places:
+        if meet(folder, place):
+            raise ValueError(
+                f"the folder for tokens {folder} is {place}, or in it, or around it: choose another folder"
+            )
+
+
+def _open(path: Path, fingerprint: str) -> zarr.Group:
+    """Open the folder of these tokens, or make it; leave any other as it is."""
+    import zarr
+
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return zarr.create_group(path, attributes={"fingerprint": fingerprint})
+    try:
+        group = zarr.open_group(path, mode="r+")
+    except (OSError, ValueError):
+        raise ValueError(f"{path}: is no folder of tokens; give another, or one that is new or empty") from None
+    if group.attrs.get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"{path}: holds tokens of another picture, other weights or settings, or of another version of dehazexl; "
+            "give another folder, or delete it"
+        )
+    return group

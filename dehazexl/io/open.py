@@ -1,0 +1,174 @@
+"""Images in: every source becomes one lazy `Image`, by the reader of its kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+
+from dehazexl.image.image import Image
+from dehazexl.io.bands import array_roles, describe_bands
+from dehazexl.io.photo_read import open_jpeg, open_png
+from dehazexl.io.source import CHUNK, axes_by_shape, check_pixels, lazy, strided, to_yxc
+from dehazexl.io.tiff_read import open_tiff
+from dehazexl.io.zarr_read import open_zarr, open_zarr_path
+
+if TYPE_CHECKING:
+    import zarr
+    from numpy.typing import NDArray
+
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+
+
+def open_image(
+    source: str | Path | NDArray[Any] | da.Array | zarr.Array[Any] | zarr.Group | Image,
+    *,
+    bands: Sequence[int | str] | None = None,
+) -> Image:
+    """Open a picture without reading its pixels.
+
+    Parameters
+    ----------
+    source
+        A path to a TIFF (also BigTIFF, GeoTIFF, COG, OME-TIFF), a Zarr (version 2 or 3, a folder or a
+        ``.zip``; an array, a group with one image, or OME-Zarr), a PNG or a JPEG; or a numpy, dask or
+        zarr array of 1 to 8 bands; or an `Image`, which is returned as it is. What a file is, its first
+        bytes tell, not its suffix.
+    bands
+        Which three bands are red, green and blue: numbers from 1, as GDAL counts, or names
+        (``[4, 3, 2]``, ``["B04", "B03", "B02"]``); or one band, shown as grey. Without it the bands'
+        names decide, then what the file says of its colours, then the first three bands that are not
+        alpha; a picture with fewer repeats its first band.
+
+    Returns
+    -------
+    Image
+        Lazy ``(y, x, c)`` levels with what is known about them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    TypeError
+        If the source is none of the above.
+    ValueError
+        If the file is no picture, is damaged or cut short, has more than 8 bands beside alpha or a further axis (z, t),
+        if its dtype is not uint8, uint16, float16, float32 or float64, or if ``bands`` fits no band.
+
+    Notes
+    -----
+    Where nothing names the axes, the bands are the last axis if it has 1 to 8 entries and no other axis
+    has fewer, else the first axis by the same rule; further axes of length 1 are dropped. Of a two-band
+    array without metadata the second band is alpha; a fourth band is alpha only where the file says so.
+    A GDAL mask inside a TIFF becomes a last band ``"mask"``: 0 where there is no picture.
+
+    The fingerprint is a hash of path, size and modification time (ns) of a file; for a Zarr folder, of the
+    metadata files and of the times of the folders that hold the chunks of the finest level, which change
+    when a chunk is added, removed or replaced; for a numpy array, of its content (a second per gigabyte);
+    for a dask array, its name. A Zarr elsewhere (a URL) is known by its address and metadata alone, and
+    one in memory never twice by the same fingerprint.
+    """
+    image = source if isinstance(source, Image) else _opened(source)
+    return image if bands is None else replace(image, rgb=_chosen(bands, image.bands))
+
+
+def _opened(source: object) -> Image:
+    """Open anything but an `Image` by its type."""
+    import zarr
+
+    if isinstance(source, (str, Path)):
+        return open_path(Path(source).expanduser())
+    if isinstance(source, (np.ndarray, da.Array)):
+        return open_array(source)
+    if isinstance(source, (zarr.Array, zarr.Group)):
+        return open_zarr(source)
+    raise TypeError(
+        f"cannot open a {type(source).__name__} as a picture: pass a path, a numpy, dask or zarr array, or an Image"
+    )
+
+
+def _chosen(wanted: Sequence[int | str], names: tuple[str, ...]) -> tuple[int, int, int]:
+    """Turn the caller's three bands, or one, into channel indices."""
+    if isinstance(wanted, str) or len(wanted) not in (1, 3):
+        raise ValueError(f"bands={wanted!r} must list three bands, red, green and blue, or one")
+    red, green, blue = (_channel(band, names) for band in (list(wanted) * 3 if len(wanted) == 1 else wanted))
+    return red, green, blue
+
+
+def _channel(band: int | str, names: tuple[str, ...]) -> int:
+    """Find a band by its number from 1 or its name, in any case."""
+    lowered = [name.lower() for name in names]
+    if isinstance(band, str) and band.lower() in lowered:
+        return lowered.index(band.lower())
+    if isinstance(band, (int, np.integer)) and not isinstance(band, bool) and 1 <= band <= len(names):
+        return int(band) - 1
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
+    raise ValueError(f"bands has {band!r}, which this picture has not: choose from {known}")
+
+
+def open_path(path: Path) -> Image:
+    """Open a file or folder by what its first bytes say it is."""
+    check_exists(path)
+    if path.is_dir():
+        if not any((path / name).exists() for name in ZARR_FILES):
+            raise ValueError(f"{path} is a folder but no Zarr: it holds none of {', '.join(ZARR_FILES)}")
+        return open_zarr_path(path)
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        raise ValueError(f"{path} is empty: copy or download it again")
+    for magic, reader in MAGIC.items():
+        if head.startswith(magic):
+            return reader(path)
+    raise ValueError(f"{path} is no TIFF, Zarr, PNG or JPEG: convert it first, e.g. gdal_translate {path.name} out.tif")
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path where there is nothing; of an address, say that addresses are not read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    """
+    if not path.exists():
+        if re.match(r"\w{2,}:/|/vsi", str(path)):
+            raise FileNotFoundError(f"{path} is no file of this machine, and addresses are not read: download it first")
+        link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
+        raise FileNotFoundError(f"{path} {link}does not exist")
+
+
+def open_array(array: NDArray[Any] | da.Array) -> Image:
+    """Describe a numpy or dask array."""
+    what = f"the {type(array).__module__.partition('.')[0]} array"
+    if isinstance(getattr(array, "_meta", array), np.ma.MaskedArray):
+        raise ValueError(f"{what} is masked: fill it, e.g. array.filled(numpy.nan) of floats, or add the mask as alpha")
+    check_pixels(array.shape, array.dtype, what)
+    axes = axes_by_shape(array.shape, what)
+    if isinstance(array, da.Array):
+        fingerprint = array.name
+        level = to_yxc(array[tuple(slice(None) if axis in "yxc" else 0 for axis in axes)], axes)
+        level = level.rechunk({2: -1}).astype(array.dtype.newbyteorder("="))
+    else:
+        fingerprint = tokenize(array)
+        level = lazy(strided(array, axes), (CHUNK, CHUNK), f"array-{fingerprint}")
+    count = level.shape[2]
+    bands, rgb, alpha = describe_bands([None] * count, array_roles(count))
+    return Image((level,), "array", bands, rgb, alpha, fingerprint=fingerprint)
+
+
+MAGIC: dict[bytes, Callable[[Path], Image]] = {
+    b"II*\0": open_tiff,
+    b"MM\0*": open_tiff,
+    b"II+\0": open_tiff,
+    b"MM\0+": open_tiff,
+    b"\x89PNG": open_png,
+    b"\xff\xd8\xff": open_jpeg,
+    b"PK\3\4": open_zarr_path,
+}

@@ -1,0 +1,110 @@
+"""PNG and JPEG, decoded whole."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from dehazexl.image.image import Image
+from dehazexl.io.bands import RGB_ROLES, describe_bands
+from dehazexl.io.source import Source, check_pixels, file_token, lazy, named, short_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXIF_ORIENTATION = 274
+PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+"""Bands once decoded, by the colour type in the header."""
+
+
+def open_png(path: Path) -> Image:
+    """Describe a PNG by its header; palettes become RGB, 16 bits stay."""
+    with path.open("rb") as file:
+        head = file.read(33)
+        if len(head) < 33:
+            raise ValueError(f"{path} is cut short: it has no PNG header; copy or download it again")
+        width, height, bits, colours = struct.unpack(">IIBB", head[16:26])
+        transparent = colours in (0, 2, 3) and png_has(file, b"tRNS")
+    if bits == 1 and colours == 0:
+        raise ValueError(f"{path} is a 1-bit mask, not a picture: give the picture that it belongs to")
+    if colours not in PNG_BANDS:
+        raise ValueError(f"{path} is a damaged PNG (colour type {colours}): copy or download it again")
+    count = PNG_BANDS[colours] + transparent
+    roles = ["gray"] if count < 3 else list(RGB_ROLES)
+    dtype = np.dtype("uint16" if bits == 16 else "uint8")
+    return photograph(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
+
+
+def png_has(file: BinaryIO, wanted: bytes) -> bool:
+    """Look for a chunk between a PNG's header and its pixels."""
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind in (wanted, b"IDAT"):
+            return bool(kind == wanted)
+        file.seek(length + 4, 1)
+    return False
+
+
+def decode_png(path: Path) -> NDArray[Any]:
+    """Read a PNG whole."""
+    import imagecodecs
+
+    with named(path, "PNG"):
+        return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+
+
+def open_jpeg(path: Path) -> Image:
+    """Describe a JPEG by its header, turned as its EXIF orientation says."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    # Not PIL.Image.open: it refuses large pictures as "decompression bombs".
+    with named(path, "JPEG"), JpegImageFile(path) as picture:
+        (width, height), mode = picture.size, picture.mode
+        turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        metadata = {"icc_profile": profile} if (profile := picture.info.get("icc_profile")) else {}
+    size = (width, height) if turned else (height, width)
+    roles = ["gray"] if mode == "L" else list(RGB_ROLES)
+    image = photograph(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
+    return replace(image, metadata=metadata)
+
+
+def decode_jpeg(path: Path) -> NDArray[Any]:
+    """Read a JPEG whole, upright, as grey or RGB."""
+    from PIL import ImageOps
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    with named(path, "JPEG"), JpegImageFile(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
+
+
+def photograph(
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    roles: Sequence[str],
+    decode: Callable[[Path], NDArray[Any]],
+) -> Image:
+    """Describe a file that can only be decoded whole: one chunk."""
+    check_pixels(shape, dtype, str(path))
+    token = file_token([path])
+    level = lazy(Source(shape, dtype, partial(read_whole, decode, path, shape)), shape[:2], f"file-{token}")
+    bands, rgb, alpha = describe_bands([None] * len(roles), roles)
+    return Image((level,), short_name(path), bands, rgb, alpha, path=path, fingerprint=token)
+
+
+def read_whole(
+    decode: Callable[[Path], NDArray[Any]], path: Path, shape: tuple[int, int, int], rows: slice, cols: slice
+) -> NDArray[Any]:
+    """Decode a file and cut out a window."""
+    pixels = decode(path)
+    if pixels.size != math.prod(shape):
+        raise ValueError(f"{path} holds {pixels.shape} pixels where its header says {shape}: save it again")
+    return pixels.reshape(shape)[rows, cols]

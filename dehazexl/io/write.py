@@ -1,0 +1,329 @@
+"""Pictures out: a lazy picture becomes an OME-Zarr, a TIFF, a PNG or a JPEG, each block computed once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from dehazexl.image.image import Image
+from dehazexl.image.nodata import held
+from dehazexl.io.blocks import computed
+from dehazexl.io.disk import meet, room
+from dehazexl.io.photo_write import check_picture, write_picture
+from dehazexl.io.tiff_write import Compression, write_tiff
+from dehazexl.io.zarr_write import Ngff, write_ome_zarr
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    import dask.array as da
+    from numpy.typing import NDArray
+
+    from dehazexl.io.blocks import Block
+
+ZARR, TIFF, PICTURE = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
+_BLOCK = 2048  # pixels: the side of the blocks that a numpy array is cut into
+
+
+def to_zarr(
+    clear: da.Array | NDArray[Any],
+    path: str | Path,
+    like: Image | None = None,
+    *,
+    ngff: Ngff = "0.5",
+    overwrite: bool = False,
+) -> Path:
+    """Write a picture as OME-Zarr with a pyramid, block by block; `dehazexl.io.write.write` says how.
+
+    Parameters
+    ----------
+    clear
+        The picture ``(y, x, c)`` or ``(y, x)``, lazy or not, integer or floating point.
+    path
+        A name that ends in ``.zarr``.
+    like
+        The picture that `clear` was made from: gives names of bands, alpha, nodata, georeference and pixel size.
+    ngff
+        Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
+    overwrite
+        Replace what is at `path`, once the new picture is complete.
+
+    Returns
+    -------
+    Path
+        The Zarr that was written.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, ValueError, OSError
+        If there is something at `path` and `overwrite` is False, its folder is not there, something does not fit
+        (suffix, dtype, bands, the shape of `like`, a place in the input), or it cannot be written.
+    """
+    return _drained(clear, path, like, ZARR, ngff=ngff, overwrite=overwrite)
+
+
+def to_tiff(
+    clear: da.Array | NDArray[Any],
+    path: str | Path,
+    like: Image | None = None,
+    *,
+    compression: Compression = "deflate",
+    overwrite: bool = False,
+) -> Path:
+    """Write a picture as tiled (Geo)TIFF with overviews, block by block; `dehazexl.io.write.write` says how.
+
+    Parameters
+    ----------
+    clear, like, overwrite
+        As in `to_zarr`; `like` also gives tags and colour profile.
+    path
+        A name that ends in ``.tif`` or ``.tiff``.
+    compression
+        ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
+
+    Returns
+    -------
+    Path
+        The file that was written.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, ValueError, OSError
+        As in `to_zarr`.
+    """
+    return _drained(clear, path, like, TIFF, compression=compression, overwrite=overwrite)
+
+
+def to_picture(
+    clear: da.Array | NDArray[Any], path: str | Path, like: Image | None = None, *, overwrite: bool = False
+) -> Path:
+    """Write a small picture as PNG or JPEG; see `write`.
+
+    Returns
+    -------
+    Path
+        The file that was written.
+    """
+    return _drained(clear, path, like, PICTURE, overwrite=overwrite)
+
+
+def write(
+    clear: da.Array | NDArray[Any],
+    path: str | Path,
+    like: Image | None = None,
+    *,
+    ngff: Ngff = "0.5",
+    compression: Compression = "deflate",
+    overwrite: bool = False,
+    blocks_at_once: int = 2,
+) -> Generator[int, None, None]:
+    """Write a picture in the format that the suffix names, block by block.
+
+    The arguments are checked at once, the work is done as the result is iterated. Each block of `clear`
+    is computed once; the overviews are made from the blocks as they come. Held in memory are the blocks
+    under way and less than a row of 512 x 512 tiles. Everything is written under a temporary name beside `path`
+    (``.NAME.part``), which is removed when the work fails or the generator is closed, and renamed when it is complete.
+
+    Parameters
+    ----------
+    clear
+        The picture ``(y, x, c)`` or ``(y, x)``, lazy or not, integer or floating point. Blocks of any
+        size do; whole multiples of 512 pixels are best.
+    path
+        ``.zarr`` and ``.ome.zarr``: OME-Zarr. ``.tif`` and ``.tiff``: tiled TIFF with overviews,
+        BigTIFF when large. ``.png`` (8 and 16 bits, 1 to 4 bands) and ``.jpg``, ``.jpeg`` (8 bits, 1 or 3
+        bands): held in memory, at most 2**28 pixels.
+    like
+        The picture that `clear` was made from: gives names of bands, alpha, nodata, georeference, pixel
+        size and further metadata; a TIFF or JPEG also its colour profile, a JPEG its EXIF.
+    ngff
+        Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
+    compression
+        Of the TIFF: ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
+    overwrite
+        Replace what is at `path`, once the new picture is complete.
+    blocks_at_once
+        Blocks computed at the same time: 2 keep a network busy while the next block is read and the last
+        is written; on a dask cluster, take two for each worker.
+
+    Yields
+    ------
+    int
+        Pixels done so far, after each block, the last time `total(clear)` when the picture has its name.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something at `path` and `overwrite` is False.
+    FileNotFoundError
+        If the folder of `path` is not there.
+    ValueError
+        If the suffix, the dtype or the number of bands does not fit, if `like` has another shape, or if
+        `path` is, holds or lies in the picture that was opened.
+    OSError
+        While iterating, if the disk is full.
+    """
+    if blocks_at_once < 1:
+        raise ValueError(f"blocks_at_once={blocks_at_once} computes nothing: give 1 or more")
+    path = Path(path).expanduser()
+    target = check(clear, path, like, ngff=ngff, compression=compression, overwrite=overwrite)
+    part = part_of(path)
+    blocks = computed(target.levels[0], blocks_at_once)
+    if path.suffix.lower() in ZARR:
+        steps = write_ome_zarr(blocks, part, target, ngff)
+    elif path.suffix.lower() in TIFF:
+        steps = write_tiff(blocks, part, target, compression)
+    else:
+        steps = write_picture(blocks, part, target, path.suffix.lower())
+    return _written(blocks, steps, part, path, total(clear))
+
+
+def check(
+    clear: da.Array | NDArray[Any],
+    path: str | Path,
+    like: Image | None = None,
+    *,
+    ngff: Ngff = "0.5",
+    compression: Compression = "deflate",
+    overwrite: bool = False,
+) -> Image:
+    """Check all that can be known before anything is computed; arguments and errors as in `write`.
+
+    Returns
+    -------
+    Image
+        What would be written.
+    """
+    path = Path(path).expanduser()
+    for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
+    _check_suffix(path, (*ZARR, *TIFF, *PICTURE))
+    target = _target(clear, like)
+    _check_place(path, target, overwrite)
+    if path.suffix.lower() in PICTURE:
+        check_picture(path, target)
+    return target
+
+
+def total(clear: da.Array | NDArray[Any]) -> int:
+    """Pixels of a picture ``(y, x, c)``: what `write` counts up to."""
+    return int(clear.shape[0]) * int(clear.shape[1])
+
+
+def part_of(path: Path) -> Path:
+    """Name what is beside `path` until it is complete."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _drained(
+    clear: da.Array | NDArray[Any], path: str | Path, like: Image | None, suffixes: tuple[str, ...], **options: Any
+) -> Path:
+    _check_suffix(Path(path), suffixes)
+    for _ in write(clear, path, like, **options):
+        pass
+    return Path(path).expanduser()
+
+
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}: name it with one of {', '.join(suffixes)}")
+
+
+def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
+    """Describe what is to be written: `clear` with what is known from `like`."""
+    import dask.array as da
+
+    if like is not None and not isinstance(like, Image):
+        raise TypeError(f"like={like!r} is no Image: open the picture first, like=open_image(...)")
+    array = clear
+    if not isinstance(array, da.Array):
+        array = da.from_array(array, chunks=_BLOCK, name=False)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise ValueError(f"a picture of shape {clear.shape} cannot be written: pass (y, x, bands), none of them 0")
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"pixels of dtype {array.dtype} cannot be written: convert them, e.g. clear.astype('uint8')")
+    array = array.rechunk({2: -1}).astype(array.dtype.newbyteorder("="))
+    if like is None:
+        like = _plain(array)
+    if array.shape != like.levels[0].shape:
+        raise ValueError(
+            f"the picture has shape {array.shape}, but the one it is like has {like.levels[0].shape}: "
+            "crop `like` the same way (levels, geo.moved), or leave it out"
+        )
+    return replace(like, levels=(array,), nodata=held(like.nodata, array.dtype))
+
+
+def _plain(array: da.Array) -> Image:
+    """Say of a picture what its shape tells."""
+    bands = array.shape[2]
+    names = ("red", "green", "blue") if bands == 3 else tuple(f"band {band}" for band in range(1, bands + 1))
+    return Image((array,), "array", names, (0, 1, 2) if bands >= 3 else (0, 0, 0), 1 if bands == 2 else None)
+
+
+def _check_place(path: Path, target: Image, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or choose another")
+    if target.path is not None and meet(path, target.path):
+        raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        # Permissions alone do not tell: disks are mounted read-only, shares have rules of their own.
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        said = f"{error.strerror}, nothing can be written there: choose another folder"
+        raise OSError(error.errno, said, str(path.parent)) from None
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)")
+
+
+def _written(
+    blocks: Generator[Block, None, None], steps: Generator[int, None, None], part: Path, path: Path, pixels: int
+) -> Generator[int, None, None]:
+    """Go through the steps, then give the result its name; leave nothing behind if that fails."""
+    done = 0
+    remedy = f"make room, or write {path.name} to another disk"
+    with room(f"writing {part}, which was removed", remedy):
+        try:
+            _remove(part)
+            for step in steps:
+                done += step
+                if done < pixels:
+                    yield done
+            _rename(part, path)
+        except BaseException:
+            # First stop the threads and close the file.
+            steps.close()
+            blocks.close()
+            _remove(part)
+            raise
+    yield pixels
+
+
+def _rename(part: Path, path: Path) -> None:
+    """Put `part` in the place of `path`: a folder cannot replace another in one step, a file can."""
+    if not path.is_dir() and not (part.is_dir() and path.exists()):
+        part.replace(path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    path.rename(old)
+    try:
+        part.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,272 @@
+"""Zarr 2 and 3, and OME-Zarr."""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dask.base import tokenize
+
+from dehazexl.image.georeference import Geo
+from dehazexl.image.image import Image
+from dehazexl.io.bands import OME_COLOURS, array_roles, describe_bands
+from dehazexl.io.source import (
+    Source,
+    as_number,
+    axes_by_shape,
+    check_bands,
+    check_pixels,
+    file_token,
+    grouped,
+    lazy,
+    named,
+    short_name,
+    strided,
+)
+
+if TYPE_CHECKING:
+    import zarr
+    from numpy.typing import NDArray
+
+AXES = {
+    "y": ("y", "lat", "latitude", "row", "rows", "northing", "height"),
+    "x": ("x", "lon", "longitude", "col", "cols", "column", "columns", "easting", "width"),
+    "c": ("c", "s", "channel", "channels", "band", "bands", "sample", "samples", "wavelength", "rgb"),
+}
+
+
+def open_zarr_path(path: Path) -> Image:
+    """Open a Zarr folder or zip file."""
+    import zarr
+
+    try:
+        node = zarr.open(zarr.storage.ZipStore(path, mode="r") if path.is_file() else path, mode="r")
+    except (ValueError, KeyError, TypeError, FileNotFoundError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no readable Zarr ({error}): check its zarr.json or .zarray") from error
+    return open_zarr(node, path)
+
+
+def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None) -> Image:
+    """Describe a zarr array, a group that holds one, or OME-Zarr."""
+    where = str(path or node.store_path)
+    # What comes from a network may fail for other reasons than damage.
+    with nullcontext() if path is None else named(where, "Zarr"):
+        return describe_node(node, path, where)
+
+
+def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: str) -> Image:
+    """Describe it by what it turns out to be."""
+    import zarr
+
+    attrs: dict[str, Any] = dict(node.attrs)
+    if isinstance(node, zarr.Array):
+        return describe_zarr([node], array_axes(node, where), attrs, path, where)
+    ome = attrs.get("ome", attrs)
+    if "multiscales" in ome:
+        return open_ngff(node, ome, path, where)
+    array = only_array(node, where)
+    attrs |= dict(array.attrs)
+    mapping = attrs.get("grid_mapping", "spatial_ref")
+    if mapping in node:
+        attrs["spatial_ref"] = dict(node[mapping].attrs)
+    return describe_zarr([array], array_axes(array, where), attrs, path, where)
+
+
+def only_array(group: zarr.Group, where: str) -> zarr.Array[Any]:
+    """Find the one array of a group that can be a picture; coordinates have fewer axes."""
+    arrays: dict[str, zarr.Array[Any]] = {name: array for name, array in group.arrays() if array.ndim >= 2}
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    inside = ", ".join(sorted(arrays or set(group.group_keys()))[:8])
+    if not inside:
+        raise ValueError(f"{where} is a Zarr group without a picture: it holds no array and no multiscales")
+    raise ValueError(f"{where} is a Zarr group of several: open one of them by its path, {where}/NAME with {inside}")
+
+
+def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, where: str) -> Image:
+    """Describe an OME-Zarr image, 0.4 (zarr 2) or 0.5 (zarr 3)."""
+    image = ome["multiscales"][0] if ome["multiscales"] else None
+    if not image or not image["datasets"]:
+        raise ValueError(f"{where} is an OME-Zarr without a picture: its multiscales list no level; write it again")
+    try:
+        arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
+    except KeyError as error:
+        raise ValueError(f"{where} lists a level {error} that it does not hold: write it again") from error
+    axes = [axis if isinstance(axis, str) else axis["name"] for axis in image.get("axes", "tczyx"[-arrays[0].ndim :])]
+    letters = named_axes(axes, arrays[0].shape, where) or axes_by_shape(arrays[0].shape, where)
+    attrs, channels = dict(group.attrs) | dict(arrays[0].attrs), ome.get("omero", {}).get("channels", [])
+    described = describe_zarr(arrays, letters, attrs, path, where, channels)
+    y, x = letters.index("y"), letters.index("x")
+    scale, translate = ngff_transform(image, len(axes), where)
+    units = [axis.get("unit", "pixel") for axis in image.get("axes", []) if isinstance(axis, dict)]
+    return replace(
+        described,
+        scale=(scale[y], scale[x]),
+        translate=(translate[y], translate[x]),
+        units=units[x] if units and units[x] == units[y] else "pixel",
+    )
+
+
+def ngff_transform(image: Mapping[str, Any], ndim: int, where: str) -> tuple[list[float], list[float]]:
+    """Combine the finest level's scale and translation with those of the whole image."""
+    scale, translate = [1.0] * ndim, [0.0] * ndim
+    for step in (image["datasets"][0], image):
+        for transform in step.get("coordinateTransformations", []):
+            kind = transform["type"]
+            if kind not in ("scale", "translation"):
+                continue
+            steps = transform[kind]
+            if len(steps) != ndim:
+                raise ValueError(f"{where} has a {kind} of {len(steps)} numbers for its {ndim} axes: write it again")
+            if kind == "scale":
+                scale = [a * b for a, b in zip(scale, steps, strict=True)]
+                translate = [a * b for a, b in zip(translate, steps, strict=True)]
+            else:
+                translate = [a + b for a, b in zip(translate, steps, strict=True)]
+    return scale, translate
+
+
+def describe_zarr(
+    arrays: Sequence[zarr.Array[Any]],
+    axes: str,
+    attrs: Mapping[str, Any],
+    path: Path | None,
+    where: str,
+    channels: Sequence[Mapping[str, Any]] = (),
+) -> Image:
+    """Gather what is known of a picture in zarr arrays, finest first."""
+    finest = arrays[0]
+    levels = zarr_levels(arrays, axes, where)
+    count = levels[0][0].shape[2]
+    token = zarr_token(finest)
+    bands, rgb, alpha = describe_bands(*zarr_bands(attrs, channels, count))
+    own = attrs.get("dehazexl") or {}
+    if own:
+        rgb, alpha = tuple(own["rgb"]), own["alpha"]
+    check_bands(count - (alpha is not None), where)
+    return Image(
+        levels=tuple(lazy(*level, f"zarr-{token}-{number}") for number, level in enumerate(levels)),
+        name=short_name(path or Path(finest.name or "")) or "array",
+        bands=bands,
+        rgb=rgb,
+        alpha=alpha,
+        nodata=zarr_nodata(finest, attrs),
+        geo=Geo.from_attributes(attrs),
+        path=path,
+        fingerprint=token,
+        metadata=dict(own.get("metadata", {})),
+    )
+
+
+def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> list[tuple[Source, tuple[int, int]]]:
+    """Turn arrays into sources and their chunks, each smaller than the one before."""
+    import zarr
+
+    levels: list[tuple[Source, tuple[int, int]]] = []
+    for array in arrays:
+        check_pixels(array.shape, array.dtype, where)
+        plain = strided(array, axes)
+        source = Source(plain.shape, plain.dtype, partial(read_checked, plain, where))
+        finest = levels[0][0] if levels else source
+        if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
+            raise ValueError(f"{where} has levels that differ in dtype or bands: write its overviews again")
+        if not levels or math.prod(source.shape) < math.prod(levels[-1][0].shape):
+            # Some shards are as large as the picture, so they are read in parts; not from a zip, which would inflate
+            # all of a shard for each part.
+            zipped = isinstance(array.store, zarr.storage.ZipStore)
+            stored = dict(zip(axes, (zipped and array.shards) or array.chunks, strict=True))
+            levels.append((source, (grouped(stored["y"]), grouped(stored["x"]))))
+    return levels
+
+
+def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArray[Any]:
+    """Read a window; say where it is if a chunk in it cannot be decoded."""
+    try:
+        return source.read(rows, cols)
+    except (RuntimeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
+        raise ValueError(f"{where} has a damaged chunk in {place} ({error}): copy or download it again") from error
+
+
+def array_axes(array: zarr.Array[Any], where: str) -> str:
+    """Name a zarr array's axes by its dimension names (zarr 3, xarray), else by its shape."""
+    check_pixels(array.shape, array.dtype, where)
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    axes = named_axes(names, array.shape, where) if names and len(names) == array.ndim else ""
+    return axes or axes_by_shape(array.shape, where)
+
+
+def named_axes(names: Sequence[str | None], shape: Sequence[int], where: str) -> str:
+    """Turn axis names into one letter each: y, x, c, or - for one of length 1; into nothing if y or x is missing."""
+    known = {name: letter for letter, names in AXES.items() for name in names}
+    letters = [known.get((name or "").lower(), "-") for name in names]
+    if not {"y", "x"} <= set(letters):
+        return ""
+    spare = any(letter == "-" and length > 1 for letter, length in zip(letters, shape, strict=True))
+    if spare or any(letters.count(letter) > 1 for letter in "yxc"):
+        named = ", ".join(f"{name} ({length})" for name, length in zip(names, shape, strict=True))
+        raise ValueError(f"{where} has the axes {named}: pass one plane of it, (y, x) or (y, x, bands), as an array")
+    return "".join(letters)
+
+
+def zarr_bands(
+    attrs: Mapping[str, Any], channels: Sequence[Mapping[str, Any]], count: int
+) -> tuple[list[str | None], list[str | None]]:
+    """Read bands' names and roles: OME's channels, or rioxarray's long names."""
+    if len(channels) == count:
+        roles = [OME_COLOURS.get(str(channel.get("color", "")).upper()) for channel in channels]
+        return [channel.get("label") or None for channel in channels], list(roles)
+    long_names = attrs.get("long_name")
+    if isinstance(long_names, (list, tuple)) and len(long_names) == count:
+        return [str(name) for name in long_names], [None] * count
+    return [None] * count, array_roles(count)
+
+
+def zarr_nodata(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float | None:
+    """Read the nodata value; xarray and GDAL keep it as the fill value in zarr 2."""
+    for name in ("_FillValue", "nodata", "missing_value"):
+        if (value := as_number(attrs.get(name))) is not None:
+            return value
+    return as_number(array.fill_value) if array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs else None
+
+
+def zarr_token(array: zarr.Array[Any]) -> str:
+    """Hash what changes when pixels are written, without listing the chunks."""
+    import zarr
+
+    store = array.store
+    known = [str(array.store_path), str(array.metadata)]
+    if isinstance(store, zarr.storage.LocalStore):
+        return str(tokenize(known, list(folder_times(Path(store.root) / array.path, chunk_depth(array)))))
+    if isinstance(store, zarr.storage.ZipStore):
+        return file_token([Path(store.path)])
+    return str(tokenize(known, uuid.uuid4().hex if isinstance(store, zarr.storage.MemoryStore) else None))
+
+
+def chunk_depth(array: zarr.Array[Any]) -> int:
+    """Count the levels of folders between an array and its chunks: c/0/1/2 has three, 0.1.2 none."""
+    if array.metadata.zarr_format == 2:
+        return array.ndim - 1 if array.metadata.dimension_separator == "/" else 0
+    encoding: Any = array.metadata.chunk_key_encoding
+    return array.ndim - (encoding.name != "default") if encoding.separator == "/" else 0
+
+
+def folder_times(folder: Path, depth: int) -> Iterator[tuple[str, int]]:
+    """List the modification times of folders, this one and those so many levels below it."""
+    if not folder.exists():
+        return
+    yield str(folder), folder.stat().st_mtime_ns
+    if depth:
+        with os.scandir(folder) as entries:
+            below = sorted(entry.path for entry in entries if entry.is_dir())
+        for path in below:
+            yield from folder_times(Path(path), depth - 1)

@@ -1,0 +1,300 @@
+"""Weights by name or file: bundled, ``.safetensors`` that describe themselves, official ``.pth``."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dehazexl.io.disk import replacing
+from dehazexl.model import SPECS, DehazeXL, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "dehazexl"
+BUNDLED = Path(__file__).parents[1] / "weights"
+
+# Where the official network names its parts differently: (its name, ours), as regular expressions.
+_OFFICIAL_NAMES = (
+    (r"^encoder\.model\.layers_(\d)\.", r"encoder.stages.\1."),
+    (r"^encoder\.model\.", r"encoder."),
+    (r"\.attn\.cpb_mlp\.", r".attn.bias.cpb_mlp."),
+    (r"^bottleneck\.", r"context."),
+    (r"^decoder\.layers_up\.(\d)\.upsample\.", r"decoder.expands.\1."),
+    (r"^decoder\.layers_up\.", r"decoder.levels."),
+    (r"\.relative_position_bias_table$", r".bias.table"),
+    (r"^decoder\.up_x2\.", r"decoder.upscale."),
+)
+_CONSTANTS = re.compile(r"\.(relative_position_index|attn_mask)$")
+
+# Mean and deviation, per channel, that the official scripts' `--nor` applies.
+OFFICIAL_MEAN = (0.45837133, 0.47633536, 0.44432645)
+OFFICIAL_STD = (0.16936361, 0.15927625, 0.15468806)
+
+
+def load_model(
+    source: str | os.PathLike[str] = "compact",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    normalised: bool = False,
+) -> DehazeXL:
+    """Load a network with its weights.
+
+    Parameters
+    ----------
+    source
+        ``"compact"`` (the bundled weights), or the path of a ``.safetensors`` file written by `save_model`, or
+        of an official ``.pth`` file.
+    device
+        ``"auto"`` (CUDA, else Apple's MPS, else the CPU) or a torch device.
+    dtype
+        ``"auto"`` (half on CUDA; on the CPU bfloat16 where the processor computes it, else float32) or a
+        torch dtype or its name.
+    normalised
+        The weights of an official ``.pth`` were trained with its ``--nor`` option.
+
+    Returns
+    -------
+    DehazeXL
+        A ``torch.nn.Module`` in eval mode, whose weights need no gradient.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file holds no weights of this network, is damaged, or wants to run code; if ``normalised`` is given for
+        a ``.safetensors``, which says that itself; or if the device or dtype is unknown or not there.
+    """
+    target = choose_device(device)
+    path = find_weights(source)
+    ours = path.suffix == ".safetensors"
+    if ours and normalised:
+        raise ValueError(f"{path} says itself how it is normalised: leave normalised out")
+    model = _load_safetensors(path) if ours else _load_official(path, normalised)
+    return model.requires_grad_(False).to(target, choose_dtype(dtype, target)).eval()
+
+
+def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = False, **metadata: Any) -> Path:
+    """Write a weights file that describes itself.
+
+    Parameters
+    ----------
+    model
+        The network; its spec goes into the file.
+    path
+        Where to; written beside it first, then renamed.
+    half
+        Store the weights as float16.
+    metadata
+        Whatever should be known of the weights (licence, training), as JSON values.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, e.g. on a full disk; a file that was there still is.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if half:
+        tensors = {k: v.half() for k, v in tensors.items()}
+    about = {"format": FORMAT, "spec": model.spec.to_json()} | {k: json.dumps(v) for k, v in metadata.items()}
+    with replacing(path) as part:
+        # Not save_file: it makes files that only their owner may read.
+        part.write_bytes(save(tensors, about))
+    return path
+
+
+def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a ``.safetensors`` file of ours says of itself: spec, training, licence...
+
+    Raises
+    ------
+    ValueError
+        If the file is not one of ours, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = find_weights(source)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or cut short ({error}); download or copy it again") from None
+    if about.get("format") != FORMAT or "spec" not in about:
+        raise ValueError(f"{path}: a safetensors file, but not of DehazeXL weights (no spec in its metadata)")
+    try:
+        return {k: v if k == "format" else json.loads(v) for k, v in about.items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its metadata is no JSON ({error}); download or copy it again") from None
+
+
+def find_weights(source: str | os.PathLike[str]) -> Path:
+    """Return the file of bundled weights by name, or of a path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is neither.
+    """
+    path = Path(source).expanduser()
+    bundled = BUNDLED / f"{source}.safetensors"
+    if not path.is_file() and path.name == str(source) and bundled.exists():
+        return bundled
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors")))
+        bundle = f"one of those bundled: {names}" if names else "install again: none are bundled in this copy"
+        raise FileNotFoundError(f"no weights {str(source)!r}: give a .safetensors or .pth file, or {bundle}")
+    return path
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device to compute on; ``"auto"`` takes CUDA, else MPS, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown or not on this machine.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if str(device) == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    available = {"cpu": True, "cuda": cuda and (chosen.index or 0) < torch.cuda.device_count(), "mps": mps}
+    if not available.get(chosen.type, False):
+        raise ValueError(f"device {str(device)!r} is not available on this machine; choose auto or cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the precision to compute in, see `load_model`.
+
+    Raises
+    ------
+    ValueError
+        If it is not one of auto, float32, float16, bfloat16, or torch's float64.
+    """
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if isinstance(dtype, str) and dtype in names:
+        return names[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in {*names.values(), torch.float64}:
+        return dtype
+    if dtype != "auto":
+        raise ValueError(f"unknown dtype {dtype!r}; choose auto, {', '.join(names)}")
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if device.type == "cpu" and has_bfloat16() else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Tell whether this processor computes in bfloat16; others do it step by step, far slower than in float32."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: not every torch has it
+    return probe is not None and bool(probe())
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the entries of an official state dict our names; its constant tables are left out."""
+    renamed = {}
+    for name, value in state.items():
+        if _CONSTANTS.search(name):
+            continue
+        for theirs, ours in _OFFICIAL_NAMES:
+            name = re.sub(theirs, ours, name)
+        renamed[name] = value
+    return renamed
+
+
+def _load_safetensors(path: Path) -> DehazeXL:
+    """Build the network a file describes, and fill it."""
+    from safetensors.torch import load_file
+
+    try:
+        model = DehazeXL(Spec.from_json(json.dumps(describe(path)["spec"])))
+    except (RuntimeError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: its spec makes no network ({error}); download or copy it again") from error
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+    _fill(model, {k: v.float() for k, v in load_file(path).items()}, path)
+    return model
+
+
+def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
+    """Read what ``torch.save`` wrote, tensors and plain values only.
+
+    Raises
+    ------
+    ValueError
+        If the file is something else, is damaged, or wants to run code.
+    """
+    with path.open("rb") as file:
+        # A zip, or a bare pickle. torch fails in many ways on what is neither.
+        if not file.read(2).startswith((b"PK", b"\x80")):
+            raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write; they fail, too
+            return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise ValueError(
+                f"{path}: wants to run code when loaded, which is refused; save its state_dict() alone"
+            ) from None
+        raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth") from None
+    except Exception as error:  # on a damaged file torch fails in any way: an IndexError, a UnicodeDecodeError...
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise ValueError(f"{path}: not a weights file, or cut short ({reason}); copy it again") from None
+
+
+def _load_official(path: Path, normalised: bool) -> DehazeXL:
+    """Load a ``.pth`` of the official code: a state dict."""
+    state = read_pickle(path)
+    entries = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries):
+        raise ValueError(f"{path}: holds no state dict of tensors; save the network's state_dict() alone")
+    spec = SPECS["official"]
+    if normalised:
+        from dataclasses import replace
+
+        spec = replace(spec, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)
+    model = DehazeXL(spec)
+    _fill(model, from_official(state), path)
+    return model
+
+
+def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict strictly, with an error that names what does not fit."""
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or extra:
+        raise ValueError(
+            f"{path}: does not fit the network: {_some('missing', missing)}{_some('unknown', extra)}".rstrip("; ")
+        )
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            expected, found = tuple(own[name].shape), tuple(value.shape)
+            raise ValueError(f"{path}: {name} has shape {found}, the network needs {expected}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {name} holds values that are no numbers: the training diverged; take another")
+    model.load_state_dict(state)
+
+
+def _some(word: str, names: list[str]) -> str:
+    """Name the first few of `names`."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{word} {', '.join(names[:3])}{more}; "

@@ -1,0 +1,113 @@
+"""Pixels as viewers show them: dehazed as strongly as asked for, their dtype, their alpha, small pictures enlarged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dehazexl.image.image import colours, valid_mask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dehazexl.image.grid import Window
+    from dehazexl.image.image import Image
+
+
+def shown_dtype(image: Image) -> np.dtype[Any]:
+    """Return the dtype in which a picture is shown: uint8 if it is of that, else float32."""
+    own = image.levels[0].dtype
+    return own if own == np.uint8 else np.dtype(np.float32)
+
+
+def show(
+    raw: NDArray[Any],
+    image: Image,
+    limits: tuple[float, float],
+    strength: float,
+    dehaze: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> NDArray[Any]:
+    """Dehaze a picture's pixels as they are shown.
+
+    Parameters
+    ----------
+    raw
+        Pixels of `image`, ``(y, x, c)``.
+    image
+        The picture.
+    limits
+        Its values of black and white.
+    strength
+        Share of the change that is made, from 0 to 1.
+    dehaze
+        From hazy to clear colours ``(y, x, 3)``, 0 and 1 at the limits.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, 3)``, or 4 with the picture's alpha, see `live.Live.read`.
+    """
+    low, high = limits
+    # In place where it can be: a viewer waits for this.
+    hazy = colours(raw, image).astype(np.float32)
+    hazy -= np.float32(low)
+    hazy /= np.float32(high - low)
+    if raw.dtype.kind == "f":
+        np.nan_to_num(hazy, copy=False)
+    change = dehaze(hazy) - hazy
+    change *= np.float32(strength)
+    valid = valid_mask(raw, image)
+    if not valid.all():
+        change[~valid] = 0
+    shown = np.add(hazy, change, out=hazy)
+    if shown_dtype(image) == np.uint8:
+        shown *= np.float32(high - low)
+        shown += np.float32(low)
+        shown = np.rint(np.clip(shown, 0, 255, out=shown), out=shown).astype(np.uint8)
+    else:
+        np.clip(shown, 0, 1, out=shown)
+    return with_alpha(shown, raw, image)
+
+
+def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:
+    """Append the alpha of a picture's pixels ``(y, x, c)``, if it has any, to the colours as they are shown."""
+    if image.alpha is None:
+        return shown
+    alpha = raw[..., image.alpha, None]
+    if shown.dtype != np.uint8:
+        opaque = np.iinfo(raw.dtype).max if raw.dtype.kind == "u" else 1
+        alpha = np.clip(np.nan_to_num(alpha.astype(np.float32)) / opaque, 0, 1)
+    return np.concatenate([shown, alpha], axis=-1)
+
+
+def enlarged(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Interpolate a window of a level of `shape` out of a small picture of the whole, linearly.
+
+    Parameters
+    ----------
+    small
+        ``(y, x)`` of float32, or ``(y, x, 3 or 4)`` of uint8 or float32.
+    window
+        Of the level.
+    shape
+        Of the level, ``(y, x, ...)``.
+
+    Returns
+    -------
+    ndarray
+        The window's pixels, with the axes and the dtype of `small`.
+    """
+    from PIL import Image as Pillow
+
+    if small.ndim == 3 and (small.dtype != np.uint8 or small.shape[2] == 4):  # Pillow would blacken what alpha hides
+        return np.stack([enlarged(plane, window, shape) for plane in np.moveaxis(small, -1, 0)], axis=-1)
+    fy, fx = small.shape[0] / shape[0], small.shape[1] / shape[1]
+    # Only what the window needs of the small picture: Pillow copies all it is given.
+    around = [max(1, math.ceil(f)) + 1 for f in (fy, fx)]
+    top, left = max(0, int(window.y0 * fy) - around[0]), max(0, int(window.x0 * fx) - around[1])
+    near = small[top : math.ceil(window.y1 * fy) + around[0], left : math.ceil(window.x1 * fx) + around[1]]
+    box = (window.x0 * fx - left, window.y0 * fy - top, window.x1 * fx - left, window.y1 * fy - top)
+    return np.asarray(Pillow.fromarray(near).resize((window.width, window.height), Pillow.Resampling.BILINEAR, box))

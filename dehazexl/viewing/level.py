@@ -1,0 +1,136 @@
+"""A level of a picture that is dehazed a batch at a time: encoded and fused, then decoded where it is looked at."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dehazexl.image.grid import Window
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dehazexl.engine.passes import Job
+    from dehazexl.engine.tokens import TokenStore
+    from dehazexl.image.image import Image
+    from dehazexl.model import DehazeXL
+
+MAPS = 128 * 2**20
+"""Bytes of feature maps kept for a level."""
+
+FAR = 60000
+"""What half precision, in which tiles are kept, still holds: colours beyond it, far outside the limits, are clipped."""
+
+
+@dataclass(eq=False)
+class LevelWork:
+    """How far a level is.
+
+    Attributes
+    ----------
+    job, store
+        The level as a picture of its own, and its tokens.
+    stage, done, total
+        What is done before tiles can be decoded, to how many tiles, and how many there are.
+    ready
+        Whether tiles can be decoded.
+    seconds
+        What a tile takes in each pass, as last measured.
+    """
+
+    job: Job
+    store: TokenStore
+    stage: str = "encoding"
+    done: int = 0
+    total: int = 0
+    ready: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._steps = self._prepared()
+
+    @classmethod
+    def begin(
+        cls, image: Image, level: int, model: DehazeXL, overlap: int, limits: tuple[float, float], batch: int | None
+    ) -> LevelWork:
+        """Make ready to dehaze a level of a picture; a batch of None fits the device."""
+        from dehazexl.engine.dehaze import open_tokens, prepare
+
+        alone = replace(image, levels=(image.levels[level],))
+        job = replace(prepare(alone, model, overlap, value_range=limits, batch=batch or "auto"), keep=MAPS)
+        return cls(job, open_tokens(job))
+
+    def advance(self) -> None:
+        """Encode or fuse the next batch."""
+        started, before = time.perf_counter(), self.done
+        self.ready = next(self._steps, None) is None
+        if self.stage == "encoding" and self.done > before:
+            self.seconds["encode"] = (time.perf_counter() - started) / (self.done - before)
+
+    def interrupt(self) -> None:
+        """Let go of what a pass under way holds, such as a thread that reads ahead; `advance` takes it up again."""
+        if not self.ready:
+            self._steps.close()
+            self._steps = self._prepared()
+
+    def with_batch(self, batch: int) -> None:
+        """Compute so many tiles at once from now on."""
+        self.job = replace(self.job, batch=batch)
+        self.interrupt()
+
+    def decode(self, cells: list[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.float16]]:
+        """Dehaze the first of some tiles, and those that lie in one batch with it.
+
+        Returns
+        -------
+        dict
+            By row and column: the colours ``(tile, tile, 3)`` on the scale of the network, not clipped to it.
+        """
+        from dehazexl.engine.passes import Tiles, changes
+
+        side = max(1, math.isqrt(self.job.batch))
+        row, col = (n // side * side for n in cells[0])
+        tiles = Window(row, row + side, col, col + side).meet(self.job.grid.tiles)
+        read = Tiles.read(self.job, tiles)
+        started, clear = time.perf_counter(), {}
+        for cell, gain, offset in changes(self.job, self.store, read, tiles):
+            inside = self.job.grid.pixels_of(Window(cell[0], cell[0] + 1, cell[1], cell[1] + 1)).within(read.window)
+            clear[cell] = np.clip(gain * read.rgb[inside] + offset, -FAR, FAR).astype(np.float16)
+        self.seconds["decode"] = (time.perf_counter() - started) / len(clear)
+        return {cell: tile for cell, tile in clear.items() if cell in cells}
+
+    def changes(self, stopped: Callable[[], bool]) -> NDArray[np.float32] | None:
+        """Return gain and offset of every pixel of the level, ``(2, 3, y, x)``, or None if it was stopped."""
+        from dehazexl.engine.passes import Tiles, changes
+
+        grid = self.job.grid
+        whole = Window(0, grid.height, 0, grid.width)
+        total = np.zeros((2, 3, grid.height, grid.width), np.float32)
+        for row in range(grid.rows):
+            if stopped():
+                return None
+            started, tiles = time.perf_counter(), Window(row, row + 1, 0, grid.cols)
+            for cell, gain, offset in changes(self.job, self.store, Tiles.read(self.job, tiles), tiles):
+                tile = grid.pixels_of(Window(row, row + 1, cell[1], cell[1] + 1))
+                inside = tile.meet(whole).within(tile)
+                both = np.stack([gain[inside], offset[inside]]).transpose(0, 3, 1, 2)
+                total[(..., *tile.meet(whole).within(whole))] += grid.share(*cell)[inside] * both
+            self.seconds["decode"] = (time.perf_counter() - started) / grid.cols
+        return total
+
+    def _prepared(self) -> Generator[bool, None, None]:
+        """Encode and fuse; yield after each batch."""
+        from dehazexl.engine.passes import encode, fuse
+
+        tiles = self.job.grid.rows * self.job.grid.cols
+        passes = (("encoding", encode, 1), ("fusing", fuse, len(self.job.model.context.layers)))
+        for self.stage, each, times in passes:
+            self.done, self.total = 0, tiles * times
+            for some in each(self.job, self.store):
+                self.done += some
+                yield True

@@ -1,0 +1,665 @@
+"""Pictures written and read back, by rasterio, tifffile, zarr, yaozarrs and Pillow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import PIL.Image
+import pytest
+import rasterio
+import tifffile
+import yaozarrs
+import zarr
+from numpy.typing import NDArray
+
+from dehazexl.image.georeference import Geo
+from dehazexl.image.image import Image
+from dehazexl.io.open import open_image
+from dehazexl.io.pyramid import Levels, Pyramid, halve
+from dehazexl.io.write import check, to_picture, to_tiff, to_zarr, total, write
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+UTM = Geo(
+    {
+        33550: (5.0, 5.0, 0.0),
+        33922: (0.0, 0.0, 0.0, 485900.0, 5209247.0, 0.0),
+        34735: (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 26914),
+    }
+)
+# Shape, side of the dask blocks, dtype: uneven sizes, blocks that fit no tile, one pixel.
+PICTURES = [
+    pytest.param((700, 1000, 3), (300, 400), "uint8", id="uneven blocks"),
+    pytest.param((1, 1, 1), (1, 1), "uint8", id="one pixel"),
+    pytest.param((1, 700, 2), (1, 700), "uint16", id="one row"),
+    pytest.param((513, 2049, 1), (512, 1024), "float32", id="one more than tiles"),
+    pytest.param((530, 1030, 4), (512, 1024), "uint16", id="4 bands"),
+    pytest.param((600, 300, 8), (512, 512), "float32", id="8 bands"),
+    pytest.param((1025, 515, 3), (77, 515), "uint8", id="thin blocks"),
+    pytest.param((260, 520, 3), (260, 520), "float64", id="float64"),
+    pytest.param((40, 520, 3), (40, 520), "float16", id="float16"),
+    pytest.param((512, 512, 1), (256, 256), "int16", id="one tile"),
+]
+
+
+def scene(shape: tuple[int, ...], dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
+    """A smooth picture with some noise, over most of the dtype's range."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    waves = [np.sin(y / (50 + 9 * c)) * np.cos(x / (70 + 5 * c)) for c in range(shape[2])]
+    smooth = 0.5 + 0.4 * np.stack(waves, axis=2) + rng.normal(0, 0.02, shape)
+    top = np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else 1.0
+    return (smooth.clip(0.01, 1) * top).astype(dtype)
+
+
+def lazy(pixels: NDArray[Any], sides: tuple[int, int] = (512, 512)) -> da.Array:
+    return da.from_array(pixels, chunks=(*sides, -1))
+
+
+def image(pixels: NDArray[Any], **known: Any) -> Image:
+    bands = pixels.shape[2]
+    known.setdefault("bands", ("red", "green", "blue", "nir", "b5", "b6", "b7", "b8")[:bands])
+    known.setdefault("rgb", (0, 1, 2) if bands >= 3 else (0, 0, 0))
+    return Image((lazy(pixels),), "scene", **known)
+
+
+def plain_halve(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Mean of what there is of every 2 x 2 pixels, by numpy's own mean."""
+    height, width, bands = pixels.shape
+    whole = np.full((height + height % 2, width + width % 2, bands), np.nan)
+    whole[:height, :width] = pixels
+    mean = np.nanmean(whole.reshape(len(whole) // 2, 2, -1, 2, bands), axis=(1, 3))
+    return (np.rint(mean) if pixels.dtype.kind in "iu" else mean).astype(pixels.dtype)
+
+
+def assert_same(found: NDArray[Any], wanted: NDArray[Any]) -> None:
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
+
+
+def counted(pixels: NDArray[Any], sides: tuple[int, int]) -> tuple[da.Array, Counter[tuple[int, ...]]]:
+    """A lazy picture that counts how often each block is computed."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    lock = threading.Lock()
+
+    def network(block: NDArray[Any], block_info: Any = None) -> NDArray[Any]:
+        with lock:
+            counts[block_info[0]["chunk-location"]] += 1
+        return block
+
+    meta = np.empty((0, 0, 0), pixels.dtype)
+    return lazy(pixels, sides).map_blocks(network, dtype=pixels.dtype, meta=meta), counts
+
+
+# ---- TIFF -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "sides", "dtype"), PICTURES)
+@pytest.mark.parametrize("compression", ["deflate", "zstd", "none"])
+def test_tiff_pixels(
+    tmp_path: Path, shape: tuple[int, int, int], sides: tuple[int, int], dtype: str, compression: Any
+) -> None:
+    pixels = scene(shape, dtype)
+    path = to_tiff(lazy(pixels, sides), tmp_path / "clear.tif", compression=compression)
+    assert [p.name for p in tmp_path.iterdir()] == ["clear.tif"]
+    with rasterio.open(path) as file:
+        found = np.moveaxis(file.read(), 0, 2)
+        # GDAL before 3.11 has no float16 and reads it as float32.
+        assert_same(found.astype(dtype) if dtype == "float16" else found, pixels)
+        factors = [2**level for level in range(1, len(Levels(*shape[:2]).sizes))]
+        assert file.overviews(1) == factors
+        assert (file.compression is None) == (compression == "none")
+    with tifffile.TiffFile(path) as file:
+        assert_same(file.asarray().reshape(shape), pixels)
+        pages = [(page.aspage().imagelength, page.aspage().imagewidth) for page in file.pages]
+        assert pages == list(Levels(*shape[:2]).sizes)
+        # tifffile does not take a level of one row for half of another.
+        assert len(file.series[0].levels) == len(pages) or shape[0] == 1
+
+
+def test_tiff_overviews_are_means(tmp_path: Path) -> None:
+    pixels = scene((1100, 1030, 3))
+    path = to_tiff(lazy(pixels, (300, 700)), tmp_path / "clear.tif")
+    expected = pixels
+    for level in range(2):
+        expected = plain_halve(expected)
+        with rasterio.open(path, overview_level=level) as file:
+            assert_same(np.moveaxis(file.read(), 0, 2), expected)
+
+
+def test_tiff_carries_what_the_input_had(tmp_path: Path) -> None:
+    pixels = scene((600, 700, 5), "uint16")
+    said = {"description": "Überflug <3>", "datetime": "2024:05:06 07:08:09", "artist": "Ann", "copyright": "CC0"}
+    like = image(pixels, geo=UTM, nodata=0.0, alpha=4, bands=("red", "green", "blue", "n<&>r", "Maske"), metadata=said)
+    with rasterio.open(to_tiff(lazy(pixels), tmp_path / "clear.tif", like)) as file:
+        assert file.crs.to_epsg() == 26914
+        assert tuple(file.transform)[:6] == UTM.affine
+        assert file.nodata == 0
+        assert file.descriptions == like.bands
+        assert [c.name for c in file.colorinterp] == ["red", "green", "blue", "undefined", "alpha"]
+        tags = file.tags()
+        assert file.profile["tiled"] and file.profile["blockxsize"] == 512
+    assert tags["TIFFTAG_IMAGEDESCRIPTION"] == said["description"]
+    assert (tags["TIFFTAG_DATETIME"], tags["TIFFTAG_ARTIST"], tags["TIFFTAG_COPYRIGHT"]) == (
+        said["datetime"],
+        "Ann",
+        "CC0",
+    )
+    assert tags["TIFFTAG_SOFTWARE"] == "dehazexl"
+
+
+@pytest.mark.parametrize(
+    ("bands", "rgb", "alpha", "looks"),
+    [
+        (1, (0, 0, 0), None, ["gray"]),
+        (2, (0, 0, 0), 1, ["gray", "alpha"]),
+        (3, (0, 1, 2), None, ["red", "green", "blue"]),
+        (4, (0, 1, 2), None, ["red", "green", "blue", "undefined"]),
+        (4, (2, 1, 0), None, ["blue", "green", "red", "undefined"]),
+        (4, (2, 1, 0), 3, ["blue", "green", "red", "alpha"]),
+        (4, (1, 2, 3), 0, ["alpha", "red", "green", "blue"]),
+        (5, (0, 1, 2), 3, ["red", "green", "blue", "alpha", "undefined"]),
+    ],
+)
+def test_tiff_colours(tmp_path: Path, bands: int, rgb: tuple[int, int, int], alpha: int | None, looks: Any) -> None:
+    pixels = scene((30, 40, bands))
+    names = tuple(f"band {band}" for band in range(1, bands + 1))
+    like = image(pixels, rgb=rgb, alpha=alpha, bands=names)
+    path = to_tiff(pixels, tmp_path / "c.tif", like)
+    with rasterio.open(path) as file:
+        assert [c.name for c in file.colorinterp] == looks
+        assert file.descriptions == (None,) * bands
+    assert (open_image(path).rgb, open_image(path).alpha) == (rgb, alpha)
+
+
+def test_bands_without_names_get_none(tmp_path: Path) -> None:
+    for name, bands, photometric in (("grey", 1, "MINISBLACK"), ("rgb", 3, "RGB"), ("rgba", 4, "RGB")):
+        profile = {"driver": "GTiff", "width": 40, "height": 30, "count": bands, "dtype": "uint8"}
+        with rasterio.open(tmp_path / f"{name}.tif", "w", photometric=photometric, **profile) as file:
+            file.write(np.moveaxis(scene((30, 40, bands)), -1, 0))
+        found = open_image(tmp_path / f"{name}.tif")
+        with rasterio.open(to_tiff(found.levels[0], tmp_path / "out.tif", found, overwrite=True)) as file:
+            assert file.descriptions == (None,) * bands
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "read"),
+    [
+        ("uint8", 255.0, 255.0),
+        ("uint8", -9999.0, None),
+        ("uint8", float("nan"), None),
+        ("float32", float("nan"), float("nan")),
+        ("float32", -3.4028234663852886e38, -3.4028234663852886e38),
+        ("float16", -3.4028234663852886e38, None),
+        ("float32", None, None),
+    ],
+)
+def test_nodata_is_kept_where_the_dtype_has_it(tmp_path: Path, dtype: str, nodata: float | None, read: Any) -> None:
+    pixels = scene((30, 40, 1), dtype)
+    like = image(pixels, nodata=nodata)
+    with rasterio.open(to_tiff(pixels, tmp_path / "c.tif", like)) as file:
+        assert file.nodata == pytest.approx(read, nan_ok=True) if read is not None else file.nodata is None
+    group = zarr.open_group(to_zarr(pixels, tmp_path / "c.zarr", like), mode="r")
+    said = group.attrs.get("nodata")
+    assert (None if said is None else float(str(said))) == pytest.approx(read, nan_ok=True)
+    if read is not None:
+        np.testing.assert_equal(group["0"].fill_value, np.dtype(dtype).type(read))
+
+
+def test_resolution_from_the_pixel_size(tmp_path: Path) -> None:
+    pixels = scene((30, 40, 1))
+    like = image(pixels, scale=(0.5, 0.25), units="micrometer")
+    with tifffile.TiffFile(to_tiff(pixels, tmp_path / "a.tif", like)) as file:
+        assert file.pages.first.resolutionunit == 3
+        assert file.pages.first.get_resolution("centimeter") == pytest.approx((40000, 20000))
+    like = image(pixels, metadata={"x_resolution": (300, 1), "y_resolution": (72, 1), "resolution_unit": 2})
+    with tifffile.TiffFile(to_tiff(pixels, tmp_path / "b.tif", like)) as file:
+        assert file.pages.first.resolution == (300, 72)
+        assert file.pages.first.resolutionunit == 2
+
+
+def test_a_resolution_that_is_none_is_left_out(tmp_path: Path) -> None:
+    pixels = scene((30, 40, 3))
+    like = replace(image(pixels), metadata={"x_resolution": (0, 0), "y_resolution": (72, 1)})
+    with tifffile.TiffFile(to_tiff(pixels, tmp_path / "clear.tif", like)) as file:
+        assert file.pages.first.tags["XResolution"].value == (1, 1)
+
+
+@cache
+def profile() -> bytes:
+    """Return a real colour profile: of one that is none, nobody knows whether it fits."""
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("source", ["hazy.tif", "hazy.jpg"])
+@pytest.mark.parametrize("name", ["clear.tif", "clear.png"])
+def test_a_colour_profile_is_kept(tmp_path: Path, source: str, name: str) -> None:
+    PIL.Image.fromarray(scene((30, 40, 3))).save(tmp_path / source, icc_profile=profile())
+    hazy = open_image(tmp_path / source)
+    for _ in write(hazy.levels[0], tmp_path / name, hazy):
+        pass
+    with PIL.Image.open(tmp_path / name) as file:
+        assert file.info["icc_profile"] == profile()
+
+
+def test_a_colour_profile_stays_with_its_colours(tmp_path: Path) -> None:
+    """A single band of an RGB picture is grey."""
+    PIL.Image.fromarray(scene((30, 40, 3))).save(tmp_path / "hazy.tif", icc_profile=profile())
+    hazy = open_image(tmp_path / "hazy.tif")
+    band = replace(hazy, levels=(hazy.levels[0][..., :1],), bands=("red",), rgb=(0, 0, 0))
+    with PIL.Image.open(to_tiff(band.levels[0], tmp_path / "clear.tif", band)) as file:
+        assert "icc_profile" not in file.info
+
+
+def test_large_tiff_is_big(tmp_path: Path) -> None:
+    # The directories say so before a block is computed.
+    clear = da.zeros((40000, 40000, 3), chunks=(2048, 2048, 3), dtype="uint8")
+    writing = write(clear, tmp_path / "clear.tif")
+    assert next(writing) == 2048 * 2048
+    with (tmp_path / ".clear.tif.part").open("rb") as file:
+        assert file.read(4) == b"II\x2b\0"
+    writing.close()
+
+
+# ---- OME-Zarr -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "sides", "dtype"), PICTURES)
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_zarr_pixels(
+    tmp_path: Path, shape: tuple[int, int, int], sides: tuple[int, int], dtype: str, ngff: Any
+) -> None:
+    pixels = scene(shape, dtype)
+    path = to_zarr(lazy(pixels, sides), tmp_path / "clear.ome.zarr", ngff=ngff)
+    assert [p.name for p in tmp_path.iterdir()] == ["clear.ome.zarr"]
+    yaozarrs.validate_zarr_store(str(path))
+    group = zarr.open_group(path, mode="r")
+    assert group.metadata.zarr_format == (3 if ngff == "0.5" else 2)
+    expected = pixels
+    for level, size in enumerate(Levels(*shape[:2]).sizes):
+        array = group[str(level)]
+        assert array.shape[1:] == size
+        assert_same(np.moveaxis(array[:], 0, 2), expected)
+        expected = halve(expected, alpha=1 if shape[2] == 2 else None)
+
+
+def test_zarr_metadata(tmp_path: Path) -> None:
+    pixels = scene((700, 1100, 4), "uint16")
+    place = {"scale": (0.5, 0.25), "translate": (10.0, 20.0), "units": "meter"}
+    said = {"artist": "Ann", "x_resolution": (1, 1)}
+    like = image(pixels, geo=UTM, nodata=0.0, metadata=said, **place)
+    group = zarr.open_group(to_zarr(lazy(pixels), tmp_path / "clear.zarr", like), mode="r")
+    attributes = json.loads((tmp_path / "clear.zarr" / "zarr.json").read_text())["attributes"]
+    assert Geo.from_attributes(attributes) == UTM
+    assert attributes["nodata"] == 0
+    assert attributes["dehazexl"] == {"rgb": [0, 1, 2], "alpha": None, "metadata": {"artist": "Ann"}}
+    ome = yaozarrs.open_group(str(tmp_path / "clear.zarr")).ome_metadata()
+    multiscale = ome.multiscales[0]
+    assert [axis.name for axis in multiscale.axes] == ["c", "y", "x"]
+    assert [axis.unit for axis in multiscale.axes[1:]] == ["meter", "meter"]
+    steps = [[t.model_dump() for t in dataset.coordinateTransformations] for dataset in multiscale.datasets]
+    assert [step[0]["scale"] for step in steps] == [[1, 0.5, 0.25], [1, 1, 0.5], [1, 2, 1]]
+    # The first pixel of a level is centred on the pixels that it is the mean of.
+    assert [step[1]["translation"] for step in steps] == [[0, 10, 20], [0, 10.25, 20.125], [0, 10.75, 20.375]]
+    channels = ome.omero.channels
+    assert [channel.label for channel in channels] == ["red", "green", "blue", "nir"]
+    assert [channel.color for channel in channels] == ["FF0000", "00FF00", "0000FF", "FFFFFF"]
+    assert [channel.active for channel in channels] == [True, True, True, False]
+    assert len({channel.window.end for channel in channels}) == 1
+    assert 0 < channels[0].window.start < channels[0].window.end < channels[0].window.max == 65535
+    assert group["0"].chunks == (4, 512, 512)
+    assert group["0"].metadata.dimension_names == ("c", "y", "x")
+
+
+def test_units_that_ngff_does_not_know_are_left_out(tmp_path: Path) -> None:
+    pixels = scene((30, 40, 3))
+    path = to_zarr(pixels, tmp_path / "c.zarr", image(pixels, units="degree", scale=(1e-4, 1e-4)))
+    yaozarrs.validate_zarr_store(str(path))
+    axes = zarr.open_group(path, mode="r").attrs["ome"]["multiscales"][0]["axes"]
+    assert all("unit" not in axis for axis in axes)
+
+
+# ---- the pyramid ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (6, 8, 3), (7, 9, 2), (1, 5, 3)])
+def test_halve_is_the_mean(shape: tuple[int, int, int], dtype: str) -> None:
+    pixels = scene(shape, dtype, seed=3)
+    assert_same(halve(pixels), plain_halve(pixels))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "four", "mean"),
+    [
+        ("uint8", 0, (0, 0, 0, 90), 90),
+        ("uint8", 0, (0, 0, 0, 0), 0),
+        ("uint8", 128, (127, 129, 127, 129), 127),
+        ("uint8", 255, (255, 255, 254, 255), 254),
+        ("uint8", 255, (255, 254, 254, 254), 254),
+        ("float32", None, (np.nan, 1, 3, np.nan), 2),
+        ("float32", None, (np.inf, 1, 3, -np.inf), 2),
+        ("float32", None, (np.nan,) * 4, np.nan),
+        ("float32", -9999, (-9999, 4, 5, np.nan), 4.5),
+        ("float32", -9999, (-9999,) * 4, -9999),
+        ("float32", np.nan, (np.nan, 4, 5, np.nan), 4.5),
+    ],
+)
+def test_missing_pixels_do_not_mix(dtype: str, nodata: float | None, four: tuple[float, ...], mean: float) -> None:
+    pixels = np.array(four, dtype).reshape(2, 2, 1)
+    np.testing.assert_equal(halve(pixels, nodata)[0, 0, 0], np.dtype(dtype).type(mean))
+
+
+def test_transparent_colours_do_not_show() -> None:
+    pixels = np.zeros((2, 4, 4), "uint8")
+    pixels[0, 0] = (200, 100, 50, 255)
+    pixels[1, 0] = (100, 100, 50, 255)
+    pixels[..., 2:, :3] = 7
+    result = halve(pixels, alpha=3)
+    assert result[0].tolist() == [[150, 100, 50, 128], [7, 7, 7, 0]]
+
+
+@pytest.mark.parametrize("opacity", [0, 255])
+def test_alpha_is_never_nodata(opacity: int) -> None:
+    pixels = np.full((2, 2, 4), 9, "uint8")
+    pixels[..., 3] = opacity
+    assert halve(pixels, nodata=opacity, alpha=3)[0, 0].tolist() == [9, 9, 9, opacity]
+
+
+def test_files_know_what_is_missing(tmp_path: Path) -> None:
+    pixels = scene((600, 520, 4))
+    pixels[:301, :, :3] = 0
+    pixels[::3, ::5, 3] = 0
+    like = image(pixels, nodata=0.0, alpha=3)
+    expected = halve(pixels, 0.0, 3)
+    assert not np.array_equal(expected, halve(pixels, 0.0)) and not np.array_equal(expected, halve(pixels, alpha=3))
+    with rasterio.open(to_tiff(lazy(pixels), tmp_path / "clear.tif", like), overview_level=0) as file:
+        assert_same(np.moveaxis(file.read(), 0, 2), expected)
+        assert file.nodata == 0
+    group = zarr.open_group(to_zarr(lazy(pixels), tmp_path / "clear.zarr", like), mode="r")
+    assert_same(np.moveaxis(group["1"][:], 0, 2), expected)
+
+
+def test_blocks_in_any_order_make_the_same_pyramid() -> None:
+    pixels = scene((1300, 1100, 2))
+    order = [(y, x) for y in range(0, 1300, 217) for x in range(0, 1100, 433)]
+    np.random.default_rng(1).shuffle(order)
+    levels = Levels(1300, 1100)
+    written = [np.zeros((*size, 2), "uint8") for size in levels.sizes]
+    seen: Counter[tuple[int, int, int]] = Counter()
+    pyramid = Pyramid(levels)
+    for y, x in order:
+        for level, row, col, tile in pyramid.paste(y, x, pixels[y : y + 217, x : x + 433]):
+            seen[level, row, col] += 1
+            written[level][row * 512 : row * 512 + tile.shape[0], col * 512 : col * 512 + tile.shape[1]] = tile
+    assert set(seen.values()) == {1}
+    assert_same(written[0], pixels)
+    assert_same(written[1], halve(pixels))
+    assert_same(written[2], halve(halve(pixels)))
+
+
+# ---- the work -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif", "clear.png"])
+def test_each_block_is_computed_once_and_counted(tmp_path: Path, name: str) -> None:
+    pixels = scene((1100, 1300, 3))
+    clear, counts = counted(pixels, (300, 512))
+    done = list(write(clear, tmp_path / name))
+    assert len(done) == len(counts) == clear.npartitions
+    assert set(counts.values()) == {1}
+    assert done == sorted(set(done))
+    assert done[-1] == total(clear) == 1100 * 1300
+
+
+def test_only_a_few_blocks_run_ahead(tmp_path: Path) -> None:
+    clear, counts = counted(scene((1024, 1024, 1)), (128, 128))
+    writing = write(clear, tmp_path / "clear.tif", blocks_at_once=3)
+    next(writing)
+    assert 1 <= len(counts) <= 4
+    writing.close()
+
+
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif", "clear.jpg"])
+def test_cancelled_work_leaves_nothing(tmp_path: Path, name: str) -> None:
+    clear, counts = counted(scene((1024, 512, 3)), (128, 128))
+    threads = threading.active_count()
+    writing = write(clear, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    next(writing)
+    if name != "clear.jpg":
+        assert [p.name for p in tmp_path.iterdir()] == [f".{name}.part"]
+    writing.close()
+    assert not list(tmp_path.iterdir())
+    assert len(counts) < 8
+    # dask and zarr keep threads of their own.
+    assert threading.active_count() <= threads + (os.cpu_count() or 1) + 8
+
+
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif"])
+def test_failed_work_keeps_the_old_picture(tmp_path: Path, name: str) -> None:
+    def fails(block: NDArray[Any]) -> NDArray[Any]:
+        raise RuntimeError("out of memory")
+
+    first = scene((300, 300, 3))
+    before = to_tiff(first, tmp_path / name) if name.endswith("tif") else to_zarr(first, tmp_path / name)
+    broken = da.zeros((600, 600, 3), chunks=(256, 256, 3), dtype="uint8").map_blocks(fails, meta=np.empty((0, 0, 0)))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(write(broken.astype("uint8"), tmp_path / name, overwrite=True))
+    assert list(tmp_path.iterdir()) == [before]
+    found = tifffile.imread(before) if name.endswith("tif") else np.moveaxis(zarr.open_group(before)["0"][:], 0, 2)
+    assert_same(found, first)
+
+
+def test_a_zarr_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scene((300, 300, 3))
+    path = to_zarr(first, tmp_path / "clear.zarr")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise PermissionError(13, "in use")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        to_zarr(255 - first, path, overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
+    assert_same(np.moveaxis(zarr.open_group(path)["0"][:], 0, 2), first)
+
+
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif", "clear.png"])
+def test_overwriting(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    list(write(scene((600, 600, 3)), path))
+    with pytest.raises(FileExistsError, match="overwrite"):
+        write(scene((40, 50, 3)), path)
+    (tmp_path / f".{name}.part").write_text("left by a process that was killed")
+    list(write(scene((40, 50, 3)), path, overwrite=True))
+    assert list(tmp_path.iterdir()) == [path]
+    if name == "clear.zarr":
+        assert list(zarr.open_group(path).array_keys()) == ["0"]
+    else:
+        with rasterio.open(path) as file:
+            assert file.shape == (40, 50)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root on Linux")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif", "clear.png"])
+def test_a_full_disk_is_told_in_one_line(small_disk: Path, name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), "uint8")
+    with pytest.raises(OSError, match=rf"No space left.*\.{name}\.part.*make room") as caught:
+        list(write(lazy(pixels), small_disk / name))
+    assert "\n" not in str(caught.value)
+    assert not list(small_disk.iterdir())
+
+
+# ---- PNG and JPEG ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bands", "alpha"), [(1, None), (2, 1), (3, None), (4, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_png_pixels(tmp_path: Path, bands: int, alpha: int | None, dtype: str) -> None:
+    pixels = scene((60, 70, bands), dtype)
+    path = to_picture(lazy(pixels, (32, 32)), tmp_path / "clear.png", image(pixels, alpha=alpha))
+    with rasterio.open(path) as file:
+        assert_same(np.moveaxis(file.read(), 0, 2), pixels)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_jpeg_pixels(tmp_path: Path, bands: int) -> None:
+    y, x = np.mgrid[:64, :80]
+    pixels = np.stack([y + c * x for c in range(bands)], axis=2).astype("uint8")[:, :64]
+    path = to_picture(pixels, tmp_path / "clear.jpg")
+    found = np.asarray(PIL.Image.open(path)).reshape(pixels.shape)
+    assert np.abs(found.astype(int) - pixels).mean() < 1.5
+
+
+@pytest.mark.parametrize("name", ["clear.jpg", "clear.png"])
+def test_exif_and_colour_profile_are_kept(tmp_path: Path, name: str) -> None:
+    pixels = scene((60, 40, 3))
+    exif = PIL.Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "DJI"
+    exif.get_ifd(0x8769).update({0xA002: 60, 0xA003: 40, 0x9003: "2024:05:06 07:08:09"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (46.0, 30.0, 0.0)})
+    turned = PIL.Image.fromarray(np.rot90(pixels))
+    turned.save(tmp_path / "in.jpeg", exif=exif, icc_profile=profile())
+    path = to_picture(pixels, tmp_path / name, open_image(tmp_path / "in.jpeg"))
+    with PIL.Image.open(path) as picture:
+        found = picture.getexif()
+        assert (found[0x0112], found[0x010F]) == (1, "DJI")
+        assert found.get_ifd(0x8769) == {0xA002: 40, 0xA003: 60, 0x9003: "2024:05:06 07:08:09"}
+        assert found.get_ifd(0x8825)[2] == (46.0, 30.0, 0.0)
+        assert picture.info["icc_profile"] == profile()
+        assert picture.size == (40, 60)
+
+
+# ---- what is refused ------------------------------------------------------------------------------
+
+RGB = scene((30, 40, 3))
+REFUSED: list[Any] = [
+    ("clear.gif", RGB, {}, ValueError, r"\.zarr, \.tif, \.tiff, \.png, \.jpg, \.jpeg"),
+    ("clear", RGB, {}, ValueError, "no suffix"),
+    ("nowhere/clear.tif", RGB, {}, FileNotFoundError, "nowhere does not exist"),
+    ("clear.tif", RGB[..., 0, None, None], {}, ValueError, "shape"),
+    ("clear.tif", RGB[:0], {}, ValueError, "shape"),
+    ("clear.tif", RGB > 3, {}, ValueError, "astype"),
+    ("clear.zarr", RGB.astype("complex64"), {}, ValueError, "astype"),
+    ("clear.jpg", RGB.astype("float32"), {}, ValueError, r"8 bits.*float32.*\.tif"),
+    ("clear.jpg", RGB.astype("uint16"), {}, ValueError, "8 bits"),
+    ("clear.png", RGB.astype("float32"), {}, ValueError, "8 or 16 bits"),
+    ("clear.jpg", scene((30, 40, 4)), {}, ValueError, r"4 bands: write a \.tif.*gdal_translate"),
+    ("clear.png", scene((30, 40, 5)), {}, ValueError, "5 bands"),
+    ("clear.png", scene((30, 40, 4)), {}, ValueError, r"transparency.*\.tif.*three bands"),
+    ("clear.png", da.zeros((20000, 20000), dtype="uint8"), {}, ValueError, "20000 x 20000"),
+    ("clear.jpg", da.zeros((70000, 10), dtype="uint8"), {}, ValueError, "70000 x 10"),
+    ("clear.zarr", RGB, {"ngff": "0.3"}, ValueError, "0.5, 0.4"),
+    ("clear.tif", RGB, {"compression": "jpeg"}, ValueError, "deflate, zstd, none"),
+    ("clear.tif", RGB, {"blocks_at_once": 0}, ValueError, "blocks_at_once"),
+    ("clear.tif", RGB, {"like": image(scene((30, 41, 3)))}, ValueError, "shape"),
+]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which nobody can write")
+def test_a_folder_that_takes_nothing_is_known_at_once() -> None:
+    with pytest.raises(OSError, match="nothing can be written there: choose another folder"):
+        check(RGB, Path("/proc/clear.tif"))
+
+
+@pytest.mark.parametrize(("name", "clear", "options", "error", "words"), REFUSED)
+def test_refused_before_any_work(
+    tmp_path: Path, name: str, clear: Any, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        write(clear, tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("in.tif", "in.tif"), ("in.zarr", "in.zarr"), ("in.zarr", "in.zarr/out.tif"), ("out.zarr/0", "out.zarr")],
+)
+def test_the_input_is_safe(tmp_path: Path, source: str, name: str) -> None:
+    if ".zarr" in source:
+        to_zarr(RGB, tmp_path / source.split("/")[0])
+    else:
+        to_tiff(RGB, tmp_path / source)
+    for path in (tmp_path / name, Path(os.path.relpath(tmp_path)) / name):
+        with pytest.raises(ValueError, match="is the input"):
+            write(RGB, path, image(RGB, path=tmp_path / source), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("door", "name"), [(to_zarr, "a.tif"), (to_tiff, "a.zarr"), (to_picture, "a.tif"), (to_tiff, "a.png")]
+)
+def test_each_door_has_its_suffixes(tmp_path: Path, door: Any, name: str) -> None:
+    with pytest.raises(ValueError, match="name it with one of"):
+        door(RGB, tmp_path / name)
+
+
+def test_like_must_be_an_image(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"like='plain\.tif' is no Image: open the picture first"):
+        to_tiff(scene((50, 40, 3)), tmp_path / "a.tif", like="plain.tif")  # type: ignore[arg-type]
+
+
+def test_grey_pictures_without_a_band_axis(tmp_path: Path) -> None:
+    with rasterio.open(to_tiff(RGB[..., 0], tmp_path / "a.tif")) as file:
+        assert_same(file.read(1), RGB[..., 0])
+
+
+def test_another_dtype_and_a_crop(tmp_path: Path) -> None:
+    pixels = scene((600, 700, 3), "uint16")
+    like = image(pixels, geo=UTM, nodata=-1.0)
+    clear = lazy(pixels)[100:, 200:].astype("float32")
+    cropped = replace(like, levels=(clear,), geo=UTM.moved(100, 200))
+    with rasterio.open(to_tiff(clear, tmp_path / "a.tif", cropped)) as file:
+        assert file.dtypes == ("float32",) * 3
+        assert file.nodata == -1
+        assert tuple(file.transform)[:6] == (5.0, 0.0, 486900.0, 0.0, -5.0, 5208747.0)
+        assert_same(np.moveaxis(file.read(), 0, 2), pixels[100:, 200:].astype("float32"))
+
+
+@pytest.mark.parametrize("between", ["", "between.zarr"])
+def test_what_gdal_knows_of_the_bands_is_carried_over(tmp_path: Path, between: str) -> None:
+    import rasterio
+    from rasterio.transform import Affine
+
+    profile = {"driver": "GTiff", "width": 300, "height": 200, "count": 4, "dtype": "uint16", "crs": "EPSG:32633"}
+    with rasterio.open(tmp_path / "in.tif", "w", transform=Affine(10, 0, 5e5, 0, -10, 4e6), **profile) as file:
+        file.write(np.arange(4 * 200 * 300, dtype=np.uint16).reshape(4, 200, 300))
+        file.scales, file.offsets, file.units = (1e-4,) * 4, (-0.1, 0, 0, 0.5), ("reflectance",) * 4
+        file.update_tags(1, wavelength="660", STATISTICS_MEAN="5")
+        file.update_tags(SENSOR="camera <1>")
+    image = open_image(tmp_path / "in.tif")
+    if between:
+        image = open_image(to_zarr(image.levels[0], tmp_path / between, like=image))
+    to_tiff(image.levels[0], tmp_path / "out.tif", like=image)
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert (file.scales, file.offsets) == ((1e-4,) * 4, (-0.1, 0, 0, 0.5))
+        assert file.units == ("reflectance",) * 4
+        assert file.tags(1) == {"wavelength": "660"}
+        assert file.tags()["SENSOR"] == "camera <1>"

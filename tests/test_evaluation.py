@@ -1,0 +1,250 @@
+"""Evaluation: scores as scikit-image has them, seams where tiles meet, and the command from folders to files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import imagecodecs
+import numpy as np
+import pytest
+from reference import interleaved, picture
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from dehazexl.cli.app import main
+from dehazexl.evaluation import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesised
+from dehazexl.training.datasets import LEVELS, Dataset
+
+if TYPE_CHECKING:
+    from dehazexl import DehazeXL
+
+CLEAR = interleaved(picture(300, 280))
+
+
+def case(clear: np.ndarray, hazy: np.ndarray | None = None) -> Case:
+    return Case("one", "veil", clear, clear * 0.5 + 0.4 if hazy is None else hazy)
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    return np.rint(pixels * 255).astype(np.uint8)
+
+
+# ---- Scores -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height", [7, 40, 512, 518, 519, 1100])
+def test_scores_are_those_of_scikit_image(height: int) -> None:
+    clear, out = interleaved(picture(height, 60)), interleaved(picture(height, 60, 1)) * 1.3 - 0.1
+    found = scores(case(clear), out)
+    truth, seen = clear.astype(np.float64), np.clip(out, 0, 1).astype(np.float64)
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(truth, seen, data_range=1), rel=1e-9)
+    assert found["ssim"] == pytest.approx(structural_similarity(truth, seen, data_range=1, channel_axis=2), rel=1e-9)
+    assert found["ciede2000"] == pytest.approx(deltaE_ciede2000(rgb2lab(truth), rgb2lab(seen)).mean(), rel=1e-9)
+
+
+def test_a_picture_without_numbers_is_not_the_best() -> None:
+    clear = np.full((9, 9, 3), 0.5)
+    out = clear.copy()
+    out[0, 0, 0] = np.nan
+    assert np.isnan(scores(case(clear), out)["psnr"])
+
+
+def test_the_truth_is_perfect() -> None:
+    found = scores(case(CLEAR), CLEAR)
+    assert found["psnr"] == 100
+    assert found["ssim"] == 1
+    assert found["ciede2000"] == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (6, 50), (50, 6)])
+def test_the_smallest_pictures_have_no_ssim(size: tuple[int, int]) -> None:
+    found = scores(case(picture(50)[0, : size[0], : size[1], None].repeat(3, 2)), np.zeros((*size, 3), np.float32))
+    assert math.isnan(found["ssim"])
+    assert math.isfinite(found["psnr"])
+
+
+@pytest.mark.parametrize(("overlap", "at"), [(0, 256), (0, 512), (32, 224), (32, 256), (32, 448), (32, 480)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_jump_at_a_tile_border_is_a_seam(overlap: int, at: int, axis: int) -> None:
+    slope = np.linspace(0, 1, 600)[:, None, None] + np.linspace(0, 1, 600)[None, :, None]
+    smooth = np.broadcast_to(slope, (600, 600, 3)).copy()
+    assert seam_ratio(smooth, overlap) == pytest.approx(1)
+    beside = smooth.copy()
+    (smooth if axis == 0 else smooth.swapaxes(0, 1))[at:] += 0.5
+    (beside if axis == 0 else beside.swapaxes(0, 1))[at + 1 :] += 0.5
+    assert seam_ratio(smooth, overlap) > 10
+    assert seam_ratio(beside, overlap) < 1
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(256, 32), (250, 32), (256, 128), (480, 32)])
+def test_no_tile_begins_where_the_one_before_ends_the_picture(size: int, overlap: int) -> None:
+    change = interleaved(picture(size))
+    change[size - overlap :] += 5  # the last tile that fits reaches to the end: no border here
+    jumps = seam_ratio(change, overlap)
+    assert math.isnan(jumps) if size <= 256 else jumps < 1
+
+
+def test_no_seam_where_no_border_or_no_change_is() -> None:
+    assert math.isnan(seam_ratio(np.zeros((600, 600, 3))))
+    assert math.isnan(seam_ratio(interleaved(picture(200))))
+    assert math.isnan(seam_ratio(np.zeros((1, 1, 3))))
+
+
+# ---- Cases ------------------------------------------------------------------------------------------
+
+
+def test_synthesised_haze_is_always_the_same() -> None:
+    pictures = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
+    one, again = list(synthesised(pictures, 64)), list(synthesised(pictures, 64))
+    assert [(c.name, c.kind) for c in one[:4]] == [("a", k) for k in ("veil", "patches", "depth", "ridges")]
+    assert len(one) == 8
+    assert all(c.clear.shape == c.hazy.shape == (64, 64, 3) for c in one)
+    assert all(np.array_equal(c.hazy, other.hazy) for c, other in zip(one, again, strict=True))
+
+
+def test_pairs_are_taken_whole() -> None:
+    clear = eight_bits(CLEAR)
+    (only,) = paired(Dataset([clear], [clear // 2], ["cloud_L2/0001"]))
+    assert only.kind == "cloud_L2"
+    assert np.array_equal(eight_bits(only.clear), clear)
+    assert np.array_equal(eight_bits(only.hazy), clear // 2)
+
+
+def test_each_method_is_scored_on_each_case() -> None:
+    cases = list(synthesised([("a", eight_bits(CLEAR))], 128))
+    outcomes = list(
+        evaluate(iter(cases), {"dark channel prior": dark_channel_prior, "truth": lambda _: cases[0].clear})
+    )
+    assert [method for _, method, _, _ in outcomes] == ["hazy input", "dark channel prior", "truth"] * 4
+    hazy, prior, truth = (values for _, _, _, values in outcomes[:3])
+    assert prior["psnr"] > hazy["psnr"] + 2
+    assert truth["psnr"] == 100
+    assert all(values["seconds"] >= 0 for values in (hazy, prior))
+    if sys.platform != "win32":
+        assert all(50 < values["memory_mb"] < 100_000 for values in (hazy, prior, truth))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not forget the highest memory")
+def test_memory_is_that_of_each_method() -> None:
+    (first, *_) = synthesised([("a", eight_bits(CLEAR))], 128)
+    methods = {"large": lambda hazy: np.ones(2**28, np.uint8)[0] * hazy, "small": lambda hazy: hazy}
+    hazy, large, small = (values["memory_mb"] for _, _, _, values in evaluate([first], methods))
+    assert large > hazy + 200
+    assert small < large - 200
+
+
+def test_a_black_picture_stays_black() -> None:
+    assert not dark_channel_prior(np.zeros((40, 40, 3))).any()
+
+
+# ---- The command ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tiny: DehazeXL, tmp_path_factory: pytest.TempPathFactory) -> str:
+    from dehazexl.model.weights import save_model
+
+    return str(save_model(tiny, tmp_path_factory.mktemp("weights") / "tiny.safetensors"))
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_clear_pictures(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in" / "Zürich.png", eight_bits(CLEAR))
+    out = tmp_path / "new" / "scores"
+    for _ in range(2):  # again: the files are replaced
+        given = ["evaluate", tmp_path / "in", "--weights", weights, "--size", "264", "--out", out, "--device", "cpu"]
+        assert main([str(arg) for arg in given]) == 0
+    said = capsys.readouterr().out
+    for word in ("hazy input", "dark channel prior", "tiny", "psnr", "ciede2000", "data range 1", "most that was held"):
+        assert word in said
+    rows = read(out / "scores.csv")
+    assert len(rows) == 4 * 3
+    assert {row["picture"] for row in rows} == {"Zürich"}
+    summary = {(row["haze"], row["method"]): row for row in read(out / "summary.csv")}
+    assert len(summary) == (1 + 4) * 3
+    own = [float(row["ssim"]) for row in rows if row["method"] == "tiny"]
+    assert float(summary["all", "tiny"]["ssim"]) == pytest.approx(sum(own) / 4)
+    sheet = imagecodecs.imread(out / "sheet.png")
+    assert sheet.shape == (4 * (256 + 16), 4 * 256, 3)
+    assert sheet.std() > 20
+
+
+def test_pairs_and_two_weights(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, (height, width) in enumerate([(300, 280), (70, 520)]):
+        pixels = eight_bits(interleaved(picture(height, width, i)))
+        write(tmp_path / "clear" / f"{i}.png", pixels)
+        write(tmp_path / "hazy" / f"{i}.png", pixels // 2 + 90)
+    (tmp_path / "other.safetensors").write_bytes(Path(weights).read_bytes())
+    chosen = ["--weights", weights, "--weights", str(tmp_path / "other.safetensors"), "--overlap", "0"]
+    assert main(["evaluate", str(tmp_path), *chosen, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert "means of 2 pairs" in capsys.readouterr().out
+    rows = {(row["picture"], row["method"]): row for row in read(tmp_path / "out" / "scores.csv")}
+    assert len(rows) == 2 * 4
+    clear, hazy = (imagecodecs.imread(tmp_path / name / "0.png") / 255 for name in ("clear", "hazy"))
+    psnr = peak_signal_noise_ratio(clear, hazy, data_range=1)
+    assert float(rows["hazy/0", "hazy input"]["psnr"]) == pytest.approx(psnr, abs=1e-4)  # pixels are float32
+    assert rows["hazy/0", "tiny"]["psnr"] == rows["hazy/0", "other"]["psnr"]
+
+
+def test_one_picture_of_8kdehaze_is_enough(tmp_path: Path, weights: str) -> None:
+    for name in ("clear", "cloud_L3"):
+        write(tmp_path / name / "only.png", eight_bits(CLEAR[:40, :50]))
+    assert main(["evaluate", str(tmp_path), "--weights", weights, "--device", "cpu"]) == 0
+
+
+def test_8kdehaze_shows_what_training_holds_out(tmp_path: Path, weights: str) -> None:
+    for i in range(7):
+        for level, name in enumerate(("clear", *LEVELS)):
+            write(tmp_path / name / f"{i}.png", np.full((20, 30, 3), 10 * i + 30 * level, np.uint8))
+    out = tmp_path / "out"
+    assert main(["evaluate", str(tmp_path), "--weights", weights, "--out", str(out), "--device", "cpu"]) == 0
+    rows = read(out / "scores.csv")
+    assert len({Path(row["picture"]).name for row in rows}) == 1
+    assert {row["haze"] for row in rows} == set(LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["missing"], "no such folder"),
+        (["empty"], "no pictures"),
+        (["in", "--overlap", "200"], "overlap must be between 0 and 128"),
+        (["in", "--weights", "frob"], "no weights 'frob'"),
+        (["in", "--size", "3"], "--size"),
+        (["in", "--out", "in/scores"], "a folder beside them is needed"),
+        (["in", "grey"], "8-bit RGB"),
+        ([], "FOLDER"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("in/one.png"), eight_bits(CLEAR))
+    write(Path("grey/one.png"), eight_bits(CLEAR)[..., 0])
+    Path("empty").mkdir()
+    assert main(["evaluate", "--out", "out", *given]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("dehazexl: error: ") and message in error and "\n" not in error
+    assert not Path("out").exists() and not Path("in/scores").exists()
+
+
+def test_scikit_image_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)  # type: ignore[arg-type]
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "pip install napari-dehazexl[evaluate]" in capsys.readouterr().err
