@@ -154,7 +154,7 @@ def shown(layer: napari.layers.Image) -> bool:
         painter.fresh
         and frame is not None
         and frame.level == layer.data_level
-        and np.array_equal(drawn, frame.pixels[window.within(frame.window)])
+        and np.array_equal(drawn, frame.pixels[window.to_slices(frame.window)])
     )
 
 

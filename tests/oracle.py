@@ -21,7 +21,7 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
     rows, cols = (1 + max(0, math.ceil((size - 256) / stride)) for size in (height, width))
     far = [(halo, (n - 1) * stride + 256 - size + halo) for n, size in ((rows, height), (cols, width))]
     wide = np.pad(np.where(valid[..., None], pixels, np.nan), [*far, (0, 0)], mode="reflect")
-    pixels_of, maps, tokens, seen = (
+    tile_window, maps, tokens, seen = (
         {},
         {},
         np.zeros((rows * 8, cols * 8, model.spec.channels), np.float32),
@@ -33,8 +33,8 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
         holes = np.isnan(tile).any(2)
         filling = 0.5 if holes.all() else tile[~holes].mean(0)
         filled = np.clip(np.where(holes[..., None], filling, tile), 0, 1).astype(np.float32)
-        pixels_of[row, col] = torch.from_numpy(filled).permute(2, 0, 1)[None]
-        maps[row, col] = model.encode(pixels_of[row, col])
+        tile_window[row, col] = torch.from_numpy(filled).permute(2, 0, 1)[None]
+        maps[row, col] = model.encode(tile_window[row, col])
         tokens[row * 8 : row * 8 + 8, col * 8 : col * 8 + 8] = maps[row, col][-1][0]
         inner = ~holes[halo : halo + 256, halo : halo + 256]
         for i in range(64):
@@ -45,7 +45,7 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
     for row, col in np.ndindex(rows, cols):
         y, x = row * stride, col * stride
         own = fused[None, row * 8 : row * 8 + 8, col * 8 : col * 8 + 8]
-        gain, offset = model.decode(own, maps[row, col], pixels_of[row, col])
+        gain, offset = model.decode(own, maps[row, col], tile_window[row, col])
         inner = wide[y + halo : y + halo + 256, x + halo : x + halo + 256]
         answer = gain[0].permute(1, 2, 0).numpy() * np.nan_to_num(inner) + offset[0].permute(1, 2, 0).numpy()
         weight = (

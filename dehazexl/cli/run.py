@@ -330,4 +330,4 @@ def tiles_to_decode(job: Job) -> int:
     height, width = job.grid.height, job.grid.width
     corners = ((y, x) for y in range(0, height, CHUNK) for x in range(0, width, CHUNK))
     chunks = (Window(y, min(y + CHUNK, height), x, min(x + CHUNK, width)) for y, x in corners)
-    return sum(tiles.height * tiles.width for tiles in map(job.grid.tiles_at, chunks))
+    return sum(tiles.height * tiles.width for tiles in map(job.grid.tiles_touching, chunks))

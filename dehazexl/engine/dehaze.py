@@ -16,7 +16,7 @@ from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens,
 from dehazexl.image.grid import OVERLAP, TileGrid, Window
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
-from dehazexl.image.windowed_array import Cut
+from dehazexl.image.windowed_array import WindowedArray
 from dehazexl.io.open import open_image
 from dehazexl.model import DehazeXL
 from dehazexl.model.weights import load_model
@@ -166,7 +166,7 @@ def decode_lazily(job: Job, store: TokenStore, tell: Callable[[int], object] | N
     )
 
 
-class Decoded(Cut):
+class Decoded(WindowedArray):
     """The dehazed picture ``(y, x, c)`` as what dask cuts: whatever is cut out is decoded, and no more.
 
     dask passes on a slice of one of its chunks where nothing else needs that chunk, so that a small view of a

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dehazexl.engine.tokens import BLOCK, TokenStore
-from dehazexl.image.chunk_cache import Pixels
+from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import SIDE, TOKEN, TileGrid, Window
 from dehazexl.image.image import Image, colours, valid_mask
 from dehazexl.image.nodata import beside, held
@@ -74,9 +74,9 @@ class Job:
     keep: int = 512 * 2**20
 
     @cached_property
-    def pixels(self) -> Pixels:
+    def pixels(self) -> ChunkCache:
         """The finest level, to be read in windows."""
-        return Pixels(self.image.levels[0])
+        return ChunkCache(self.image.levels[0])
 
     @cached_property
     def kept(self) -> dict[tuple[int, int], list[Tensor]]:
@@ -84,7 +84,7 @@ class Job:
         return {}
 
     @property
-    def keeps_maps(self) -> bool:
+    def caches_features(self) -> bool:
         """Whether the feature maps of all tiles fit in the memory allowed for them."""
         spec = self.model.spec
         maps = list(zip(spec.widths, MAPS, strict=True))
@@ -132,7 +132,7 @@ class Tiles:
     @classmethod
     def read(cls, job: Job, tiles: Window) -> Tiles:
         """Read a rectangle of tiles."""
-        window = job.grid.pixels_of(tiles).grown(job.model.spec.halo)
+        window = job.grid.tile_window(tiles).expand(job.model.spec.halo)
         raw = job.pixels.read(window)
         low, high = job.value_range
         rgb = (colours(raw, job.image).astype(np.float32) - np.float32(low)) / np.float32(high - low)
@@ -142,7 +142,9 @@ class Tiles:
 
     def tile(self, job: Job, row: int, col: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Cut out a tile with its halo: ``(y, x, 3)`` without holes, and its validity ``(y, x)``."""
-        inside = job.grid.pixels_of(Window(row, row + 1, col, col + 1)).grown(job.model.spec.halo).within(self.window)
+        inside = (
+            job.grid.tile_window(Window(row, row + 1, col, col + 1)).expand(job.model.spec.halo).to_slices(self.window)
+        )
         rgb, valid = self.rgb[inside], self.valid[inside]
         if not valid.all():
             # Holes get the tile's mean, so that they say nothing. It depends on the tile alone.
@@ -177,7 +179,7 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
         for cells, x, valid_pixels in tiles.batches(job, block):
             with _computing():
                 maps = job.model.encode(x)
-            if job.keeps_maps:
+            if job.caches_features:
                 job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells))
             tokens.append(_to_numpy(maps[-1], job))
             valid.append(_valid_tokens(valid_pixels, job.model.spec))
@@ -389,12 +391,12 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
     ndarray
         ``(y, x, c)``, dtype, bands and range of the picture.
     """
-    tiles = job.grid.tiles_at(window)
+    tiles = job.grid.tiles_touching(window)
     read = Tiles.read(job, tiles)
     clear = np.zeros((window.height, window.width, 3), np.float32)
     for cell, gain, offset in changes(job, store, read, tiles, tell):
         _add_tile(job, read, window, clear, cell, gain, offset)
-    inside = window.within(read.window)
+    inside = window.to_slices(read.window)
     return _finish(job, read.raw[inside], clear, read.valid[inside])
 
 
@@ -438,11 +440,11 @@ def _add_tile(
 ) -> None:
     """Add a tile's share to the pixels of a window."""
     row, col = cell
-    tile = job.grid.pixels_of(Window(row, row + 1, col, col + 1))
-    part = tile.meet(window)
-    inside = part.within(tile)
-    answer = gain[inside] * read.rgb[part.within(read.window)] + offset[inside]
-    clear[part.within(window)] += job.grid.share(row, col)[inside][..., None] * answer
+    tile = job.grid.tile_window(Window(row, row + 1, col, col + 1))
+    part = tile.intersection(window)
+    inside = part.to_slices(tile)
+    answer = gain[inside] * read.rgb[part.to_slices(read.window)] + offset[inside]
+    clear[part.to_slices(window)] += job.grid.blend_weight(row, col)[inside][..., None] * answer
 
 
 def _finish(

@@ -26,7 +26,7 @@ REACH = 2048 + 3 * TILE
 """Rows and columns of the largest window that a pass reads: a block of pixels and the tiles that share some of them."""
 
 
-class Pixels:
+class ChunkCache:
     """Reads windows of a lazy array ``(y, x, c)`` whose chunks hold all of c, from any thread.
 
     dask computes whole chunks, and the windows of tiles straddle them; without the cache each chunk would be
@@ -41,7 +41,7 @@ class Pixels:
         self._finding = Lock()  # else two threads that miss a chunk at once would get one each
 
     @classmethod
-    def of(cls, array: da.Array) -> Pixels:
+    def of(cls, array: da.Array) -> ChunkCache:
         """Return the one that reads an array for all who look at that very array in this process."""
         with _sharing:
             pixels = _shared.get(id(array))
@@ -53,8 +53,8 @@ class Pixels:
         """Read anew what is asked for from now on."""
         self._chunk.cache_clear()
 
-    def __reduce__(self) -> tuple[type[Pixels], tuple[da.Array]]:
-        return Pixels, (self.array,)
+    def __reduce__(self) -> tuple[type[ChunkCache], tuple[da.Array]]:
+        return ChunkCache, (self.array,)
 
     def read(self, window: Window) -> NDArray[Any]:
         """Return ``(y, x, c)``; beyond the picture it is continued by reflection."""
@@ -69,7 +69,7 @@ class Pixels:
     def chunks(self, window: Window) -> list[Window]:
         """List the chunks that a window touches within the picture; none if they cannot all be kept at a time."""
         height, width = self.array.shape[:2]
-        inner = window.meet(Window(0, height, 0, width))
+        inner = window.intersection(Window(0, height, 0, width))
         rows, cols = self._touched(0, inner.y0, inner.y1), self._touched(1, inner.x0, inner.x1)
         fit = len(rows) * len(cols) <= (self._chunk.cache_info().maxsize or 0)
         return [self._place(row, col) for col in cols for row in rows] if fit else []
@@ -94,8 +94,8 @@ class Pixels:
         for col in self._touched(1, window.x0, window.x1):
             for row in self._touched(0, window.y0, window.y1):
                 chunk = self._place(row, col)
-                part = chunk.meet(window)
-                out[part.within(window)] = self._find(row, col).read(self.array)[part.within(chunk)]
+                part = chunk.intersection(window)
+                out[part.to_slices(window)] = self._find(row, col).read(self.array)[part.to_slices(chunk)]
         return out
 
     def _touched(self, axis: int, start: int, stop: int) -> range:
@@ -104,8 +104,8 @@ class Pixels:
         return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))
 
 
-# By the array's id, which is its own as long as a `Pixels` holds it; names may be given twice.
-_shared: WeakValueDictionary[int, Pixels] = WeakValueDictionary()
+# By the array's id, which is its own as long as a `ChunkCache` holds it; names may be given twice.
+_shared: WeakValueDictionary[int, ChunkCache] = WeakValueDictionary()
 _sharing = Lock()
 
 

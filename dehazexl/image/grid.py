@@ -47,15 +47,15 @@ class Window:
         """Columns."""
         return self.x1 - self.x0
 
-    def grown(self, margin: int) -> Window:
+    def expand(self, margin: int) -> Window:
         """Return the window with `margin` more pixels on each side."""
         return Window(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)
 
-    def meet(self, other: Window) -> Window:
+    def intersection(self, other: Window) -> Window:
         """Return what lies in both."""
         return Window(max(self.y0, other.y0), min(self.y1, other.y1), max(self.x0, other.x0), min(self.x1, other.x1))
 
-    def parted(self, other: Window) -> tuple[Window, list[Window]]:
+    def split(self, other: Window) -> tuple[Window, list[Window]]:
         """Return what lies in both, maybe nothing, and the up to four windows of this one that lie beside it."""
         y0, x0 = min(max(self.y0, other.y0), self.y1), min(max(self.x0, other.x0), self.x1)
         both = Window(y0, max(y0, min(self.y1, other.y1)), x0, max(x0, min(self.x1, other.x1)))
@@ -73,7 +73,7 @@ class Window:
             for x in range(self.x0, self.x1):
                 yield y, x
 
-    def within(self, other: Window) -> tuple[slice, slice]:
+    def to_slices(self, other: Window) -> tuple[slice, slice]:
         """Return the slices that cut this window out of an array that holds `other`."""
         return slice(self.y0 - other.y0, self.y1 - other.y0), slice(self.x0 - other.x0, self.x1 - other.x0)
 
@@ -117,8 +117,8 @@ class TileGrid:
         """All tiles."""
         return Window(0, self.rows, 0, self.cols)
 
-    def pixels_of(self, tiles: Window) -> Window:
-        """Return the pixels that a rectangle of tiles covers; without overlap `tiles_at` is the inverse."""
+    def tile_window(self, tiles: Window) -> Window:
+        """Return the pixels that a rectangle of tiles covers; without overlap `tiles_touching` is the inverse."""
         return Window(
             tiles.y0 * self.stride,
             (tiles.y1 - 1) * self.stride + self.tile,
@@ -126,7 +126,7 @@ class TileGrid:
             (tiles.x1 - 1) * self.stride + self.tile,
         )
 
-    def tiles_at(self, pixels: Window) -> Window:
+    def tiles_touching(self, pixels: Window) -> Window:
         """Return the tiles that share a pixel with a rectangle of pixels, neighbours that overlap it, too."""
         y0, y1 = _touched(pixels.y0, pixels.y1, self.tile, self.stride, self.rows)
         x0, x1 = _touched(pixels.x0, pixels.x1, self.tile, self.stride, self.cols)
@@ -138,10 +138,10 @@ class TileGrid:
             for x in range(0, self.cols, side):
                 yield Window(y, min(y + side, self.rows), x, min(x + side, self.cols))
 
-    def share(self, row: int, col: int) -> NDArray[np.float32]:
+    def blend_weight(self, row: int, col: int) -> NDArray[np.float32]:
         """Return a tile's share ``(tile, tile)`` in each of its pixels; the shares of all tiles sum to one."""
-        down = feather(self.overlap, row > 0, row < self.rows - 1, self.tile)
-        across = feather(self.overlap, col > 0, col < self.cols - 1, self.tile)
+        down = blend_ramp(self.overlap, row > 0, row < self.rows - 1, self.tile)
+        across = blend_ramp(self.overlap, col > 0, col < self.cols - 1, self.tile)
         return down[:, None] * across[None, :]
 
 
@@ -150,7 +150,7 @@ def _touched(start: int, stop: int, tile: int, stride: int, count: int) -> tuple
     return max(0, (start - tile) // stride + 1), min(count, (stop - 1) // stride + 1)
 
 
-def feather(overlap: int, before: bool, after: bool, tile: int = TILE) -> NDArray[np.float32]:
+def blend_ramp(overlap: int, before: bool, after: bool, tile: int = TILE) -> NDArray[np.float32]:
     """Return a tile's share ``(tile,)`` along one axis: it rises and falls as a squared sine where it has a neighbour.
 
     Two that overlap sum to one. Unlike linear ramps they begin and end flat, so that the eye finds no kink there.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Cut(ABC):
+class WindowedArray(ABC):
     """A picture ``(y, x, c)`` or ``(y, x)`` that reads windows of itself.
 
     Attributes
@@ -57,7 +57,7 @@ class Cut(ABC):
             return np.asarray(pixels)
         return np.asarray(pixels[rows - window.y0].take(cols - window.x0, axis=rows.ndim))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Cut:
+    def __deepcopy__(self, memo: dict[int, Any]) -> WindowedArray:
         # Viewers copy a layer's data to duplicate it; what it is read from can neither be copied nor changes.
         return self
 

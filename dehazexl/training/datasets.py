@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from dehazexl.training.augment import draw_view, random_crop
-from dehazexl.training.rgb_files import Memory, Picture, open_rgb
+from dehazexl.training.rgb_files import ImageCache, Picture, open_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".zarr", ".npy")
 
@@ -81,7 +81,7 @@ def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
     """
     layout, sources = find_sources(folders)
     held = hold_back(layout, sources, hold_out)
-    memory = Memory()
+    memory = ImageCache()
     training = [source for source in sources if source.clear not in held]
     return open_sources(training, memory), open_sources([s for s in sources if s.clear in held], memory)
 
@@ -97,7 +97,7 @@ def open_for_evaluation(folders: Sequence[Path], hold_out: Sequence[str] = ()) -
         held = matching(sources, hold_out)
     elif layout == "8KDehaze" and len(held) > 1:
         held = hold_back(layout, sources)
-    return open_sources([source for source in sources if source.clear in held], Memory())
+    return open_sources([source for source in sources if source.clear in held], ImageCache())
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def matching(sources: Sequence[Source], hold_out: Sequence[str]) -> set[Path]:
     return held
 
 
-def open_sources(sources: Sequence[Source], memory: Memory) -> Dataset:
+def open_sources(sources: Sequence[Source], memory: ImageCache) -> Dataset:
     """Open the pictures of a data set.
 
     Raises

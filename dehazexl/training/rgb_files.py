@@ -31,7 +31,7 @@ class Picture(Protocol):
         """Return the pixels of slices of rows and columns."""
 
 
-class Memory:
+class ImageCache:
     """Keeps pictures that were read whole, the last used ones, for all threads."""
 
     def __init__(self, limit: int = KEPT) -> None:
@@ -58,7 +58,7 @@ class Memory:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class ImageFile:
     """An 8-bit RGB picture in a file.
 
     Attributes
@@ -79,7 +79,7 @@ class Stored:
         return self.read(index)
 
 
-def open_rgb(path: Path, memory: Memory | None = None) -> Stored:
+def open_rgb(path: Path, memory: ImageCache | None = None) -> ImageFile:
     """Open a picture without reading it.
 
     Parameters
@@ -96,7 +96,7 @@ def open_rgb(path: Path, memory: Memory | None = None) -> Stored:
         If it cannot be read, or is not an 8-bit picture with three bands or more.
     """
     if path.suffix.lower() == ".npy":
-        return Stored(check_rgb(path, map_npy(path)).shape, partial(read_npy, path))
+        return ImageFile(check_rgb(path, map_npy(path)).shape, partial(read_npy, path))
     # Not needed for .npy, so that training runs where only torch and numpy are installed.
     from dehazexl.io.open import open_image
 
@@ -106,8 +106,8 @@ def open_rgb(path: Path, memory: Memory | None = None) -> Stored:
     check_rgb(path, level[..., list(dict.fromkeys(image.rgb))])
     shape = (*level.shape[:2], 3)
     if level.nbytes < WHOLE or level.npartitions == 1:
-        return Stored(shape, partial((memory or Memory()).read, path), whole=True)
-    return Stored(shape, partial(read_lazy, level, list(image.rgb)))
+        return ImageFile(shape, partial((memory or ImageCache()).read, path), whole=True)
+    return ImageFile(shape, partial(read_lazy, level, list(image.rgb)))
 
 
 def check_rgb(path: Path, pixels: Any) -> Any:

@@ -23,7 +23,7 @@ def shown_dtype(image: Image) -> np.dtype[Any]:
     return own if own == np.uint8 else np.dtype(np.float32)
 
 
-def show(
+def render(
     raw: NDArray[Any],
     image: Image,
     limits: tuple[float, float],
@@ -48,7 +48,7 @@ def show(
     Returns
     -------
     ndarray
-        ``(y, x, 3)``, or 4 with the picture's alpha, see `live.Live.read`.
+        ``(y, x, 3)``, or 4 with the picture's alpha, see `live.DehazeSession.read`.
     """
     low, high = limits
     # In place where it can be: a viewer waits for this.
@@ -83,7 +83,7 @@ def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[
     return np.concatenate([shown, alpha], axis=-1)
 
 
-def enlarged(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDArray[Any]:
+def upsample_window(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDArray[Any]:
     """Interpolate a window of a level of `shape` out of a small picture of the whole, linearly.
 
     Parameters
@@ -103,7 +103,7 @@ def enlarged(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDA
     from PIL import Image as Pillow
 
     if small.ndim == 3 and (small.dtype != np.uint8 or small.shape[2] == 4):  # Pillow would blacken what alpha hides
-        return np.stack([enlarged(plane, window, shape) for plane in np.moveaxis(small, -1, 0)], axis=-1)
+        return np.stack([upsample_window(plane, window, shape) for plane in np.moveaxis(small, -1, 0)], axis=-1)
     fy, fx = small.shape[0] / shape[0], small.shape[1] / shape[1]
     # Only what the window needs of the small picture: Pillow copies all it is given.
     around = [max(1, math.ceil(f)) + 1 for f in (fy, fx)]

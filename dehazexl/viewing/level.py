@@ -28,7 +28,7 @@ FAR = 60000
 
 
 @dataclass(eq=False)
-class LevelWork:
+class LevelRun:
     """How far a level is.
 
     Attributes
@@ -57,7 +57,7 @@ class LevelWork:
     @classmethod
     def begin(
         cls, image: Image, level: int, model: DehazeXL, overlap: int, limits: tuple[float, float], batch: int | None
-    ) -> LevelWork:
+    ) -> LevelRun:
         """Make ready to dehaze a level of a picture; a batch of None fits the device."""
         from dehazexl.engine.dehaze import open_tokens, prepare
 
@@ -95,11 +95,13 @@ class LevelWork:
 
         side = max(1, math.isqrt(self.job.batch))
         row, col = (n // side * side for n in cells[0])
-        tiles = Window(row, row + side, col, col + side).meet(self.job.grid.tiles)
+        tiles = Window(row, row + side, col, col + side).intersection(self.job.grid.tiles)
         read = Tiles.read(self.job, tiles)
         started, clear = time.perf_counter(), {}
         for cell, gain, offset in changes(self.job, self.store, read, tiles):
-            inside = self.job.grid.pixels_of(Window(cell[0], cell[0] + 1, cell[1], cell[1] + 1)).within(read.window)
+            inside = self.job.grid.tile_window(Window(cell[0], cell[0] + 1, cell[1], cell[1] + 1)).to_slices(
+                read.window
+            )
             clear[cell] = np.clip(gain * read.rgb[inside] + offset, -FAR, FAR).astype(np.float16)
         self.seconds["decode"] = (time.perf_counter() - started) / len(clear)
         return {cell: tile for cell, tile in clear.items() if cell in cells}
@@ -116,10 +118,10 @@ class LevelWork:
                 return None
             started, tiles = time.perf_counter(), Window(row, row + 1, 0, grid.cols)
             for cell, gain, offset in changes(self.job, self.store, Tiles.read(self.job, tiles), tiles):
-                tile = grid.pixels_of(Window(row, row + 1, cell[1], cell[1] + 1))
-                inside = tile.meet(whole).within(tile)
+                tile = grid.tile_window(Window(row, row + 1, cell[1], cell[1] + 1))
+                inside = tile.intersection(whole).to_slices(tile)
                 both = np.stack([gain[inside], offset[inside]]).transpose(0, 3, 1, 2)
-                total[(..., *tile.meet(whole).within(whole))] += grid.share(*cell)[inside] * both
+                total[(..., *tile.intersection(whole).to_slices(whole))] += grid.blend_weight(*cell)[inside] * both
             self.seconds["decode"] = (time.perf_counter() - started) / grid.cols
         return total
 

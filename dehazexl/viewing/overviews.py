@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.image.chunk_cache import Pixels
+from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Image
-from dehazexl.image.windowed_array import Cut
+from dehazexl.image.windowed_array import WindowedArray
 from dehazexl.io.open import open_image
 from dehazexl.io.pyramid import halve
 from dehazexl.viewing.worker import Worker
@@ -100,7 +100,7 @@ def halved(image: Image) -> da.Array:
 def look_around(image: Image, places: int) -> NDArray[Any]:
     """Return the mean colours ``(places, places, c)`` of small windows all over a picture."""
     finest = image.levels[-1]
-    pixels = Pixels(finest)
+    pixels = ChunkCache(finest)
     out = np.zeros((places, places, finest.shape[2]), finest.dtype)
     for row, col in np.ndindex(places, places):
         y, x = ((2 * at + 1) * finest.shape[axis] // (2 * places) for axis, at in enumerate((row, col)))
@@ -120,7 +120,7 @@ def sampled(image: Image, sample: NDArray[Any]) -> Image:
     import dask.array as da
 
     levels = [
-        da.from_array(Mosaic(sample, shape), chunks=(1024, 1024, -1), name=False, meta=sample[:0, :0, :0])
+        da.from_array(NearestUpsampled(sample, shape), chunks=(1024, 1024, -1), name=False, meta=sample[:0, :0, :0])
         for shape in _further_shapes(image)
     ]
     return replace(image, levels=(*image.levels, *levels))
@@ -196,7 +196,7 @@ def _place(image: Image, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(image.fingerprint.encode()).hexdigest()[:32]}.ome.zarr"
 
 
-class Growing:
+class OverviewBuilder:
     """A picture whose overviews are being made: what can be shown of it meanwhile.
 
     Attributes
@@ -225,7 +225,7 @@ class Growing:
         self._worker = Worker(self._grow(folder), f"overviews {image.name}")
         self._worker.start()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Growing:
+    def __deepcopy__(self, memo: dict[int, Any]) -> OverviewBuilder:
         return self  # viewers copy a layer's metadata to duplicate it
 
     @property
@@ -247,7 +247,7 @@ class Growing:
         if level.number < len(self.image.levels):
             pixels = self.image.levels[level.number][window.y0 : window.y1, window.x0 : window.x1]
             return np.asarray(pixels.compute(scheduler="synchronous"))
-        return Mosaic(self._sample, level.shape).read(window)
+        return NearestUpsampled(self._sample, level.shape).read(window)
 
     def _grow(self, folder: Path) -> Generator[bool, None, None]:
         """Look around, then make the overviews, a block a step."""
@@ -280,19 +280,19 @@ class Growing:
         self.image, self.ready = with_tail(done), True
 
 
-class GrowingLevel(Cut):
-    """A level of a `Growing` picture, ``(y, x, c)``: cut, it answers at once, see `Growing.read`."""
+class GrowingLevel(WindowedArray):
+    """A level of a `OverviewBuilder` picture, ``(y, x, c)``: cut, it answers at once, see `OverviewBuilder.read`."""
 
-    def __init__(self, picture: Growing, number: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, picture: OverviewBuilder, number: int, shape: tuple[int, ...]) -> None:
         self.picture, self.number, self.shape = picture, number, shape
         self.dtype = picture.image.levels[0].dtype
 
     def read(self, window: Window) -> NDArray[Any]:
-        """See `Growing.read`."""
+        """See `OverviewBuilder.read`."""
         return self.picture.read(self, window)
 
 
-class Mosaic(Cut):
+class NearestUpsampled(WindowedArray):
     """A few pixels ``(y, x, c)``, each repeated over its share of a picture of some shape."""
 
     def __init__(self, pixels: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dehazexl.image.grid import Window
-from dehazexl.viewing.display import enlarged
-from dehazexl.viewing.session import Level, Live
+from dehazexl.viewing.display import upsample_window
+from dehazexl.viewing.session import DehazeSession, Level
 from dehazexl.viewing.worker import Worker
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Frame:
     version
         The picture's when it was painted.
     pixels
-        ``(y, x, 3)`` or 4, as `Live.read` returns them.
+        ``(y, x, 3)`` or 4, as `DehazeSession.read` returns them.
     """
 
     level: int
@@ -42,8 +42,8 @@ class Frame:
     pixels: NDArray[Any]
 
 
-class Painter:
-    """Shows a `Live` picture without reading its file while somebody waits.
+class Renderer:
+    """Shows a `DehazeSession` picture without reading its file while somebody waits.
 
     What is cut out of its levels comes from what was painted last, and where that does not reach, from a small
     picture of the whole, enlarged. A thread then reads and paints what was asked for, reads what lies around it, and
@@ -60,7 +60,7 @@ class Painter:
         Rises when something was painted: what is cut now is better than what was cut before.
     """
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: DehazeSession) -> None:
         self.live, self.version = live, 0
         sides = [max(level.shape[:2]) for level in live.image.levels]
         tiny = next((number for number, side in enumerate(sides) if side <= TINY), len(sides) - 1)
@@ -77,26 +77,26 @@ class Painter:
         return self._whole.version
 
     @property
-    def levels(self) -> tuple[Painted, ...]:
+    def levels(self) -> tuple[RenderedLevel, ...]:
         """The levels, finest first."""
-        return tuple(Painted(self, number) for number in range(len(self.live.image.levels)))
+        return tuple(RenderedLevel(self, number) for number in range(len(self.live.image.levels)))
 
     def read(self, level: int, window: Window) -> NDArray[Any]:
-        """Return the pixels of a window that there are, see `Live.read`, at once; better ones are painted next."""
+        """Return the best pixels of a window that are painted, at once; better ones are painted next."""
         self.live.look_at(level, window)
         if level <= self.live.coarse:  # smaller ones are cut for thumbnails
             self._want((level, window) if level < self.live.coarse else None)
         whole, view = self._whole, self._view
         self.paint()
         if whole.level == level:
-            return whole.pixels[window.within(whole.window)].copy()
+            return whole.pixels[window.to_slices(whole.window)].copy()
         pixels = np.empty((window.height, window.width, *whole.pixels.shape[2:]), whole.pixels.dtype)
         rest = [window]
         if view is not None and view.level == level:
-            shared, rest = window.parted(view.window)
-            pixels[shared.within(window)] = view.pixels[shared.within(view.window)]
+            shared, rest = window.split(view.window)
+            pixels[shared.to_slices(window)] = view.pixels[shared.to_slices(view.window)]
         for part in rest:
-            pixels[part.within(window)] = enlarged(whole.pixels, part, self._shape_of(level))
+            pixels[part.to_slices(window)] = upsample_window(whole.pixels, part, self._shape_of(level))
         return pixels
 
     def paint(self) -> None:
@@ -176,27 +176,27 @@ class Painter:
         return shape
 
 
-class Painted(Level):
-    """A level of a `Painter`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises.
+class RenderedLevel(Level):
+    """A level of a `Renderer`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises.
 
     As an array it is all there is of the picture, read now. A copy has a painter of its own: it may be looked at
     elsewhere.
     """
 
-    def __init__(self, painter: Painter, number: int) -> None:
+    def __init__(self, painter: Renderer, number: int) -> None:
         super().__init__(painter.live, number)
         self.painter = painter
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Return what there is of a window, see `Painter.read`."""
+        """Return what there is of a window, see `Renderer.read`."""
         return self.painter.read(self.number, window)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         height, width = self.shape[:2]
         return np.asarray(self.live.read(self.number, Window(0, height, 0, width)), dtype=dtype)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Painted:
+    def __deepcopy__(self, memo: dict[int, Any]) -> RenderedLevel:
         key = id(self.painter)
         if key not in memo:
-            memo[key] = Painter(self.live)
-        return Painted(memo[key], self.number)
+            memo[key] = Renderer(self.live)
+        return RenderedLevel(memo[key], self.number)

@@ -8,7 +8,7 @@ Three answers, each better than the one before:
 3. the network's own answer at the level on show, tile by tile, those nearest the middle of the view first.
 
 One thread owns the network. Nothing here needs a viewer: `Level` is what any viewer of lazy arrays can cut, and
-`painter.Painted` is for those whose window must not wait for a file.
+`painter.RenderedLevel` is for those whose window must not wait for a file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.image.chunk_cache import Pixels
+from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import OVERLAP, Window
 from dehazexl.image.image import Image, check_range, check_strength, value_range
-from dehazexl.image.windowed_array import Cut, check_there
-from dehazexl.viewing.display import show, shown_dtype
-from dehazexl.viewing.level import LevelWork
-from dehazexl.viewing.tile_cache import Answers
+from dehazexl.image.windowed_array import WindowedArray, check_there
+from dehazexl.viewing.display import render, shown_dtype
+from dehazexl.viewing.level import LevelRun
+from dehazexl.viewing.tile_cache import TileCache
 from dehazexl.viewing.worker import Worker
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ GLANCE, OVERVIEW = 512, 1024
 """Pixels: the longest sides of the levels that are dehazed first, whole: a small one, to have something soon."""
 
 
-class Live:
+class DehazeSession:
     """A picture that is dehazed while it is looked at.
 
     Its thread ends when it is closed, and when nobody holds the picture any more.
@@ -103,19 +103,19 @@ class Live:
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self.notes: list[str] = []
-        self._pixels = [Pixels.of(level) for level in image.levels]
+        self._pixels = [ChunkCache.of(level) for level in image.levels]
         self.coarse = _finest(image, OVERVIEW)
         self._wholes = self._first_wholes()  # levels that are yet to be dehazed whole
-        self._answers = Answers([level.shape for level in image.levels], overlap, self.coarse, cache)
+        self._answers = TileCache([level.shape for level in image.levels], overlap, self.coarse, cache)
         self._model: DehazeXL | None = None
-        self._works: dict[int, LevelWork] = {}
+        self._works: dict[int, LevelRun] = {}
         self._view: tuple[int, Window] | None = None
         self._changed = threading.Condition()
         self._idle = False
         self.strength = strength
         self._start()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Live:
+    def __deepcopy__(self, memo: dict[int, Any]) -> DehazeSession:
         return self  # viewers copy a layer's metadata to duplicate it; both show the same work
 
     @property
@@ -233,7 +233,7 @@ class Live:
         try:
             check_there(self.image.path)
             raw = self._pixels[level].read(window)
-            return show(raw, self.image, self.limits, self._strength, partial(self._answers.clear, level, window))
+            return render(raw, self.image, self.limits, self._strength, partial(self._answers.clear, level, window))
         except Exception as error:
             self.lost = True
             self._fail(_bare(error))
@@ -241,7 +241,7 @@ class Live:
 
     def around(self, level: int, window: Window) -> list[Window]:
         """List the chunks of a level's file in and around a window; none if they cannot all be kept."""
-        return self._pixels[level].chunks(window.grown(AROUND))
+        return self._pixels[level].chunks(window.expand(AROUND))
 
     def read_ahead(self, level: int, chunk: Window) -> None:
         """Read a chunk of the file, to be there when the view moves; what goes wrong is told when it is needed."""
@@ -290,7 +290,7 @@ class Live:
         return None
 
     @property
-    def _preparing(self) -> LevelWork | None:
+    def _preparing(self) -> LevelRun | None:
         """The level that is wanted most, while it is encoded or fused."""
         view, wholes = self._view, self._wholes
         work = self._works.get(wholes[0] if wholes else self.coarse if view is None else view[0])
@@ -326,7 +326,7 @@ class Live:
                     self._answers.keep(level, tiles)
             self._better()
 
-    def _wants(self, level: int, work: LevelWork) -> bool:
+    def _wants(self, level: int, work: LevelRun) -> bool:
         """Whether what a work has found is still wanted: meanwhile all may have been stopped, or forgotten."""
         return self.running and self._works.get(level) is work
 
@@ -334,9 +334,9 @@ class Live:
         """List the levels to be dehazed whole, the first one first."""
         return sorted({self.coarse, _finest(self.image, GLANCE)}, reverse=True)
 
-    def _begin(self, level: int, model: DehazeXL) -> LevelWork:
+    def _begin(self, level: int, model: DehazeXL) -> LevelRun:
         batch = min((work.job.batch for work in self._works.values()), default=None)
-        return LevelWork.begin(self.image, level, model, self.overlap, self.limits, batch)
+        return LevelRun.begin(self.image, level, model, self.overlap, self.limits, batch)
 
     def _better(self, everywhere: bool = False) -> None:
         with self._changed:
@@ -365,7 +365,7 @@ class Live:
             self._changed.notify_all()
 
 
-def _dehaze(ref: weakref.ref[Live], before: Worker | None) -> Generator[bool, None, None]:
+def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None) -> Generator[bool, None, None]:
     """Do a picture's work; it is held only while a batch is computed, so that it can be dropped."""
     if before is not None:
         before.join()
@@ -381,10 +381,10 @@ def _dehaze(ref: weakref.ref[Live], before: Worker | None) -> Generator[bool, No
             live._tell()
 
 
-class Level(Cut):
-    """A level of a `Live` picture, ``(y, x, 3)`` or 4: cut, it answers at once and never raises, see `Live.read`."""
+class Level(WindowedArray):
+    """A level of a session's image, ``(y, x, 3)`` or 4: indexed, it answers at once and never raises."""
 
-    def __init__(self, live: Live, number: int) -> None:
+    def __init__(self, live: DehazeSession, number: int) -> None:
         self.live, self.number = live, number
         height, width, _ = live.image.levels[number].shape
         self.shape, self.dtype = (height, width, 3 if live.image.alpha is None else 4), live.dtype

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dehazexl.image.grid import TILE, TileGrid, Window
-from dehazexl.viewing.display import enlarged
+from dehazexl.viewing.display import upsample_window
 
 PIXEL_BYTES = 3 * 2
 """Of a dehazed pixel in half precision."""
@@ -20,7 +20,7 @@ Cell = tuple[int, int]
 """Row and column of a tile."""
 
 
-class Answers:
+class TileCache:
     """Dehazed tiles of a picture's levels, and what was changed of a coarse one; for any thread.
 
     Parameters
@@ -61,7 +61,7 @@ class Answers:
         """List the tiles of a window, nearest its middle first, as many as can be kept."""
         grid = self.grids[level]
         middle = [(window.y0 + window.y1) / 2 / grid.stride - 0.5, (window.x0 + window.x1) / 2 / grid.stride - 0.5]
-        cells = sorted(grid.tiles_at(window).cells(), key=lambda cell: math.dist(cell, middle))
+        cells = sorted(grid.tiles_touching(window).cells(), key=lambda cell: math.dist(cell, middle))
         return cells[: self.most]
 
     def missing(self, level: int, window: Window) -> list[Cell]:
@@ -101,7 +101,7 @@ class Answers:
             The same, dehazed; `hazy` itself before anything is known.
         """
         grid = self.grids[level]
-        cells = [*grid.tiles_at(window).cells()] if level < self.coarse else []
+        cells = [*grid.tiles_touching(window).cells()] if level < self.coarse else []
         with self._lock:
             there = {cell: answer for cell in cells if (answer := self._tiles.get((level, *cell))) is not None}
         if not there:
@@ -109,11 +109,11 @@ class Answers:
         total = np.zeros(hazy.shape, np.float32)
         share = np.zeros((*hazy.shape[:2], 1), np.float32)
         for (row, col), answer in there.items():
-            tile = grid.pixels_of(Window(row, row + 1, col, col + 1))
-            part = tile.meet(window)
-            weight = grid.share(row, col)[part.within(tile)][..., None]
-            total[part.within(window)] += weight * answer[part.within(tile)]
-            share[part.within(window)] += weight
+            tile = grid.tile_window(Window(row, row + 1, col, col + 1))
+            part = tile.intersection(window)
+            weight = grid.blend_weight(row, col)[part.to_slices(tile)][..., None]
+            total[part.to_slices(window)] += weight * answer[part.to_slices(tile)]
+            share[part.to_slices(window)] += weight
         if share.size and share.min() > 0.999:
             return total
         return np.asarray(total + (1 - share) * self._guess(level, window, hazy), np.float32)
@@ -125,7 +125,7 @@ class Answers:
             return hazy
         clear = np.empty_like(hazy)
         for colour in range(3):
-            gain, offset = (enlarged(side[colour], window, self.shapes[level]) for side in overview)
+            gain, offset = (upsample_window(side[colour], window, self.shapes[level]) for side in overview)
             np.multiply(gain, hazy[..., colour], out=clear[..., colour])
             clear[..., colour] += offset
         return clear

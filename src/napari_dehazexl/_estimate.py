@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dehazexl.image.grid import TILE, TOKEN, TileGrid
 
 if TYPE_CHECKING:
-    from napari_dehazexl._facts import Network
+    from napari_dehazexl._facts import ModelInfo
     from napari_dehazexl._save import Progress
 
 BASE = 350e6
@@ -27,7 +27,7 @@ WIDTH = 256
 """Channels of a token of the bundled weights; the time grows with its square."""
 
 
-def estimated(grid: TileGrid, network: Network | None, measured: float | None) -> str:
+def estimated(grid: TileGrid, network: ModelInfo | None, measured: float | None) -> str:
     """Say what it takes to dehaze all of a picture.
 
     Parameters
@@ -46,14 +46,14 @@ def estimated(grid: TileGrid, network: Network | None, measured: float | None) -
     return f"{tiles}, about {memory(grid, network) / 1e9:.1f} GB of memory, {_time(grid, network, measured)}"
 
 
-def memory(grid: TileGrid, network: Network) -> float:
+def memory(grid: TileGrid, network: ModelInfo) -> float:
     """Return the bytes that a save takes: the network, pixels under way, tokens, their keys and values in a layer."""
     numbers = grid.rows * grid.cols * (TILE // TOKEN) ** 2 * network.channels
     tokens = numbers * network.itemsize * (1 + 2 / network.pool**2)
     return BASE + PIXEL * min(grid.height * grid.width, UNDER_WAY) + tokens
 
 
-def _time(grid: TileGrid, network: Network, measured: float | None) -> str:
+def _time(grid: TileGrid, network: ModelInfo, measured: float | None) -> str:
     tiles = grid.rows * grid.cols
     if measured is not None:
         return f"about {duration(tiles * measured)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelInfo:
     """What has to be known of a network, without building it.
 
     Attributes
@@ -32,7 +32,7 @@ class Network:
     on_cpu: bool
 
 
-def look_up(weights: str, device: str, dtype: str) -> Network | str:
+def look_up(weights: str, device: str, dtype: str) -> ModelInfo | str:
     """Return what is known of a network, or why nothing is."""
     try:
         return read_network(weights, device, dtype)
@@ -40,7 +40,7 @@ def look_up(weights: str, device: str, dtype: str) -> Network | str:
         return str(error)
 
 
-def read_network(weights: str, device: str, dtype: str) -> Network:
+def read_network(weights: str, device: str, dtype: str) -> ModelInfo:
     """Read what a weights file says of its network.
 
     Raises
@@ -55,7 +55,7 @@ def read_network(weights: str, device: str, dtype: str) -> Network:
     ours = find_weights(weights).suffix == ".safetensors"
     spec = Spec.from_json(json.dumps(describe(weights)["spec"])) if ours else SPECS["official"]
     itemsize = min(4, choose_dtype(dtype, target).itemsize)
-    return Network(spec.widths[-1], itemsize, spec.tile, spec.context_pool, target.type == "cpu")
+    return ModelInfo(spec.widths[-1], itemsize, spec.tile, spec.context_pool, target.type == "cpu")
 
 
 def devices() -> list[tuple[str, str]]:

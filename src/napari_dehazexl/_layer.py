@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dehazexl.image.grid import OVERLAP
 from dehazexl.viewing.overviews import SMALLEST
-from dehazexl.viewing.renderer import Painter
-from dehazexl.viewing.session import CACHE, Live
+from dehazexl.viewing.renderer import Renderer
+from dehazexl.viewing.session import CACHE, DehazeSession
 from napari_dehazexl._reader import IMAGE
 from napari_dehazexl._source import source_of
 from napari_dehazexl._watch import LIVE, Watch, refresh
@@ -96,12 +96,12 @@ def dehaze_layer(
     load = partial(network, str(weights), device, dtype, written(weights), after=added)
     if len(image.levels) == 1:  # napari never shows the last level of several anew
         image = replace(image, levels=(image.levels[0], image.levels[0][::2, ::2]))
-    live = Live(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
+    live = DehazeSession(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
     viewer = viewer if viewer is not None else napari.current_viewer()
     shown = viewer is not None and layer in viewer.layers
     try:
         # A window must not wait for pixels; a script has to.
-        levels = Painter(live).levels if shown and hasattr(viewer, "window") else live.levels
+        levels = Renderer(live).levels if shown and hasattr(viewer, "window") else live.levels
         metadata = {IMAGE: image, LIVE: live}
         dehazed = ImageLayer(
             list(levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
@@ -121,7 +121,7 @@ def set_strength(layer: napari.layers.Image, strength: float) -> None:
     refresh(layer)
 
 
-def live_of(layer: napari.layers.Image) -> Live:
+def live_of(layer: napari.layers.Image) -> DehazeSession:
     """Return the work behind a dehazed layer.
 
     Raises
@@ -129,7 +129,7 @@ def live_of(layer: napari.layers.Image) -> Live:
     ValueError
         If it is no dehazed layer, or reads from a file by now.
     """
-    live: Live | None = layer.metadata.get(LIVE)
+    live: DehazeSession | None = layer.metadata.get(LIVE)
     if live is None:
         raise ValueError(f"the layer {layer.name!r} is not being dehazed: select one that dehaze_layer made")
     return live

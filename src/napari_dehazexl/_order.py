@@ -14,12 +14,12 @@ from napari_dehazexl._save import save
 
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
-    from dehazexl.viewing.session import Live
+    from dehazexl.viewing.session import DehazeSession
     from napari_dehazexl._save import Steps
 
 
 @dataclass(frozen=True)
-class Order:
+class DehazeRequest:
     """A picture, or a region of one, to be dehazed.
 
     Attributes
@@ -47,7 +47,7 @@ class Order:
         grid = TileGrid(height, width, self.overlap, side)
         return grid.rows * grid.cols
 
-    def fits(self, live: Live) -> bool:
+    def fits(self, live: DehazeSession) -> bool:
         """Tell whether a layer shows the same pixels dehazed alike; its strength may be another."""
         theirs = live.image.fingerprint, getattr(live.load, "args", ()), live.overlap, live.limits
         return theirs == (self.image.fingerprint, (*self.network, self.changed), self.overlap, self.limits)
@@ -61,6 +61,6 @@ class Order:
         )  # fmt: skip
 
 
-def network_of(live: Live) -> tuple[str, ...]:
+def network_of(live: DehazeSession) -> tuple[str, ...]:
     """Return the weights, device and dtype that `dehaze_layer` was called with."""
     return tuple(str(each) for each in getattr(live.load, "args", ())[:3])

@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.image.windowed_array import Cut, check_there
+from dehazexl.image.windowed_array import WindowedArray, check_there
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dehazexl.image.grid import Window
     from dehazexl.image.image import Image
-    from dehazexl.viewing.overviews import Growing, GrowingLevel
+    from dehazexl.viewing.overviews import GrowingLevel, OverviewBuilder
 
     LayerData = tuple[list[Any], dict[str, Any], str]
     Limits = tuple[float, float]
@@ -30,7 +30,7 @@ IMAGE = "dehazexl"
 """Under this name a layer's metadata hold the `dehazexl.Image` that it shows."""
 
 GROWING = "dehazexl-growing"
-"""Under this name a layer's metadata hold the `dehazexl.viewing.overviews.Growing` picture while it is one."""
+"""Under this name a layer's metadata hold the `dehazexl.viewing.overviews.OverviewBuilder` picture while it is one."""
 
 LIMITS = "dehazexl-limits"
 """Under this name a layer's metadata hold the values that are shown as 0 and 1, unless they are shown as they are."""
@@ -87,14 +87,14 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 def layers_of(image: Image) -> list[LayerData]:
     """Return the layers of a picture, see `read`."""
     from dehazexl.image.image import value_range
-    from dehazexl.viewing.overviews import Growing, needs_overviews, with_tail
+    from dehazexl.viewing.overviews import OverviewBuilder, needs_overviews, with_tail
 
     image = with_overviews(image)
     tell_again(image)
     growing = None
     limits = value_range(image)
     if needs_overviews(image):
-        growing = Growing(image, cache_folder())
+        growing = OverviewBuilder(image, cache_folder())
         show_growth(growing)
     else:
         image = with_tail(image)
@@ -132,7 +132,7 @@ def cache_folder() -> Path:
     return user_cache_path("napari-dehazexl") / "overviews"
 
 
-def placed(image: Image, name: str, growing: Growing | None = None) -> dict[str, Any]:
+def placed(image: Image, name: str, growing: OverviewBuilder | None = None) -> dict[str, Any]:
     """Return what layers of a picture have in common: name, position and where they come from."""
     return {
         "name": name,
@@ -145,7 +145,7 @@ def placed(image: Image, name: str, growing: Growing | None = None) -> dict[str,
     }
 
 
-def colours_of(image: Image, growing: Growing | None = None, limits: Limits | None = None) -> list[da.Array]:
+def colours_of(image: Image, growing: OverviewBuilder | None = None, limits: Limits | None = None) -> list[da.Array]:
     """Return the colours of each level, and their alpha, as napari shows them.
 
     Parameters
@@ -171,24 +171,24 @@ def colours_of(image: Image, growing: Growing | None = None, limits: Limits | No
     dtype = shown_dtype(image)
     low, high = limits or value_range(image)
 
-    def show(pixels: NDArray[Any]) -> NDArray[Any]:
+    def render(pixels: NDArray[Any]) -> NDArray[Any]:
         rgb = colours(pixels, image)
         if dtype != np.uint8:
             rgb = ((rgb.astype(np.float32) - np.float32(low)) / np.float32(high - low)).clip(0, 1)
         return with_alpha(rgb, pixels, image)
 
-    return _shown(image, growing, show, (3 if image.alpha is None else 4,), dtype)
+    return _shown(image, growing, render, (3 if image.alpha is None else 4,), dtype)
 
 
-def band_of(image: Image, band: int, growing: Growing | None = None) -> list[da.Array]:
+def band_of(image: Image, band: int, growing: OverviewBuilder | None = None) -> list[da.Array]:
     """Return one band of each level, ``(y, x)``; where the picture cannot be read it is 0."""
     return _shown(image, growing, itemgetter((..., band)), (), image.levels[0].dtype)
 
 
 def _shown(
     image: Image,
-    growing: Growing | None,
-    show: Callable[[NDArray[Any]], NDArray[Any]],
+    growing: OverviewBuilder | None,
+    render: Callable[[NDArray[Any]], NDArray[Any]],
     channels: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> list[da.Array]:
@@ -200,7 +200,7 @@ def _shown(
     levels: Sequence[da.Array | GrowingLevel] = growing.levels if growing else with_tail(image).levels
     return [
         da.from_array(
-            Shown(image, number, level, show, (*level.shape[:2], *channels), dtype),
+            Shown(image, number, level, render, (*level.shape[:2], *channels), dtype),
             chunks=(*getattr(level, "chunks", (CHUNK, CHUNK))[:2], *channels),
             name=False,
             meta=np.empty((0,) * (2 + len(channels)), dtype),
@@ -209,7 +209,7 @@ def _shown(
     ]
 
 
-class Shown(Cut):
+class Shown(WindowedArray):
     """A level as napari shows it: cut, it never raises, for napari would paint garbage, or show half a layer."""
 
     def __init__(
@@ -217,17 +217,17 @@ class Shown(Cut):
         image: Image,
         number: int,
         level: da.Array | GrowingLevel,
-        show: Callable[[NDArray[Any]], NDArray[Any]],
+        render: Callable[[NDArray[Any]], NDArray[Any]],
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
     ) -> None:
         import dask.array as da
 
-        from dehazexl.image.chunk_cache import Pixels
+        from dehazexl.image.chunk_cache import ChunkCache
 
-        self.image, self.number, self.show, self.shape, self.dtype = image, number, show, shape, dtype
+        self.image, self.number, self.render, self.shape, self.dtype = image, number, render, shape, dtype
         # A window that moves a little needs most chunks again, and waits for them.
-        self.level = Pixels.of(level) if isinstance(level, da.Array) else level
+        self.level = ChunkCache.of(level) if isinstance(level, da.Array) else level
         self.changed = _changed(image)
 
     def read(self, window: Window) -> NDArray[Any]:
@@ -237,7 +237,7 @@ class Shown(Cut):
         try:
             check_there(self.image.path)
             self.renew()
-            return self.show(self.level.read(window))
+            return self.render(self.level.read(window))
         except Exception as error:
             if isinstance(error, FileNotFoundError):
                 self.changed = 0  # when it is back it is another file
@@ -252,16 +252,16 @@ class Shown(Cut):
         ValueError
             If it holds another picture now.
         """
-        from dehazexl.image.chunk_cache import Pixels
+        from dehazexl.image.chunk_cache import ChunkCache
 
         changed = _changed(self.image)
-        if changed == self.changed or not isinstance(self.level, Pixels):
+        if changed == self.changed or not isinstance(self.level, ChunkCache):
             return
         assert self.image.path is not None
         levels = _opened_anew(self.image.path, changed)
         if self.number >= len(levels) or levels[self.number].shape != self.level.array.shape:
             raise ValueError(OTHER)
-        self.level, self.changed = Pixels.of(levels[self.number]), changed
+        self.level, self.changed = ChunkCache.of(levels[self.number]), changed
         tell_again(self.image)  # not after each window: a damaged one lies among good ones
 
 
@@ -327,7 +327,7 @@ def _key(image: Image) -> str:
     return str(image.path or image.fingerprint)
 
 
-def show_growth(growing: Growing) -> None:
+def show_growth(growing: OverviewBuilder) -> None:
     """Show in the viewers what there is of a picture's overviews, and in the end the overviews.
 
     Without Qt nothing is shown anew, but layers answer with the overviews from then on.
@@ -341,7 +341,7 @@ def show_growth(growing: Growing) -> None:
 class Growth:
     """Shows a picture while its overviews are being made, and ends that when no viewer holds it any more."""
 
-    def __init__(self, growing: Growing) -> None:
+    def __init__(self, growing: OverviewBuilder) -> None:
         from qtpy.QtCore import QTimer
 
         self.growing, self.shown, self.seen = growing, growing.version, False
@@ -390,7 +390,7 @@ def viewers() -> list[Any]:
     return [viewer for viewer in known if viewer is not None]
 
 
-def take_over(layer: Any, growing: Growing) -> None:
+def take_over(layer: Any, growing: OverviewBuilder) -> None:
     """Let a layer read the overviews that were made for it."""
     image, limits, band = growing.image, layer.contrast_limits, layer.metadata.get(BAND)
     metadata = {name: value for name, value in layer.metadata.items() if name != GROWING}

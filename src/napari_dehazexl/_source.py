@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dehazexl.image.image import Image
-    from dehazexl.viewing.overviews import Growing
+    from dehazexl.viewing.overviews import OverviewBuilder
 
 HASHED = 16 * 2**20  # bytes of an array in memory by which it is known again
 
@@ -56,16 +56,16 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
     return with_tail(image if growing is None else growing.image), limits
 
 
-def _growing(layer: napari.layers.Image, image: Image) -> Growing | None:
+def _growing(layer: napari.layers.Image, image: Image) -> OverviewBuilder | None:
     """Return the layer's picture while, or after, its overviews are made; begin to make them if it needs some."""
-    from dehazexl.viewing.overviews import Growing, needs_overviews
+    from dehazexl.viewing.overviews import OverviewBuilder, needs_overviews
 
-    growing: Growing | None = layer.metadata.get(GROWING)
+    growing: OverviewBuilder | None = layer.metadata.get(GROWING)
     if growing is not None and growing.image.fingerprint == image.fingerprint:
         return growing
     if not needs_overviews(image):
         return None
-    layer.metadata[GROWING] = growing = Growing(image, _scratch())
+    layer.metadata[GROWING] = growing = OverviewBuilder(image, _scratch())
     show_growth(growing)  # it ends with the layer
     return growing
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SaveResult:
     """How a save ended: complete, stopped (neither), or with an error."""
 
     complete: bool = False
@@ -46,14 +46,14 @@ def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[
     Returns
     -------
     Saving
-        It yields each `Progress`, and returns an `Outcome`.
+        It yields each `Progress`, and returns an `SaveResult`.
     """
 
-    def work() -> Generator[Progress, None, Outcome]:
+    def work() -> Generator[Progress, None, SaveResult]:
         try:
-            return Outcome((yield from make(lambda: cancelled() or worker.quitting.is_set())))
+            return SaveResult((yield from make(lambda: cancelled() or worker.quitting.is_set())))
         except Exception as error:
-            return Outcome(error=error)
+            return SaveResult(error=error)
 
     worker: Saving = create_worker(work, _worker_class=Saving)
     return worker

@@ -11,11 +11,11 @@ from napari_dehazexl._reader import tell_unreadable
 if TYPE_CHECKING:
     import napari.layers
 
-    from dehazexl.viewing.renderer import Painter
-    from dehazexl.viewing.session import Live
+    from dehazexl.viewing.renderer import Renderer
+    from dehazexl.viewing.session import DehazeSession
 
 LIVE = "dehazexl-live"
-"""Under this name a dehazed layer's metadata hold its `dehazexl.viewing.session.Live`."""
+"""Under this name a dehazed layer's metadata hold its `dehazexl.viewing.session.DehazeSession`."""
 
 INTERVAL = 100  # milliseconds between looks at what has become better
 AFTER_ERROR = 10_000  # milliseconds: an error that stays is not to be reported at each look
@@ -44,20 +44,20 @@ class Watch:
     holds neither the window nor the picture: both may go.
     """
 
-    def __init__(self, viewer: Any, live: Live) -> None:
+    def __init__(self, viewer: Any, live: DehazeSession) -> None:
         viewer = getattr(viewer, "__wrapped__", viewer)  # plugins are handed a proxy, which nobody else holds
         self.layers, self.live = weakref.ref(viewer.layers), weakref.ref(live)
-        self.seen: weakref.WeakKeyDictionary[Painter, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self.seen: weakref.WeakKeyDictionary[Renderer, tuple[int, int]] = weakref.WeakKeyDictionary()
         self.notes = 0
         self.error: Exception | None = None
         viewer.layers.events.removed.connect(self.removed)
         _watches.add(self)
         if hasattr(viewer, "window"):
-            self.show(viewer.window._qt_window)
+            self.render(viewer.window._qt_window)
         else:  # a ViewerModel; the timer must not go in whatever thread drops the picture, nothing else minds
             weakref.finalize(live, _watches.discard, self)
 
-    def show(self, window: Any) -> None:
+    def render(self, window: Any) -> None:
         """Look now and then, until the window is closed."""
         from qtpy.QtCore import QTimer
         from qtpy.QtWidgets import QApplication
@@ -105,7 +105,7 @@ class Watch:
 
     def renew(self, layer: napari.layers.Image) -> None:
         """Show what was painted of a layer since the last look, and have it painted better if it can be."""
-        painter: Painter | None = getattr(layer.data[0], "painter", None)
+        painter: Renderer | None = getattr(layer.data[0], "painter", None)
         if painter is None:
             return
         painter.paint()
@@ -114,7 +114,7 @@ class Watch:
             self.seen[painter] = now
             refresh(layer, thumbnail=now[1] != before[1])
 
-    def tell(self, live: Live, name: str) -> None:
+    def tell(self, live: DehazeSession, name: str) -> None:
         """Report what the user should know, each thing once."""
         from napari.utils.notifications import show_error, show_warning
 

@@ -19,22 +19,22 @@ from napari.utils.notifications import show_error, show_info, show_warning
 
 from dehazexl.image.grid import TILE, TileGrid
 from napari_dehazexl._estimate import Clock, estimated
-from napari_dehazexl._facts import Network, devices, get_ready, look_up
+from napari_dehazexl._facts import ModelInfo, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
-from napari_dehazexl._order import Order, network_of
+from napari_dehazexl._order import DehazeRequest, network_of
 from napari_dehazexl._reader import tell_again
 from napari_dehazexl._region import drawn, on_screen
 from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
 from napari_dehazexl._settings import Settings
 from napari_dehazexl._source import source_of
-from napari_dehazexl._thread import Outcome, Saving, in_thread
+from napari_dehazexl._thread import SaveResult, Saving, in_thread
 from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
     import napari.viewer
 
-    from dehazexl.viewing.session import Live
+    from dehazexl.viewing.session import DehazeSession
     from napari_dehazexl._region import Region
 
 SAVE = "Save the dehazed picture"
@@ -70,7 +70,7 @@ class Dehaze(Form):
         self._saving: Saving | None = None
         self._cancelled = threading.Event()
         self._gone = False
-        self._facts: Network | str | None = None
+        self._facts: ModelInfo | str | None = None
         self._settings = Settings()
         self._factory = {name: getattr(self, name).value for name in SETTINGS}
         self._set(self._settings.values)
@@ -158,16 +158,16 @@ class Dehaze(Form):
         layers.move(layers.index(fresh), max(layers.index(each) for each in self._dehazed()) + 1)
         return fresh
 
-    def _order(self, layer: Image) -> Order:
+    def _order(self, layer: Image) -> DehazeRequest:
         """Return what the choices come to for a layer."""
         image, limits = source_of(layer)
         if (region := self._region(layer)) is not None:
             image = image.cropped(window_of(region))
         chosen, changed = self._options(), written(self._network()[0])
         how = chosen["overlap"], chosen["strength"], chosen["value_range"] or limits
-        return Order(image, self._network(), changed, *how)
+        return DehazeRequest(image, self._network(), changed, *how)
 
-    def _order_to_save(self, layer: Image) -> Order:
+    def _order_to_save(self, layer: Image) -> DehazeRequest:
         """Return the same for a file: of the range that the dehazed layer has, unless another was typed."""
         order = self._order(layer)
         if self._options()["value_range"] is not None:
@@ -179,7 +179,7 @@ class Dehaze(Form):
         """List the layers that are being dehazed, or were until they were stopped."""
         return [layer for layer in self.viewer.layers if LIVE in layer.metadata]
 
-    def _lives(self) -> list[Live]:
+    def _lives(self) -> list[DehazeSession]:
         return [layer.metadata[LIVE] for layer in self._dehazed()]
 
     def _cancel(self) -> None:
@@ -222,7 +222,7 @@ class Dehaze(Form):
         yes = QMessageBox.StandardButton.Yes
         return not path.exists() or QMessageBox.question(self.native, SAVE, question) == yes
 
-    def _save(self, order: Order, path: Path) -> None:
+    def _save(self, order: DehazeRequest, path: Path) -> None:
         """Begin to save a picture (or a region of it), dehazed, in place of what is there."""
         self._cancelled = threading.Event()
         self._clock = Clock(anew=not tokens_of(path).exists())
@@ -240,11 +240,11 @@ class Dehaze(Form):
         if progress.note:
             show_warning(progress.note)
 
-    def _saved(self, order: Order, path: Path, outcome: Outcome) -> None:
+    def _saved(self, order: DehazeRequest, path: Path, outcome: SaveResult) -> None:
         """Let what was dehazed alike read from the file; or say what went wrong, and how to go on."""
         if outcome.complete:
             facts = self._facts if order.network == self._network() else None
-            if (seconds := self._clock.seconds()) is not None and isinstance(facts, Network):
+            if (seconds := self._clock.seconds()) is not None and isinstance(facts, ModelInfo):
                 self._settings.measured(order.network, seconds / order.tiles(facts.tile), anew=True)
             for layer in self._dehazed():
                 if order.fits(live := layer.metadata[LIVE]) and live.strength == order.strength:
@@ -315,7 +315,7 @@ class Dehaze(Form):
         wanted = self._network()
         self._facts = None
 
-        def found(facts: Network | str) -> None:
+        def found(facts: ModelInfo | str) -> None:
             if wanted == self._network():
                 self._facts = facts
 
@@ -357,7 +357,7 @@ def _say(label: Any, text: str) -> None:
         label.value = text
 
 
-def proposed(layer: Image, order: Order) -> str:
+def proposed(layer: Image, order: DehazeRequest) -> str:
     """Propose a name to save under: beside the picture's file, without what some system forbids in names."""
     name = re.sub(r'[\\/:*?"<>|]', "-", f"{layer.name} dehazed")
     return name if order.image.path is None else str(order.image.path.parent / name)

@@ -15,9 +15,9 @@ from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
-    from dehazexl.viewing.session import Live
+    from dehazexl.viewing.session import DehazeSession
     from napari_dehazexl._save import Steps
-    from napari_dehazexl._thread import Outcome
+    from napari_dehazexl._thread import SaveResult
 
     Make = Callable[[Callable[[], bool]], Steps]
 
@@ -79,7 +79,7 @@ def _named(path: Path) -> Path:
     return target
 
 
-def _dehazed(live: Live, path: Path, strength: float) -> Make:
+def _dehazed(live: DehazeSession, path: Path, strength: float) -> Make:
     """Save a dehazed layer with a strength that it may not have any more by then."""
     return lambda stopped: save(
         live.image, path, live.load, overlap=live.overlap, strength=strength, limits=live.limits,
@@ -168,13 +168,13 @@ def _followed(steps: Steps, bar: Any) -> bool:
         return bool(end.value)
 
 
-def _pumped(worker: Any, bar: Any) -> Outcome:
+def _pumped(worker: Any, bar: Any) -> SaveResult:
     """Let a worker run and handle the window's events until it has ended."""
     from qtpy.QtCore import QEventLoop
     from qtpy.QtWidgets import QApplication
 
     application: Any = QApplication.instance()
-    outcomes: list[Outcome] = []
+    outcomes: list[SaveResult] = []
     ended = threading.Event()
     worker.yielded.connect(partial(_tell, bar=bar))
     worker.returned.connect(outcomes.append)
@@ -198,7 +198,7 @@ def _tell(step: Progress, bar: Any) -> None:
         bar.update(int(100 * step.share) - bar.n)
 
 
-def _show_file(live: Live, path: Path) -> None:
+def _show_file(live: DehazeSession, path: Path) -> None:
     """Let the layer that was saved read from its file."""
     for viewer in viewers():
         for layer in viewer.layers:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dehazexl.image.grid import MAX_OVERLAP, TILE, TileGrid, Window, feather, reflect
+from dehazexl.image.grid import MAX_OVERLAP, TILE, TileGrid, Window, blend_ramp, reflect
 
 SIZES = [(1, 1), (1, 1000), (255, 256), (256, 257), (480, 481), (513, 700), (1025, 300)]
 OVERLAPS = [0, 1, 16, 32, 100, 128]
@@ -19,17 +19,17 @@ def name(grid: TileGrid) -> str:
 
 
 def tile(grid: TileGrid, row: int, col: int) -> Window:
-    return grid.pixels_of(Window(row, row + 1, col, col + 1))
+    return grid.tile_window(Window(row, row + 1, col, col + 1))
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=name)
 def test_shares_sum_to_one_and_every_pixel_is_covered(grid: TileGrid) -> None:
-    all_tiles = grid.pixels_of(grid.tiles)
+    all_tiles = grid.tile_window(grid.tiles)
     total = np.zeros((all_tiles.height, all_tiles.width))
     for row, col in grid.tiles.cells():
-        share = grid.share(row, col)
+        share = grid.blend_weight(row, col)
         assert share.min() > 0
-        total[tile(grid, row, col).within(all_tiles)] += share
+        total[tile(grid, row, col).to_slices(all_tiles)] += share
     assert all_tiles.y0 == all_tiles.x0 == 0
     assert all_tiles.height >= grid.height
     assert all_tiles.width >= grid.width
@@ -48,9 +48,9 @@ def test_tiles_at_are_those_that_share_a_pixel(grid: TileGrid) -> None:
     y, x = grid.height - 1, grid.width - 1
     for rows, cols in itertools.product([(0, 1), (y // 2, y + 1), (y, y + 1)], [(0, x + 1), (x // 3, x // 2 + 1)]):
         pixels = Window(*rows, *cols)
-        touched = set(grid.tiles_at(pixels).cells())
+        touched = set(grid.tiles_touching(pixels).cells())
         for cell in grid.tiles.cells():
-            common = tile(grid, *cell).meet(pixels)
+            common = tile(grid, *cell).intersection(pixels)
             assert (cell in touched) == (common.height > 0 and common.width > 0)
 
 
@@ -59,7 +59,7 @@ def test_without_overlap_tiles_at_is_the_inverse_of_pixels_of(size: tuple[int, i
     grid = TileGrid(*size)
     for row, col in grid.tiles.cells():
         for tiles in (Window(row, row + 1, col, col + 1), Window(0, row + 1, col, grid.cols)):
-            assert grid.tiles_at(grid.pixels_of(tiles)) == tiles
+            assert grid.tiles_touching(grid.tile_window(tiles)) == tiles
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=name)
@@ -81,8 +81,8 @@ def test_reflect_is_numpys(size: int, before: int, after: int) -> None:
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
 def test_a_feather_ramps_only_towards_neighbours(overlap: int) -> None:
-    assert np.all(feather(overlap, False, False) == 1)
-    middle = feather(overlap, True, True)
+    assert np.all(blend_ramp(overlap, False, False) == 1)
+    middle = blend_ramp(overlap, True, True)
     assert np.all(np.diff(middle[:overlap]) > 0)
     assert np.all(middle[overlap : TILE - overlap] == 1)
     assert np.array_equal(middle, middle[::-1])
@@ -92,10 +92,10 @@ def test_windows() -> None:
     window = Window(2, 5, 10, 14)
     assert (window.height, window.width) == (3, 4)
     assert list(window.cells())[:5] == [(2, 10), (2, 11), (2, 12), (2, 13), (3, 10)]
-    assert window.grown(2) == Window(0, 7, 8, 16)
-    assert window.meet(Window(4, 9, 0, 12)) == Window(4, 5, 10, 12)
+    assert window.expand(2) == Window(0, 7, 8, 16)
+    assert window.intersection(Window(4, 9, 0, 12)) == Window(4, 5, 10, 12)
     array = np.arange(400).reshape(20, 20)
-    assert np.array_equal(array[2:5, 10:14], array[1:][window.within(Window(1, 20, 0, 20))])
+    assert np.array_equal(array[2:5, 10:14], array[1:][window.to_slices(Window(1, 20, 0, 20))])
 
 
 @pytest.mark.parametrize("overlap", [-1, MAX_OVERLAP + 1, 300, 32.0, float("nan"), None])
@@ -116,10 +116,10 @@ def test_pictures_without_pixels(size: tuple[int, int]) -> None:
 )
 def test_a_window_is_parted_without_gaps(other: tuple[int, int, int, int]) -> None:
     window, other_window = Window(0, 10, 0, 10), Window(*other)
-    both, beside = window.parted(other_window)
+    both, beside = window.split(other_window)
     times = np.zeros((10, 10), int)
     for part in (both, *beside):
-        times[part.within(window)] += 1
+        times[part.to_slices(window)] += 1
     assert (times == 1).all()
     there = set(window.cells()) & set(other_window.cells())
     assert set(both.cells()) == there

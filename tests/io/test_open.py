@@ -22,7 +22,7 @@ from make_pictures import png, smooth, write_gdal, write_ngff, write_pyramid
 
 from dehazexl.engine.dehaze import CHUNK
 from dehazexl.engine.tokens import BLOCK
-from dehazexl.image.chunk_cache import CACHE_ROW, Pixels
+from dehazexl.image.chunk_cache import CACHE_ROW, ChunkCache
 from dehazexl.image.grid import TileGrid, Window
 from dehazexl.image.image import Image, valid_mask, value_range
 from dehazexl.io.open import open_image
@@ -153,7 +153,7 @@ def test_tiff_stands_upright(tmp_path: Path, orientation: int, tiled: bool) -> N
         upright = np.asarray(PIL.ImageOps.exif_transpose(file))
     image = open_image(tmp_path / "a.tif")
     assert np.array_equal(pixels(image), upright)
-    np.testing.assert_array_equal(Pixels(image.levels[0]).read(Window(33, 140, 70, 99)), upright[33:140, 70:99])
+    np.testing.assert_array_equal(ChunkCache(image.levels[0]).read(Window(33, 140, 70, 99)), upright[33:140, 70:99])
 
 
 def test_a_picture_with_a_place_is_taken_as_it_lies(tmp_path: Path) -> None:
@@ -289,23 +289,23 @@ def test_strips_are_decoded_once_a_pass(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Plane, "decode", counted)
     level = open_image(path).levels[0]
-    reader, grid = Pixels(level), TileGrid(4400, 16384, overlap=32)
+    reader, grid = ChunkCache(level), TileGrid(4400, 16384, overlap=32)
     for block in grid.blocks(BLOCK):
-        reader.read(grid.pixels_of(block))
+        reader.read(grid.tile_window(block))
     assert sorted(decoded) == list(range(220))
 
     decoded.clear()
-    reader = Pixels(level)
+    reader = ChunkCache(level)
     for y in range(0, 4400, CHUNK):
         for x in range(0, 16384, CHUNK):
             chunk = Window(y, min(y + CHUNK, 4400), x, min(x + CHUNK, 16384))
-            reader.read(grid.pixels_of(grid.tiles_at(chunk)))
+            reader.read(grid.tile_window(grid.tiles_touching(chunk)))
     assert sorted(decoded) == list(range(220))
 
 
 def test_wide_pictures_keep_a_bounded_number_of_chunks() -> None:
     wide = da.zeros((4096, 500_000, 3), chunks=(256, -1, -1), dtype="u1")
-    assert Pixels(wide)._chunk.cache_info().maxsize * 256 * 500_000 * 3 <= CACHE_ROW
+    assert ChunkCache(wide)._chunk.cache_info().maxsize * 256 * 500_000 * 3 <= CACHE_ROW
 
 
 # ---- Zarr -----------------------------------------------------------------------------------------
@@ -854,10 +854,10 @@ def test_arrays_of_one_name_are_read_each() -> None:
     """Names are given by whoever makes an array: what is shared is what reads the very same array."""
     pixels = [np.full((40, 50, 3), value, np.uint8) for value in (10, 200)]
     arrays = [da.from_array(each, chunks=20, name="twice") for each in pixels]
-    readers = [Pixels.of(array) for array in arrays]
+    readers = [ChunkCache.of(array) for array in arrays]
     for reader, own in zip(readers, pixels, strict=True):
         np.testing.assert_array_equal(reader.read(Window(0, 40, 0, 50)), own)
-    assert Pixels.of(arrays[0]) is readers[0]
+    assert ChunkCache.of(arrays[0]) is readers[0]
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -18,7 +18,7 @@ from dehazexl.training import datasets as data
 from dehazexl.training import rgb_files as stored
 from dehazexl.training.augment import random_crop
 from dehazexl.training.datasets import Dataset, open_datasets, open_for_evaluation
-from dehazexl.training.rgb_files import Memory, open_rgb
+from dehazexl.training.rgb_files import ImageCache, open_rgb
 
 
 def photo(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
@@ -218,7 +218,7 @@ def test_whole_pictures_are_read_once_while_they_fit(tmp_path: Path, monkeypatch
     plain = stored.decode
     monkeypatch.setattr(stored, "decode", lambda path: (read.append(path.name), plain(path))[1])
     monkeypatch.setattr(stored, "WHOLE", 10)  # a PNG cannot be read by crop, however large it is
-    memory = Memory(limit=2 * photo(0).nbytes)
+    memory = ImageCache(limit=2 * photo(0).nbytes)
     opened = []
     for i in range(3):
         write(tmp_path / f"{i}.png", photo(i))
@@ -227,7 +227,7 @@ def test_whole_pictures_are_read_once_while_they_fit(tmp_path: Path, monkeypatch
     for i in (0, 1, 0, 1, 0, 2, 0, 1):
         assert np.array_equal(opened[i][5:9, 30:], photo(i)[5:9, 30:])
     assert read == ["0.png", "1.png", "2.png", "1.png"]
-    small = open_rgb(tmp_path / "0.png", Memory(limit=10))
+    small = open_rgb(tmp_path / "0.png", ImageCache(limit=10))
     assert np.array_equal(small[:, :], photo(0))
 
 

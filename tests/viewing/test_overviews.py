@@ -17,7 +17,7 @@ import tifffile
 
 import dehazexl
 from dehazexl.viewing.overviews import (
-    Growing,
+    OverviewBuilder,
     kept_overviews,
     make_overviews,
     needs_overviews,
@@ -128,13 +128,13 @@ def test_damaged_ones_are_made_anew(large, tmp_path) -> None:
     for file in folder.rglob("zarr.json"):
         file.write_text('{"zarr_format"')
     assert kept_overviews(large, folder) is None and not list(folder.iterdir())
-    assert Growing(large, folder).wait(60)
+    assert OverviewBuilder(large, folder).wait(60)
 
 
 def test_two_that_grow_at_the_same_time_are_made_once(large, tmp_path, monkeypatch) -> None:
     made, make = [], make_overviews
     monkeypatch.setattr("dehazexl.viewing.overviews.make_overviews", lambda *args: made.append(1) or make(*args))
-    both = [Growing(large, tmp_path / "cache") for _ in range(2)]
+    both = [OverviewBuilder(large, tmp_path / "cache") for _ in range(2)]
     assert all(growing.wait(60) for growing in both)
     assert len(made) == 1
 
@@ -158,7 +158,7 @@ def test_what_is_shown_while_they_grow(large, tmp_path, monkeypatch) -> None:
     gate = threading.Event()
     make = make_overviews
     monkeypatch.setattr("dehazexl.viewing.overviews.make_overviews", lambda *args: gate.wait(60) and make(*args))
-    growing = Growing(large, tmp_path / "cache")
+    growing = OverviewBuilder(large, tmp_path / "cache")
     coarse = growing.levels[-1]
     assert max(coarse.shape) <= 64
     while growing.version == 0:
@@ -175,7 +175,7 @@ def test_what_is_shown_while_they_grow(large, tmp_path, monkeypatch) -> None:
 
 
 def test_stopped_they_leave_nothing_half_made(large, tmp_path) -> None:
-    growing = Growing(large, tmp_path / "cache")
+    growing = OverviewBuilder(large, tmp_path / "cache")
     growing.close()
     assert not growing.wait(60)
     assert not list((tmp_path / "cache").glob(".*"))
@@ -183,7 +183,7 @@ def test_stopped_they_leave_nothing_half_made(large, tmp_path) -> None:
 
 def test_a_folder_that_cannot_be(large, tmp_path) -> None:
     (tmp_path / "cache").write_text("in the way")
-    growing = Growing(large, tmp_path / "cache")
+    growing = OverviewBuilder(large, tmp_path / "cache")
     assert not growing.wait(60)
     assert isinstance(growing.error, OSError)
     overview = next(level for level in growing.image.levels if max(level.shape[:2]) <= 1024)

@@ -12,11 +12,11 @@ import pytest
 import zarr
 
 import dehazexl
-from dehazexl.image.chunk_cache import Pixels
+from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import Window
 from dehazexl.model import DehazeXL
-from dehazexl.viewing.renderer import Painter
-from dehazexl.viewing.session import Live
+from dehazexl.viewing.renderer import Renderer
+from dehazexl.viewing.session import DehazeSession
 
 VIEW = (slice(100, 500), slice(300, 900))
 SIDES = 2200, 3000
@@ -57,20 +57,20 @@ class Disk:
 
 
 @pytest.fixture
-def start(model) -> Iterator[Callable[..., tuple[Live, Painter, Disk]]]:
-    made: list[Live] = []
+def start(model) -> Iterator[Callable[..., tuple[DehazeSession, Renderer, Disk]]]:
+    made: list[DehazeSession] = []
 
     def begin(pixels: np.ndarray, network: Callable[[], DehazeXL] = lambda: model, **options):
         disk = Disk(pixels)
-        made.append(Live(disk.image(), network, **options))
-        return made[-1], Painter(made[-1]), disk
+        made.append(DehazeSession(disk.image(), network, **options))
+        return made[-1], Renderer(made[-1]), disk
 
     yield begin
     for live in made:
         live.close(60)
 
 
-def painted(painter: Painter) -> None:
+def painted(painter: Renderer) -> None:
     """Wait until all is painted, and its thread has ended."""
     deadline = time.monotonic() + 60
     while painter._due() is not None or painter._worker is not None:
@@ -192,7 +192,7 @@ def test_what_lies_around_the_view_is_read_before_the_view_moves_there(start, ha
     assert live.wait(60)
     painted(painter)
     disk.gate.clear()  # else a source layer's window would wait for the disk, too
-    pixels = Pixels.of(live.image.levels[0]).read(Window(0, 1012, 0, 1412))
+    pixels = ChunkCache.of(live.image.levels[0]).read(Window(0, 1012, 0, 1412))
     np.testing.assert_array_equal(pixels, hazy[:1012, :1412])
     disk.gate.set()
 
@@ -205,7 +205,7 @@ def test_what_could_not_be_kept_is_not_read_ahead(start, hazy, monkeypatch) -> N
     assert live.wait(60)
     painted(painter)
     disk.gate.clear()
-    pixels = Pixels.of(live.image.levels[0]).read(Window(100, 500, 300, 900))
+    pixels = ChunkCache.of(live.image.levels[0]).read(Window(100, 500, 300, 900))
     np.testing.assert_array_equal(pixels, hazy[VIEW])  # else the chunks around would have taken its place
     disk.gate.set()
 
@@ -213,12 +213,12 @@ def test_what_could_not_be_kept_is_not_read_ahead(start, hazy, monkeypatch) -> N
 def test_zeros_of_a_file_that_is_gone_are_not_kept(tmp_path) -> None:
     path = tmp_path / "picture.zarr"
     zarr.create_array(path, data=np.full((1500, 3000, 3), 7, np.uint8), chunks=(256, 256, 3))
-    live = Live(dehazexl.open_image(path), lambda: None)
+    live = DehazeSession(dehazexl.open_image(path), lambda: None)
     path.rename(tmp_path / "away.zarr")
     for chunk in live.around(0, Window(0, 100, 0, 100)):
         live.read_ahead(0, chunk)
     (tmp_path / "away.zarr").rename(path)
-    assert (Pixels.of(live.image.levels[0]).read(Window(0, 100, 0, 100)) == 7).all()
+    assert (ChunkCache.of(live.image.levels[0]).read(Window(0, 100, 0, 100)) == 7).all()
     live.close(60)
 
 
@@ -271,8 +271,8 @@ def test_alpha_is_enlarged_too(start, hazy) -> None:
     image = dehazexl.open_image(disk.pixels[:8, :8])
     levels = tuple(da.from_array(disk.pixels[::step, ::step], chunks=(512, 512, 4)) for step in (1, 4, 8))
     gate = threading.Event()
-    live = Live(replace(image, levels=levels, alpha=3), lambda: gate.wait(60) and None)
-    shown = Painter(live).levels[0][VIEW]
+    live = DehazeSession(replace(image, levels=levels, alpha=3), lambda: gate.wait(60) and None)
+    shown = Renderer(live).levels[0][VIEW]
     assert shown.shape == (400, 600, 4) and not shown[:180, :, 3].any() and shown[220:, :, 3].min() == 255
     assert np.abs(shown[..., :3].astype(int) - hazy[VIEW]).max() <= 8, "what alpha hides has lost its colours"
     gate.set()

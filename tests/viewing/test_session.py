@@ -19,9 +19,9 @@ from reference import randomised
 import dehazexl
 from dehazexl.image.grid import Window
 from dehazexl.model import SPECS, DehazeXL
-from dehazexl.viewing.level import LevelWork
-from dehazexl.viewing.session import Live, short_of_memory
-from dehazexl.viewing.tile_cache import Answers
+from dehazexl.viewing.level import LevelRun
+from dehazexl.viewing.session import DehazeSession, short_of_memory
+from dehazexl.viewing.tile_cache import TileCache
 
 VIEW = (slice(100, 500), slice(300, 900))
 
@@ -40,11 +40,11 @@ def opened(pixels: np.ndarray) -> dehazexl.Image:
 
 
 @pytest.fixture
-def watch() -> Iterator[Callable[..., Live]]:
-    made: list[Live] = []
+def watch() -> Iterator[Callable[..., DehazeSession]]:
+    made: list[DehazeSession] = []
 
-    def start(*args, **kwargs) -> Live:
-        made.append(Live(*args, **kwargs))
+    def start(*args, **kwargs) -> DehazeSession:
+        made.append(DehazeSession(*args, **kwargs))
         return made[-1]
 
     yield start
@@ -89,13 +89,13 @@ def test_the_overview_s_change_comes_between(watch, model, hazy) -> None:
 
 def test_a_small_overview_comes_before_the_larger(watch, model, hazy, monkeypatch) -> None:
     sides: list[int] = []
-    changes = LevelWork.changes
+    changes = LevelRun.changes
 
-    def noted(work: LevelWork, stopped: Callable[[], bool]) -> np.ndarray | None:
+    def noted(work: LevelRun, stopped: Callable[[], bool]) -> np.ndarray | None:
         sides.append(work.job.grid.height)
         return changes(work, stopped)
 
-    monkeypatch.setattr(LevelWork, "changes", noted)
+    monkeypatch.setattr(LevelRun, "changes", noted)
     live = watch(opened(hazy), lambda: model)
     assert live.wait(60)
     assert sides == [275, 550]
@@ -107,16 +107,16 @@ def test_a_small_overview_comes_before_the_larger(watch, model, hazy, monkeypatc
 def test_forgotten_while_an_overview_is_made(watch, model, hazy, monkeypatch) -> None:
     """What comes of it is not kept, and both overviews are made anew."""
     sides: list[int] = []
-    changes = LevelWork.changes
+    changes = LevelRun.changes
 
-    def forgetful(work: LevelWork, stopped: Callable[[], bool]) -> np.ndarray | None:
+    def forgetful(work: LevelRun, stopped: Callable[[], bool]) -> np.ndarray | None:
         overview = changes(work, stopped)
         sides.append(work.job.grid.height)
         if len(sides) == 1:
             live.forget()
         return overview
 
-    monkeypatch.setattr(LevelWork, "changes", forgetful)
+    monkeypatch.setattr(LevelRun, "changes", forgetful)
     gate = threading.Event()
     live = watch(opened(hazy), lambda: gate.wait(60) and model)
     gate.set()
@@ -142,7 +142,7 @@ def test_strength_needs_no_network(watch, model, hazy) -> None:
 @pytest.mark.parametrize("limits", [(10, 5), (3, 3), (0, math.inf), (math.nan, 1)])
 def test_limits_that_do_not_rise(model, hazy, limits) -> None:
     with pytest.raises(ValueError, match="must be two rising numbers"):
-        Live(opened(hazy), lambda: model, limits=limits)
+        DehazeSession(opened(hazy), lambda: model, limits=limits)
 
 
 def test_bytes_keep_their_values_whatever_is_black_and_white(watch, model, hazy) -> None:
@@ -173,7 +173,7 @@ def test_the_middle_of_the_view_comes_first(watch, model, hazy) -> None:
     live = watch(opened(hazy), lambda: model)
     nearest = live._answers.wanted(0, Window(300, 700, 500, 1100))
     assert nearest[0] == (2, 3)  # its middle is at 560, 784, that of the view at 500, 800
-    assert sorted(nearest) == sorted(live._answers.grids[0].tiles_at(Window(300, 700, 500, 1100)).cells())
+    assert sorted(nearest) == sorted(live._answers.grids[0].tiles_touching(Window(300, 700, 500, 1100)).cells())
 
 
 def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
@@ -320,7 +320,7 @@ def test_nothing_is_kept_of_a_zarr_that_vanished(model, hazy, tmp_path: Path) ->
     path = tmp_path / "hazy.ome.zarr"
     dehazexl.to_zarr(hazy, path)
     gate = threading.Event()
-    live = Live(dehazexl.open_image(path), lambda: gate.wait(60) and model)
+    live = DehazeSession(dehazexl.open_image(path), lambda: gate.wait(60) and model)
     try:
         path.rename(tmp_path / "away")
         gate.set()
@@ -348,7 +348,7 @@ def test_forgotten_it_is_computed_again(watch, model, hazy) -> None:
 
 def test_a_cache_smaller_than_the_view_comes_to_rest() -> None:
     """Tiles that are in view but not wanted must not drive out those that are, or they are decoded for ever."""
-    answers = Answers([(2048, 4096, 3), (1024, 2048, 3)], 32, 1, 40 * 256 * 256 * 6)
+    answers = TileCache([(2048, 4096, 3), (1024, 2048, 3)], 32, 1, 40 * 256 * 256 * 6)
     tile = np.zeros((256, 256, 3), np.float16)
     for x in (0, 600, 1200):
         window, decoded = Window(0, 1400, x, x + 2400), 0
@@ -404,7 +404,7 @@ def test_forgotten_it_holds_nothing(watch, model, hazy) -> None:
 
 
 def test_the_thread_ends_when_nobody_holds_the_picture(model, hazy) -> None:
-    live = Live(opened(hazy), lambda: model)
+    live = DehazeSession(opened(hazy), lambda: model)
     thread = live._worker._thread
     live.levels[0][VIEW]
     assert live.wait(60)
@@ -421,7 +421,7 @@ def test_a_copy_is_the_same_work(watch, model, hazy) -> None:
 
 
 def test_nothing_is_left_when_closed_at_work(model, hazy) -> None:
-    live = Live(opened(hazy), lambda: model)
+    live = DehazeSession(opened(hazy), lambda: model)
     live.levels[0][VIEW]
     time.sleep(0.1)
     live.close(60)
