@@ -133,8 +133,9 @@ def run(
     ] = "auto",
     batch: Annotated[str, typer.Option(metavar="N", help="Tiles computed at once: auto or a number.")] = "auto",
     overlap: Annotated[
-        int, typer.Option(metavar="PIXELS", help="Pixels by which the tiles of 256 overlap and are blended, 0 to 128.")
-    ] = 32,
+        int | None,
+        typer.Option(metavar="PIXELS", help="Pixels by which tiles overlap, 0 to 128; else what suits the weights."),
+    ] = None,
     strength: Annotated[float, typer.Option(metavar="SHARE", help="From 0 (the input) to 1 (all haze removed).")] = 1.0,
     limits: Annotated[
         str,

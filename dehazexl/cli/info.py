@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dehazexl.cli.run import WEIGHTS
-from dehazexl.image.grid import OVERLAP, SIDE, TileGrid
+from dehazexl.image.grid import SIDE, TileGrid
 from dehazexl.image.image import PERCENTILES, Image, value_range
 from dehazexl.image.nodata import as_json
 from dehazexl.io.open import open_image
+
+if TYPE_CHECKING:
+    from dehazexl.model import Spec
 
 
 def describe(source: str) -> dict[str, Any]:
@@ -30,7 +33,8 @@ def describe_picture(path: Path) -> dict[str, Any]:
     """Gather what is known of a picture; up to a million pixels are read, for the value range."""
     image = open_image(path)
     height, width, _ = image.levels[0].shape
-    grid = TileGrid(height, width, OVERLAP)
+    spec = _usual_spec()
+    grid = TileGrid(height, width, spec.overlap, spec.tile)
     low, high = value_range(image)
     return {
         "picture": str(path),
@@ -45,8 +49,8 @@ def describe_picture(path: Path) -> dict[str, Any]:
         "pixel_size": list(image.scale) if image.units != "pixel" else None,
         "units": image.units,
         "geo": _place(image),
-        "tiles": {"rows": grid.rows, "columns": grid.cols, "overlap": OVERLAP},
-        "tokens_bytes": grid.rows * grid.cols * _token_bytes(),
+        "tiles": {"rows": grid.rows, "columns": grid.cols, "overlap": grid.overlap},
+        "tokens_bytes": grid.rows * grid.cols * SIDE**2 * spec.channels * 4,  # in single precision
     }
 
 
@@ -59,11 +63,11 @@ def _shows(image: Image, band: int) -> str | None:
     return dict(zip(image.rgb, ("red", "green", "blue"), strict=True)).get(band)
 
 
-def _token_bytes() -> int:
-    """Bytes of a tile's tokens with the bundled weights in single precision."""
+def _usual_spec() -> Spec:
+    """Return the spec of the bundled weights."""
     from dehazexl.model import SPECS
 
-    return SIDE**2 * SPECS["compact"].channels * 4
+    return SPECS["compact"]
 
 
 def _place(image: Image) -> dict[str, Any] | None:

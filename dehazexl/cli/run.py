@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dehazexl.cli.progress import bar
 from dehazexl.engine.tokens import check_apart
-from dehazexl.image.grid import OVERLAP, TileGrid, Window
+from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
 from dehazexl.io.open import open_image
 from dehazexl.io.tiff_write import Compression
@@ -41,7 +41,7 @@ class Settings:
         Height and width to bring the pictures to before, or None.
     """
 
-    overlap: int = OVERLAP
+    overlap: int | None = None
     strength: float = 1.0
     value_range: tuple[float, float] | None = None
     bands: tuple[int | str, ...] | None = None
@@ -293,7 +293,7 @@ def check_task(task: Task, settings: Settings) -> None:
     if settings.resize is not None:
         height, width = settings.resize
         image = replace(image, levels=(da.zeros((height, width, bands), dtype=image.levels[0].dtype),))
-    TileGrid(height, width, settings.overlap)
+    check_overlap(settings.overlap)
     check(image.levels[0], task.output, image, **settings.writing)
 
 

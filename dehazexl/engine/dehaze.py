@@ -13,7 +13,7 @@ import torch
 
 from dehazexl.engine.passes import Job, decode, encode, fuse
 from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
-from dehazexl.image.grid import OVERLAP, TileGrid, Window
+from dehazexl.image.grid import TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray
@@ -32,7 +32,7 @@ CHUNK = 2048
 def dehaze(
     source: Any,
     model: DehazeXL | str | Path | None = None,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
@@ -51,7 +51,8 @@ def dehaze(
     model
         A network of `load_model`, or the name or path of weights for it; None loads the bundled weights.
     overlap
-        Pixels by which tiles overlap, 0 to 128; they are blended there. 0 is the official network's tiling.
+        Pixels by which tiles overlap, 0 to 128; they are blended there. None takes what suits the network: 0 for the
+        head ``field``, whose tiles meet without a step, else 32. 0 is the official network's tiling.
     strength
         From 0 (the input) to 1 (all the haze that the network sees is removed).
     value_range
@@ -88,7 +89,7 @@ def dehaze(
 def prepare(
     source: Any,
     model: DehazeXL | str | Path | None = None,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
@@ -97,10 +98,10 @@ def prepare(
     """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range."""
     image = open_image(source, bands=bands)
     height, width, _ = image.levels[0].shape
-    TileGrid(height, width, overlap)  # what is wrong with the overlap is told before weights are loaded
+    check_overlap(overlap)  # before weights are loaded
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
-    grid = TileGrid(height, width, overlap, model.spec.tile)
+    grid = TileGrid(height, width, model.spec.overlap if overlap is None else overlap, model.spec.tile)
     return Job(image, grid, model, limits, choose_batch(batch, model), check_strength(strength))
 
 

@@ -19,7 +19,7 @@ SIDE = TILE // TOKEN
 """Tokens along a side of a tile: it has 8 x 8."""
 
 OVERLAP = 32
-"""Pixels by which tiles overlap, unless another number is asked for."""
+"""Pixels by which the tiles of networks overlap that decode each by itself, unless another number is asked for."""
 
 MAX_OVERLAP = TILE // 2
 """With more, a pixel would lie in more than two tiles along an axis."""
@@ -143,6 +143,19 @@ class TileGrid:
         down = blend_ramp(self.overlap, row > 0, row < self.rows - 1, self.tile)
         across = blend_ramp(self.overlap, col > 0, col < self.cols - 1, self.tile)
         return down[:, None] * across[None, :]
+
+
+def check_overlap(overlap: int | None) -> int | None:
+    """Return an overlap that tiles can have, or None, which leaves the choice to the network.
+
+    Raises
+    ------
+    ValueError
+        If it is out of range.
+    """
+    if overlap is not None:
+        TileGrid(1, 1, overlap)
+    return overlap
 
 
 def _touched(start: int, stop: int, tile: int, stride: int, count: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dehazexl.image.grid import TILE
+from dehazexl.image.grid import OVERLAP, TILE
 
 DARK_RADIUS = 7
 """Radius in pixels of the neighbourhood of the dark channel (15 x 15, He et al. 2009)."""
@@ -157,6 +157,11 @@ class Spec:
     def tile(self) -> int:
         """Side of a tile in pixels of the image."""
         return self.scale * TILE
+
+    @property
+    def overlap(self) -> int:
+        """Pixels by which tiles overlap unless another number is asked for: none where one field spans them all."""
+        return 0 if self.head == "field" else OVERLAP
 
     @property
     def channels(self) -> int:

@@ -56,7 +56,13 @@ class LevelRun:
 
     @classmethod
     def begin(
-        cls, image: Image, level: int, model: DehazeXL, overlap: int, limits: tuple[float, float], batch: int | None
+        cls,
+        image: Image,
+        level: int,
+        model: DehazeXL,
+        overlap: int | None,
+        limits: tuple[float, float],
+        batch: int | None,
     ) -> LevelRun:
         """Make ready to dehaze a level of a picture; a batch of None fits the device."""
         from dehazexl.engine.dehaze import open_tokens, prepare

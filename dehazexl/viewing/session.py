@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dehazexl.image.chunk_cache import ChunkCache
-from dehazexl.image.grid import OVERLAP, Window
+from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength, value_range
 from dehazexl.image.windowed_array import WindowedArray, check_there
 from dehazexl.viewing.display import render, shown_dtype
@@ -91,14 +91,14 @@ class DehazeSession:
         image: Image,
         load: Callable[[], DehazeXL],
         *,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         strength: float = 1.0,
         limits: tuple[float, float] | None = None,
         cache: int = CACHE,
     ) -> None:
         if cache < 0:
             raise ValueError(f"cache is a number of bytes, 0 or more, not {cache}")
-        self.image, self.load, self.overlap = image, load, overlap
+        self.image, self.load, self.overlap = image, load, check_overlap(overlap)
         self.limits = value_range(image) if limits is None else check_range(limits)
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
@@ -106,7 +106,7 @@ class DehazeSession:
         self._pixels = [ChunkCache.of(level) for level in image.levels]
         self.coarse = _finest(image, OVERVIEW)
         self._wholes = self._first_wholes()  # levels that are yet to be dehazed whole
-        self._answers = TileCache([level.shape for level in image.levels], overlap, self.coarse, cache)
+        self._answers = TileCache([level.shape for level in image.levels], self.coarse, cache)
         self._model: DehazeXL | None = None
         self._works: dict[int, LevelRun] = {}
         self._view: tuple[int, Window] | None = None
@@ -302,7 +302,7 @@ class DehazeSession:
         model = self._model
         if model is None:
             model = self.load()
-            self._answers.cut(model.spec.tile)
+            self._answers.cut(model.spec.tile, model.spec.overlap if self.overlap is None else self.overlap)
             self._model = model
         work = self._works.get(level)
         if work is None:

@@ -27,8 +27,6 @@ class TileCache:
     ----------
     shapes
         Of the levels, finest first, ``(y, x, ...)``.
-    overlap
-        Pixels by which tiles overlap.
     coarse
         Number of the first level that has no tiles: it is dehazed whole, and those after it are shown by that.
     cache
@@ -40,17 +38,17 @@ class TileCache:
         Gain and offset of each colour of a coarse level, ``(2, 3, y, x)``, once they are known.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], overlap: int, coarse: int, cache: int) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], coarse: int, cache: int) -> None:
         self.shapes, self.coarse = shapes, coarse
-        self._overlap, self._cache = overlap, cache
-        self.cut(TILE)
+        self._cache = cache
+        self.cut(TILE, 0)
         self.overview: NDArray[np.float32] | None = None
         self._tiles: OrderedDict[tuple[int, int, int], NDArray[np.float16]] = OrderedDict()
         self._lock = Lock()
 
-    def cut(self, tile: int) -> None:
-        """Cut the levels into tiles of a side in pixels, once the network is known that says which."""
-        self.grids = [TileGrid(shape[0], shape[1], self._overlap, tile) for shape in self.shapes]
+    def cut(self, tile: int, overlap: int) -> None:
+        """Cut the levels into tiles of a side, which overlap, in pixels, once the network is known that says which."""
+        self.grids = [TileGrid(shape[0], shape[1], overlap, tile) for shape in self.shapes]
         self.most = max(1, self._cache // (tile**2 * PIXEL_BYTES))
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ WIDTH = 256
 """Channels of a token of the bundled weights; the time grows with its square."""
 
 
-def estimated(grid: TileGrid, network: ModelInfo | None, measured: float | None) -> str:
+def estimated(grid: TileGrid, network: ModelInfo, measured: float | None) -> str:
     """Say what it takes to dehaze all of a picture.
 
     Parameters
@@ -35,14 +35,12 @@ def estimated(grid: TileGrid, network: ModelInfo | None, measured: float | None)
     grid
         How it is cut.
     network
-        None while it is looked up.
+        What is known of the network.
     measured
         Seconds that a tile took in an earlier save, or None.
     """
     count = grid.rows * grid.cols
     tiles = "1 tile" if count == 1 else f"{count} tiles"
-    if network is None:
-        return f"{tiles}..."
     return f"{tiles}, about {memory(grid, network) / 1e9:.1f} GB of memory, {_time(grid, network, measured)}"
 
 

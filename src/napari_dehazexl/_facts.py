@@ -6,6 +6,8 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dehazexl.image.grid import TileGrid
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -17,8 +19,8 @@ class ModelInfo:
         Of a token's features.
     itemsize
         Bytes of a number in which tokens are kept.
-    tile
-        Side of a tile in pixels.
+    tile, overlap
+        Side of a tile, and by how much tiles overlap unless another number is asked for, in pixels.
     pool
         Side of the square of tokens that share a key and a value.
     on_cpu
@@ -28,8 +30,13 @@ class ModelInfo:
     channels: int
     itemsize: int
     tile: int
+    overlap: int
     pool: int
     on_cpu: bool
+
+    def grid(self, height: int, width: int, overlap: int | None) -> TileGrid:
+        """Return how the network cuts a picture."""
+        return TileGrid(height, width, self.overlap if overlap is None else overlap, self.tile)
 
 
 def look_up(weights: str, device: str, dtype: str) -> ModelInfo | str:
@@ -55,7 +62,7 @@ def read_network(weights: str, device: str, dtype: str) -> ModelInfo:
     ours = find_weights(weights).suffix == ".safetensors"
     spec = Spec.from_json(json.dumps(describe(weights)["spec"])) if ours else SPECS["official"]
     itemsize = min(4, choose_dtype(dtype, target).itemsize)
-    return ModelInfo(spec.widths[-1], itemsize, spec.tile, spec.context_pool, target.type == "cpu")
+    return ModelInfo(spec.widths[-1], itemsize, spec.tile, spec.overlap, spec.context_pool, target.type == "cpu")
 
 
 def devices() -> list[tuple[str, str]]:

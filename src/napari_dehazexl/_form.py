@@ -72,9 +72,9 @@ class Form(Container):  # type: ignore[type-arg]
             label="Precision", choices=["auto", "float32", "bfloat16", "float16"], value="auto",
             tooltip="What the network computes in. auto: half precision where that is faster.",
         )  # fmt: skip
-        self.overlap = SpinBox(
-            label="Overlap", value=32, min=0, max=128,
-            tooltip="Pixels by which tiles of 256 x 256 overlap and are blended. 0 is the official network's tiling.",
+        self.overlap = ComboBox(
+            label="Overlap", choices=[("auto", None), *((str(n), n) for n in (0, 16, 32, 64, 96, 128))], value=None,
+            tooltip="Pixels by which tiles overlap and are blended. auto: what suits the weights.",
         )  # fmt: skip
         self.strength = FloatSlider(
             label="Strength", value=1.0, min=0.0, max=1.0,

@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.image.grid import OVERLAP
 from dehazexl.viewing.overviews import SMALLEST
 from dehazexl.viewing.renderer import Renderer
 from dehazexl.viewing.session import CACHE, DehazeSession
@@ -31,7 +30,7 @@ def dehaze_layer(
     layer: napari.layers.Image,
     *,
     strength: float = 1.0,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     weights: str | Path = "compact",
     device: str = "auto",
     dtype: str = "auto",
@@ -50,7 +49,7 @@ def dehaze_layer(
     strength
         From 0 (the input) to 1; later `set_strength` changes it without running the network again.
     overlap
-        Pixels by which tiles overlap, 0 to 128.
+        Pixels by which tiles overlap, 0 to 128; None takes what suits the weights.
     weights, device, dtype
         See `dehazexl.load_model`. The network is loaded when the layer is there already; if it cannot be, a viewer says
         why and takes the layer away again, and without a viewer ``error`` of the work holds the reason.

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dehazexl.image.grid import TileGrid
 from napari_dehazexl._layer import network
 from napari_dehazexl._save import save
 
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
     from dehazexl.viewing.session import DehazeSession
+    from napari_dehazexl._facts import ModelInfo
     from napari_dehazexl._save import Steps
 
 
@@ -37,14 +37,14 @@ class DehazeRequest:
     image: Image
     network: tuple[str, str, str]
     changed: int
-    overlap: int
+    overlap: int | None
     strength: float
     limits: tuple[float, float]
 
-    def tiles(self, side: int) -> int:
-        """Count the picture's tiles of a side in pixels."""
+    def tiles(self, network: ModelInfo) -> int:
+        """Count the picture's tiles as a network cuts them."""
         height, width, _ = self.image.levels[0].shape
-        grid = TileGrid(height, width, self.overlap, side)
+        grid = network.grid(height, width, self.overlap)
         return grid.rows * grid.cols
 
     def fits(self, live: DehazeSession) -> bool:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dehazexl.image.grid import OVERLAP
-
 if TYPE_CHECKING:
     import napari.layers
 
@@ -40,7 +38,7 @@ def save(
     path: Path,
     load: Callable[[], DehazeXL],
     *,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     strength: float = 1.0,
     limits: tuple[float, float] | None = None,
     overwrite: bool = False,

@@ -17,7 +17,6 @@ from napari.layers import Image
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info, show_warning
 
-from dehazexl.image.grid import TILE, TileGrid
 from napari_dehazexl._estimate import Clock, estimated
 from napari_dehazexl._facts import ModelInfo, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
@@ -245,7 +244,7 @@ class Dehaze(Form):
         if outcome.complete:
             facts = self._facts if order.network == self._network() else None
             if (seconds := self._clock.seconds()) is not None and isinstance(facts, ModelInfo):
-                self._settings.measured(order.network, seconds / order.tiles(facts.tile), anew=True)
+                self._settings.measured(order.network, seconds / order.tiles(facts), anew=True)
             for layer in self._dehazed():
                 if order.fits(live := layer.metadata[LIVE]) and live.strength == order.strength:
                     read_from_file(layer, path)
@@ -307,8 +306,9 @@ class Dehaze(Form):
         if isinstance(self._facts, str):
             return self._facts
         speed = self._settings.speed(self._network())
-        tile = TILE if self._facts is None else self._facts.tile
-        return estimated(TileGrid(height, width, self.overlap.value, tile), self._facts, speed)
+        if self._facts is None:
+            return "..."
+        return estimated(self._facts.grid(height, width, self.overlap.value), self._facts, speed)
 
     def _look_up(self) -> None:
         """Ask what the chosen network needs; that takes torch, and torch seconds to import."""

@@ -348,7 +348,7 @@ def test_forgotten_it_is_computed_again(watch, model, hazy) -> None:
 
 def test_a_cache_smaller_than_the_view_comes_to_rest() -> None:
     """Tiles that are in view but not wanted must not drive out those that are, or they are decoded for ever."""
-    answers = TileCache([(2048, 4096, 3), (1024, 2048, 3)], 32, 1, 40 * 256 * 256 * 6)
+    answers = TileCache([(2048, 4096, 3), (1024, 2048, 3)], 1, 40 * 256 * 256 * 6)
     tile = np.zeros((256, 256, 3), np.float16)
     for x in (0, 600, 1200):
         window, decoded = Window(0, 1400, x, x + 2400), 0
