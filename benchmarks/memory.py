@@ -77,7 +77,7 @@ def main() -> None:
             make(source, height, width)
             peak, seconds = run(source, Path(folder) / "clear.ome.zarr", args.weights, args.dtype)
         grid = TileGrid(height, width, 32)
-        tiles = grid.rows * grid.cols
+        tiles = grid.count
         rows.append(
             {
                 "height": height,

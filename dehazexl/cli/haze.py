@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dehazexl.image.image import Image, colours, valid_mask, value_range
+from dehazexl.image.value_scale import ValueScale
 from dehazexl.io.open import open_image
 from dehazexl.synthesis.haze import KINDS, LEVELS, Level, synthesise
 
@@ -90,9 +91,9 @@ def write_all(progress: Iterator[int]) -> None:
 def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArray[Any]:
     """Return a picture ``(y, x, c)`` with haze on its colours; further bands and nodata stay as they are."""
     pixels = np.array(image.levels[0])
-    low, high = value_range(image)
+    scale = ValueScale(*value_range(image))
     # What is brighter than white stays brighter: the pair must differ by haze alone.
-    clear = ((colours(pixels, image).astype(np.float32) - low) / (high - low)).clip(min=0)
+    clear = scale.to_unit(colours(pixels, image)).clip(min=0)
     valid = valid_mask(pixels, image)
     clear[~valid] = 0  # NaN would go everywhere with the picture's mean
     made = synthesise(
@@ -104,7 +105,7 @@ def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArra
         clear_share=0,
         camera=False,
     )
-    hazy = made.pixels[0].permute(1, 2, 0).numpy() * np.float32(high - low) + np.float32(low)
+    hazy = scale.from_unit(made.pixels[0].permute(1, 2, 0).numpy())
     for band, values in zip(image.rgb, np.moveaxis(hazy, 2, 0), strict=True):
         pixels[valid, band] = (values if pixels.dtype.kind == "f" else np.rint(values))[valid].astype(pixels.dtype)
     return pixels

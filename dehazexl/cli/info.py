@@ -50,7 +50,7 @@ def describe_picture(path: Path) -> dict[str, Any]:
         "units": image.units,
         "geo": _place(image),
         "tiles": {"rows": grid.rows, "columns": grid.cols, "overlap": grid.overlap},
-        "tokens_bytes": grid.rows * grid.cols * SIDE**2 * spec.channels * 4,  # in single precision
+        "tokens_bytes": grid.count * SIDE**2 * spec.channels * 4,  # in single precision
     }
 
 

@@ -309,7 +309,7 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
         image = resized(image, *settings.resize)
     job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
     store = open_tokens(job, task.tokens)
-    tiles = job.grid.rows * job.grid.cols
+    tiles = job.grid.count
     with bar("encode", tiles, keep_bars) as tell:
         for done in encode(job, store):
             tell(done)

@@ -22,6 +22,7 @@ from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import SIDE, TOKEN, TileGrid, Window
 from dehazexl.image.image import Image, colours, valid_mask
 from dehazexl.image.nodata import beside, held
+from dehazexl.image.value_scale import ValueScale, to_dtype
 from dehazexl.model import DehazeXL
 from dehazexl.model.context import ContextLayer
 from dehazexl.model.field import CELL, KEPT, WINDOW, Field, windows
@@ -91,11 +92,16 @@ class Job:
         if spec.head_stride == 4:
             maps.append((3 + len(spec.inputs), MAPS[0]))  # the input channels, see `DehazeXL.encode`
         numbers = sum(channels * side**2 for channels, side in maps)
-        return self.grid.rows * self.grid.cols * numbers * self.model.dtype.itemsize <= self.keep
+        return self.grid.count * numbers * self.model.dtype.itemsize <= self.keep
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what is merely cached behind when sent to another process."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def scale(self) -> ValueScale:
+        """Between the picture's values and those that the network sees."""
+        return ValueScale(*self.value_range)
 
     @property
     def channels(self) -> int:
@@ -134,17 +140,14 @@ class Tiles:
         """Read a rectangle of tiles."""
         window = job.grid.tile_window(tiles).expand(job.model.spec.halo)
         raw = job.pixels.read(window)
-        low, high = job.value_range
-        rgb = (colours(raw, job.image).astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        rgb = job.scale.to_unit(colours(raw, job.image))
         valid = valid_mask(raw, job.image)
         rgb[~valid] = 0  # so that NaN and infinities go nowhere
         return cls(raw, rgb, valid, window)
 
     def tile(self, job: Job, row: int, col: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Cut out a tile with its halo: ``(y, x, 3)`` without holes, and its validity ``(y, x)``."""
-        inside = (
-            job.grid.tile_window(Window(row, row + 1, col, col + 1)).expand(job.model.spec.halo).to_slices(self.window)
-        )
+        inside = job.grid.tile(row, col).expand(job.model.spec.halo).to_slices(self.window)
         rgb, valid = self.rgb[inside], self.valid[inside]
         if not valid.all():
             # Holes get the tile's mean, so that they say nothing. It depends on the tile alone.
@@ -153,12 +156,15 @@ class Tiles:
         return rgb, valid
 
     def batches(self, job: Job, tiles: Window) -> Iterator[tuple[list[tuple[int, int]], Tensor, NDArray[np.bool_]]]:
-        """Yield tiles ``(n, 3, side, side)`` in [0, 1] on the network's device, where they lie and their validity."""
+        """Yield where some tiles lie, the tiles ``(n, 3, side, side)`` on the network's device, and their validity.
+
+        They are on the unit scale, not clipped to it, and have the network's halo.
+        """
         cells = list(tiles.cells())
         for start in range(0, len(cells), job.batch):
             some = cells[start : start + job.batch]
             cut = [self.tile(job, row, col) for row, col in some]
-            x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2).clamp(0, 1)
+            x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2)
             yield some, x.to(job.model.device), np.stack([valid for _, valid in cut])
 
 
@@ -172,13 +178,13 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
     """
     blocks = list(job.grid.blocks(BLOCK))
     missing = [block for block in blocks if not store.done(block)]
-    if found := job.grid.rows * job.grid.cols - sum(block.height * block.width for block in missing):
+    if found := job.grid.count - sum(block.height * block.width for block in missing):
         yield found
     for block, tiles in _read_ahead(job, missing):
         tokens, valid = [], []
         for cells, x, valid_pixels in tiles.batches(job, block):
             with _computing():
-                maps = job.model.encode(x)
+                maps = job.model.encode(x.clamp(0, 1))
             if job.caches_features:
                 job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells))
             tokens.append(_to_numpy(maps[-1], job))
@@ -224,11 +230,11 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     """
     context = job.model.context
     if store.fused():
-        yield job.grid.rows * job.grid.cols * len(context.layers)
+        yield job.grid.count * len(context.layers)
         return
     array, valid = store.tokens()
     step = min(FUSE_TILES, FUSE_SHARE * job.batch)
-    chunks = [slice(i, i + step) for i in range(0, job.grid.rows * job.grid.cols, step)]
+    chunks = [slice(i, i + step) for i in range(0, job.grid.count, step)]
     # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then colours,
     # which what is found out of the haze takes the place of
     width = job.model.spec.widths[-1]
@@ -393,87 +399,101 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
     """
     tiles = job.grid.tiles_touching(window)
     read = Tiles.read(job, tiles)
-    clear = np.zeros((window.height, window.width, 3), np.float32)
-    for cell, gain, offset in changes(job, store, read, tiles, tell):
-        _add_tile(job, read, window, clear, cell, gain, offset)
+    with _computing():
+        clear = torch.zeros(3, window.height, window.width, device=job.model.device)
+    for batch in decoded(job, store, read, tiles, tell):
+        with _computing():
+            blend(job.grid, window, batch, clear)
     inside = window.to_slices(read.window)
-    return _finish(job, read.raw[inside], clear, read.valid[inside])
+    return _finished(job, read.raw[inside], clear, read.valid[inside])
 
 
-def changes(
-    job: Job, store: TokenStore, read: Tiles, tiles: Window, tell: Callable[[int], object] | None = None
-) -> Iterator[tuple[tuple[int, int], NDArray[np.float32], NDArray[np.float32]]]:
-    """Decode a rectangle of tiles that has been read; yield each one's row and column, gain and offset.
+@dataclass(frozen=True)
+class Decoded:
+    """Some tiles as the network answers to them, on its device.
 
-    Gain and offset are ``(tile, tile, 3)``: the dehazed tile is gain times its pixels in [0, 1] plus offset. `tell` as
-    in `decode`.
+    Attributes
+    ----------
+    cells
+        Row and column of each.
+    pixels
+        ``(n, 3, side, side)``, on the unit scale, not clipped to it; holes hold the tile's mean.
+    gain, bias
+        ``(n, 3, side, side)``, float32: the dehazed tile is gain times its pixels plus bias.
     """
+
+    cells: list[tuple[int, int]]
+    pixels: Tensor
+    gain: Tensor
+    bias: Tensor
+
+    @property
+    def clear(self) -> Tensor:
+        """The dehazed tiles ``(n, 3, side, side)``, on the unit scale, not clipped to it."""
+        return torch.addcmul(self.bias, self.gain, self.pixels)
+
+
+def decoded(
+    job: Job, store: TokenStore, read: Tiles, tiles: Window, tell: Callable[[int], object] | None = None
+) -> Iterator[Decoded]:
+    """Decode a rectangle of tiles that has been read, batch by batch; `tell` as in `decode`."""
     fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
+    halo = job.model.spec.halo
     for cells, x, _ in read.batches(job, tiles):
         own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in cells])
-        yield from zip(cells, *_decode_batch(job, cells, x, own), strict=True)
+        with _computing():
+            gain, bias = _decode_batch(job, cells, x.clamp(0, 1), own)
+            batch = Decoded(cells, x[..., halo : x.shape[-2] - halo, halo : x.shape[-1] - halo], gain, bias)
+        yield batch
         if tell is not None:
             tell(len(cells))
 
 
-def _decode_batch(
-    job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDArray[Any]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return gain and offset ``(n, tile, tile, 3)`` of tiles."""
-    with _computing():
-        tokens = torch.from_numpy(fused).to(job.model.device)
-        kept = [job.kept[cell] for cell in cells if cell in job.kept]
-        whole = len(kept) == len(cells)
-        maps = [torch.stack(level) for level in zip(*kept, strict=True)] if whole else job.model.encode(x)
-        gain, offset = job.model.decode(tokens, maps, x)
-        return gain.permute(0, 2, 3, 1).cpu().numpy(), offset.permute(0, 2, 3, 1).cpu().numpy()
+def _decode_batch(job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Return gain and bias ``(n, 3, side, side)`` of tiles."""
+    tokens = torch.from_numpy(fused).to(job.model.device)
+    kept = [job.kept[cell] for cell in cells if cell in job.kept]
+    whole = len(kept) == len(cells)
+    maps = [torch.stack(level) for level in zip(*kept, strict=True)] if whole else job.model.encode(x)
+    return job.model.decode(tokens, maps, x)
 
 
-def _add_tile(
-    job: Job,
-    read: Tiles,
-    window: Window,
-    clear: NDArray[np.float32],
-    cell: tuple[int, int],
-    gain: NDArray[np.float32],
-    offset: NDArray[np.float32],
-) -> None:
-    """Add a tile's share to the pixels of a window."""
-    row, col = cell
-    tile = job.grid.tile_window(Window(row, row + 1, col, col + 1))
-    part = tile.intersection(window)
-    inside = part.to_slices(tile)
-    answer = gain[inside] * read.rgb[part.to_slices(read.window)] + offset[inside]
-    clear[part.to_slices(window)] += job.grid.blend_weight(row, col)[inside][..., None] * answer
+def blend(grid: TileGrid, window: Window, batch: Decoded, total: Tensor) -> None:
+    """Add the share of dehazed tiles in the pixels of a window to their sum ``(3, height, width)``."""
+    for (row, col), clear in zip(batch.cells, batch.clear, strict=True):
+        tile = grid.tile(row, col)
+        part = tile.intersection(window)
+        inside, target = part.to_slices(tile), part.to_slices(window)
+        weight = torch.from_numpy(grid.blend_weight(row, col)[inside]).to(clear.device)
+        total[:, target[0], target[1]] += weight * clear[:, inside[0], inside[1]]
 
 
-def _finish(
+def _finished(
     job: Job,
     raw: NDArray[Any],
-    clear: NDArray[np.float32],
+    clear: Tensor,
     valid: NDArray[np.bool_],
 ) -> NDArray[Any]:
-    """Blend with the input, go back to the picture's values, and keep what is not to be dehazed."""
-    low, high = job.value_range
-    # In place: these are the largest arrays of a block.
-    clear *= np.float32(high - low)
-    clear += np.float32(low)
+    """Go back to the picture's values, weaken the change, and keep what is not to be dehazed.
+
+    `clear` ``(3, y, x)`` is on the unit scale, on the network's device, and is overwritten.
+    """
+    with _computing():
+        job.scale.from_unit(clear)
+        if raw.dtype == np.uint8 and job.strength == 1:  # finished pixels are a quarter of what would leave the device
+            clear = clear.nan_to_num_().round_().clamp_(0, 255).to(torch.uint8)
+        colors = clear.permute(1, 2, 0).cpu().numpy()
     out = raw.copy()
     for band in dict.fromkeys(job.image.rgb):
+        seen = [i for i, shown in enumerate(job.image.rgb) if shown == band]
         # A band that is seen as several colours gets their mean.
-        colour = clear[..., [i for i, seen in enumerate(job.image.rgb) if seen == band]].mean(-1)[valid]
-        own = raw[..., band][valid].astype(np.result_type(raw.dtype, np.float32))
-        answer = _to_dtype(job.strength * colour + (1 - job.strength) * own, raw.dtype)
-        out[valid, band] = _around_nodata(answer, raw[..., band][valid], job.image.nodata)
+        color = (colors[..., seen[0]] if len(seen) == 1 else colors[..., seen].mean(-1, dtype=np.float32))[valid]
+        own = raw[..., band][valid]
+        if job.strength != 1:
+            color = job.strength * color + (1 - job.strength) * own.astype(np.result_type(raw.dtype, np.float32))
+        answer = color if color.dtype == raw.dtype else to_dtype(color, raw.dtype)
+        out[valid, band] = _around_nodata(answer, own, job.image.nodata)
     return out
-
-
-def _to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round and clip to integers; floats only stay finite, as infinities would be no data."""
-    if dtype.kind == "f":
-        return np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(dtype)
 
 
 def _around_nodata(values: NDArray[Any], before: NDArray[Any], nodata: float | None) -> NDArray[Any]:

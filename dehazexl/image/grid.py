@@ -80,7 +80,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """A picture of `height` x `width` pixels cut into tiles of `tile` x `tile` that overlap by `overlap` pixels.
+    """A picture of `height` x `width` pixels cut into tiles of `side` x `side` that overlap by `overlap` pixels.
 
     The first tile starts at (0, 0); the last reaches the picture's end or beyond it, where the picture is
     continued by reflection. A rectangle of tiles is a `Window` whose unit is the tile.
@@ -89,7 +89,7 @@ class TileGrid:
     height: int
     width: int
     overlap: int = 0
-    tile: int = TILE
+    side: int = TILE
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
@@ -100,7 +100,7 @@ class TileGrid:
     @property
     def stride(self) -> int:
         """Pixels from one tile to the next."""
-        return self.tile - self.overlap
+        return self.side - self.overlap
 
     @property
     def rows(self) -> int:
@@ -113,6 +113,11 @@ class TileGrid:
         return max(1, math.ceil((self.width - self.overlap) / self.stride))
 
     @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return self.rows * self.cols
+
+    @property
     def tiles(self) -> Window:
         """All tiles."""
         return Window(0, self.rows, 0, self.cols)
@@ -121,15 +126,19 @@ class TileGrid:
         """Return the pixels that a rectangle of tiles covers; without overlap `tiles_touching` is the inverse."""
         return Window(
             tiles.y0 * self.stride,
-            (tiles.y1 - 1) * self.stride + self.tile,
+            (tiles.y1 - 1) * self.stride + self.side,
             tiles.x0 * self.stride,
-            (tiles.x1 - 1) * self.stride + self.tile,
+            (tiles.x1 - 1) * self.stride + self.side,
         )
+
+    def tile(self, row: int, col: int) -> Window:
+        """Return the pixels of a tile."""
+        return self.tile_window(Window(row, row + 1, col, col + 1))
 
     def tiles_touching(self, pixels: Window) -> Window:
         """Return the tiles that share a pixel with a rectangle of pixels, neighbours that overlap it, too."""
-        y0, y1 = _touched(pixels.y0, pixels.y1, self.tile, self.stride, self.rows)
-        x0, x1 = _touched(pixels.x0, pixels.x1, self.tile, self.stride, self.cols)
+        y0, y1 = _touched(pixels.y0, pixels.y1, self.side, self.stride, self.rows)
+        x0, x1 = _touched(pixels.x0, pixels.x1, self.side, self.stride, self.cols)
         return Window(y0, y1, x0, x1)
 
     def blocks(self, side: int) -> Iterator[Window]:
@@ -139,9 +148,9 @@ class TileGrid:
                 yield Window(y, min(y + side, self.rows), x, min(x + side, self.cols))
 
     def blend_weight(self, row: int, col: int) -> NDArray[np.float32]:
-        """Return a tile's share ``(tile, tile)`` in each of its pixels; the shares of all tiles sum to one."""
-        down = blend_ramp(self.overlap, row > 0, row < self.rows - 1, self.tile)
-        across = blend_ramp(self.overlap, col > 0, col < self.cols - 1, self.tile)
+        """Return a tile's share ``(side, side)`` in each of its pixels; the shares of all tiles sum to one."""
+        down = blend_ramp(self.overlap, row > 0, row < self.rows - 1, self.side)
+        across = blend_ramp(self.overlap, col > 0, col < self.cols - 1, self.side)
         return down[:, None] * across[None, :]
 
 

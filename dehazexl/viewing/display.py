@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dehazexl.image.image import colours, valid_mask
+from dehazexl.image.value_scale import ValueScale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,11 +51,9 @@ def render(
     ndarray
         ``(y, x, 3)``, or 4 with the picture's alpha, see `live.DehazeSession.read`.
     """
-    low, high = limits
+    scale = ValueScale(*limits)
     # In place where it can be: a viewer waits for this.
-    hazy = colours(raw, image).astype(np.float32)
-    hazy -= np.float32(low)
-    hazy /= np.float32(high - low)
+    hazy = scale.to_unit(colours(raw, image))
     if raw.dtype.kind == "f":
         np.nan_to_num(hazy, copy=False)
     change = dehaze(hazy) - hazy
@@ -64,8 +63,7 @@ def render(
         change[~valid] = 0
     shown = np.add(hazy, change, out=hazy)
     if shown_dtype(image) == np.uint8:
-        shown *= np.float32(high - low)
-        shown += np.float32(low)
+        shown = scale.from_unit(shown)
         shown = np.rint(np.clip(shown, 0, 255, out=shown), out=shown).astype(np.uint8)
     else:
         np.clip(shown, 0, 1, out=shown)

@@ -97,24 +97,24 @@ class LevelRun:
         dict
             By row and column: the colours ``(tile, tile, 3)`` on the scale of the network, not clipped to it.
         """
-        from dehazexl.engine.passes import Tiles, changes
+        from dehazexl.engine.passes import Tiles, decoded
 
         side = max(1, math.isqrt(self.job.batch))
         row, col = (n // side * side for n in cells[0])
         tiles = Window(row, row + side, col, col + side).intersection(self.job.grid.tiles)
-        read = Tiles.read(self.job, tiles)
-        started, clear = time.perf_counter(), {}
-        for cell, gain, offset in changes(self.job, self.store, read, tiles):
-            inside = self.job.grid.tile_window(Window(cell[0], cell[0] + 1, cell[1], cell[1] + 1)).to_slices(
-                read.window
-            )
-            clear[cell] = np.clip(gain * read.rgb[inside] + offset, -FAR, FAR).astype(np.float16)
+        started = time.perf_counter()
+        clear: dict[tuple[int, int], NDArray[np.float16]] = {}
+        for batch in decoded(self.job, self.store, Tiles.read(self.job, tiles), tiles):
+            colors = batch.clear.clamp(-FAR, FAR).permute(0, 2, 3, 1).cpu().numpy().astype(np.float16)
+            clear.update(zip(batch.cells, colors, strict=True))
         self.seconds["decode"] = (time.perf_counter() - started) / len(clear)
         return {cell: tile for cell, tile in clear.items() if cell in cells}
 
     def changes(self, stopped: Callable[[], bool]) -> NDArray[np.float32] | None:
         """Return gain and offset of every pixel of the level, ``(2, 3, y, x)``, or None if it was stopped."""
-        from dehazexl.engine.passes import Tiles, changes
+        import torch
+
+        from dehazexl.engine.passes import Tiles, decoded
 
         grid = self.job.grid
         whole = Window(0, grid.height, 0, grid.width)
@@ -123,11 +123,13 @@ class LevelRun:
             if stopped():
                 return None
             started, tiles = time.perf_counter(), Window(row, row + 1, 0, grid.cols)
-            for cell, gain, offset in changes(self.job, self.store, Tiles.read(self.job, tiles), tiles):
-                tile = grid.tile_window(Window(row, row + 1, cell[1], cell[1] + 1))
-                inside = tile.intersection(whole).to_slices(tile)
-                both = np.stack([gain[inside], offset[inside]]).transpose(0, 3, 1, 2)
-                total[(..., *tile.intersection(whole).to_slices(whole))] += grid.blend_weight(*cell)[inside] * both
+            for batch in decoded(self.job, self.store, Tiles.read(self.job, tiles), tiles):
+                both = torch.stack([batch.gain, batch.bias], dim=1).cpu().numpy()  # (n, 2, 3, side, side)
+                for cell, change in zip(batch.cells, both, strict=True):
+                    tile = grid.tile(*cell)
+                    part = tile.intersection(whole)
+                    inside = part.to_slices(tile)
+                    total[(..., *part.to_slices(whole))] += grid.blend_weight(*cell)[inside] * change[(..., *inside)]
             self.seconds["decode"] = (time.perf_counter() - started) / grid.cols
         return total
 
@@ -135,7 +137,7 @@ class LevelRun:
         """Encode and fuse; yield after each batch."""
         from dehazexl.engine.passes import encode, fuse
 
-        tiles = self.job.grid.rows * self.job.grid.cols
+        tiles = self.job.grid.count
         passes = (("encoding", encode, 1), ("fusing", fuse, len(self.job.model.context.layers)))
         for self.stage, each, times in passes:
             self.done, self.total = 0, tiles * times

@@ -107,7 +107,7 @@ class TileCache:
         total = np.zeros(hazy.shape, np.float32)
         share = np.zeros((*hazy.shape[:2], 1), np.float32)
         for (row, col), answer in there.items():
-            tile = grid.tile_window(Window(row, row + 1, col, col + 1))
+            tile = grid.tile(row, col)
             part = tile.intersection(window)
             weight = grid.blend_weight(row, col)[part.to_slices(tile)][..., None]
             total[part.to_slices(window)] += weight * answer[part.to_slices(tile)]

@@ -39,20 +39,20 @@ def estimated(grid: TileGrid, network: ModelInfo, measured: float | None) -> str
     measured
         Seconds that a tile took in an earlier save, or None.
     """
-    count = grid.rows * grid.cols
+    count = grid.count
     tiles = "1 tile" if count == 1 else f"{count} tiles"
     return f"{tiles}, about {memory(grid, network) / 1e9:.1f} GB of memory, {_time(grid, network, measured)}"
 
 
 def memory(grid: TileGrid, network: ModelInfo) -> float:
     """Return the bytes that a save takes: the network, pixels under way, tokens, their keys and values in a layer."""
-    numbers = grid.rows * grid.cols * (TILE // TOKEN) ** 2 * network.channels
+    numbers = grid.count * (TILE // TOKEN) ** 2 * network.channels
     tokens = numbers * network.itemsize * (1 + 2 / network.pool**2)
     return BASE + PIXEL * min(grid.height * grid.width, UNDER_WAY) + tokens
 
 
 def _time(grid: TileGrid, network: ModelInfo, measured: float | None) -> str:
-    tiles = grid.rows * grid.cols
+    tiles = grid.count
     if measured is not None:
         return f"about {duration(tiles * measured)}"
     if not network.on_cpu:

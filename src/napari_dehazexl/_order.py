@@ -45,7 +45,7 @@ class DehazeRequest:
         """Count the picture's tiles as a network cuts them."""
         height, width, _ = self.image.levels[0].shape
         grid = network.grid(height, width, self.overlap)
-        return grid.rows * grid.cols
+        return grid.count
 
     def fits(self, live: DehazeSession) -> bool:
         """Tell whether a layer shows the same pixels dehazed alike; its strength may be another."""

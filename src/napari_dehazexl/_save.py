@@ -111,7 +111,7 @@ def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: C
     from dehazexl.engine.passes import encode, fuse
     from dehazexl.io.write import total, write
 
-    tiles = job.grid.rows * job.grid.cols
+    tiles = job.grid.count
     for stage, work, count in (
         ("encoding", encode(job, store), tiles),
         ("fusing", fuse(job, store), tiles * len(job.model.context.layers)),

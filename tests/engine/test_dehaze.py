@@ -526,7 +526,7 @@ def test_two_pictures_are_fused_in_turn_by_one_thread(tiny: DehazeXL) -> None:
 def test_passes_count_every_tile(tiny: DehazeXL) -> None:
     job = prepare(hazy(600, 700), tiny, 32, value_range=(0, 1), batch=4)
     store = open_tokens(job)
-    tiles = job.grid.rows * job.grid.cols
+    tiles = job.grid.count
     assert sum(encode(job, store)) == tiles
     assert sum(fuse(job, store)) == tiles * len(tiny.context.layers)
     told: list[int] = []
