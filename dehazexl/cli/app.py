@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
         fail(message(error))
         return 2
     except RuntimeError as error:
-        from dehazexl.viewing.session import short_of_memory
+        from dehazexl.engine.memory import short_of_memory
 
         if not short_of_memory(error):
             raise
@@ -214,6 +214,8 @@ def dehaze_all(
 
     for result in work.run(tasks, folder, settings, loader(device, dtype, nor), say):
         print(result, flush=True)
+        if result.note:
+            say(result.note)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tasks)} pictures could not be dehazed, see above")
 

@@ -85,13 +85,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a task: size in pixels, time in seconds from opening to the last byte."""
+    """What became of a task: size in pixels, time in seconds from opening to the last byte, what went otherwise."""
 
     output: Path
     height: int
     width: int
     tiles: int
     seconds: float
+    note: str = ""
 
     def __str__(self) -> str:
         rate = self.tiles / max(self.seconds, 1e-3)
@@ -300,7 +301,7 @@ def check_task(task: Task, settings: Settings) -> None:
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
     """Dehaze a picture from file to file, with a bar on stderr for each stage."""
     from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
-    from dehazexl.engine.passes import encode, fuse
+    from dehazexl.engine.run import stages
     from dehazexl.image.resize import resized
 
     started = time.perf_counter()
@@ -309,18 +310,15 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
         image = resized(image, *settings.resize)
     job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
     store = open_tokens(job, task.tokens)
-    tiles = job.grid.count
-    with bar("encode", tiles, keep_bars) as tell:
-        for done in encode(job, store):
-            tell(done)
-    with bar("fuse", tiles * len(model.context.layers), keep_bars) as tell:
-        for done in fuse(job, store):
-            tell(done)
+    for stage in stages(job, store):
+        with bar(stage.name, stage.total, keep_bars) as tell:
+            for done in stage.steps:
+                tell(done)
     with bar("decode", tiles_to_decode(job), keep_bars) as tell:
         for _ in write(decode_lazily(job, store, tell), task.output, image, **settings.writing):
             pass
     height, width, _ = image.levels[0].shape
-    return Result(task.output, height, width, tiles, time.perf_counter() - started)
+    return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)
 
 
 def tiles_to_decode(job: Job) -> int:

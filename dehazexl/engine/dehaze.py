@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from dehazexl.engine.passes import Job, decode, encode, fuse
+from dehazexl.engine.memory import TilesAtOnce
+from dehazexl.engine.passes import Job, decode
+from dehazexl.engine.run import stages
 from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.image.grid import TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
@@ -79,10 +81,9 @@ def dehaze(
     """
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
     store = open_tokens(job, tokens)
-    for _ in encode(job, store):
-        pass
-    for _ in fuse(job, store):
-        pass
+    for stage in stages(job, store):
+        for _ in stage.steps:
+            pass
     return decode_lazily(job, store)
 
 
@@ -93,16 +94,20 @@ def prepare(
     strength: float = 1.0,
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
-    batch: int | Literal["auto"] = "auto",
+    batch: int | Literal["auto"] | TilesAtOnce = "auto",
 ) -> Job:
-    """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range."""
+    """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range.
+
+    A `batch` of `TilesAtOnce` is shared with other jobs.
+    """
     image = open_image(source, bands=bands)
     height, width, _ = image.levels[0].shape
     check_overlap(overlap)  # before weights are loaded
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
     grid = TileGrid(height, width, model.spec.overlap if overlap is None else overlap, model.spec.tile)
-    return Job(image, grid, model, limits, choose_batch(batch, model), check_strength(strength))
+    memory = batch if isinstance(batch, TilesAtOnce) else TilesAtOnce(choose_batch(batch, model))
+    return Job(image, grid, model, limits, memory, check_strength(strength))
 
 
 def _network(model: DehazeXL | str | Path | None) -> DehazeXL:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dehazexl.engine.memory import TilesAtOnce
 from dehazexl.engine.tokens import BLOCK, TokenStore
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import SIDE, TOKEN, TileGrid, Window
@@ -24,7 +25,7 @@ from dehazexl.image.image import Image, colours, valid_mask
 from dehazexl.image.nodata import beside, held
 from dehazexl.image.value_scale import ValueScale, to_dtype
 from dehazexl.model import DehazeXL
-from dehazexl.model.context import ContextLayer
+from dehazexl.model.context import Airlight, ContextLayer
 from dehazexl.model.field import CELL, KEPT, WINDOW, Field, windows
 from dehazexl.model.network import grid_to_tiles, mean_colors, tiles_to_grid
 from dehazexl.model.spec import MAPS, Spec
@@ -32,6 +33,8 @@ from dehazexl.model.windows import Local, repeat_edges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 FUSE_TILES, FUSE_SHARE = 256, 64
 """Tiles whose tokens ask at once while fusing: at most, and for each tile of a batch, so that a smaller batch helps a
@@ -58,8 +61,8 @@ class Job:
         The picture, how it is cut, and the network in eval mode.
     value_range
         The values of the picture that the network sees as 0 and 1.
-    batch
-        Tiles computed at once.
+    memory
+        How many tiles are computed at once.
     strength
         0 returns the input, 1 the network's answer.
     keep
@@ -70,7 +73,7 @@ class Job:
     grid: TileGrid
     model: DehazeXL
     value_range: tuple[float, float]
-    batch: int
+    memory: TilesAtOnce
     strength: float = 1.0
     keep: int = 512 * 2**20
 
@@ -155,17 +158,14 @@ class Tiles:
             rgb = np.where(valid[..., None], rgb, mean)
         return rgb, valid
 
-    def batches(self, job: Job, tiles: Window) -> Iterator[tuple[list[tuple[int, int]], Tensor, NDArray[np.bool_]]]:
-        """Yield where some tiles lie, the tiles ``(n, 3, side, side)`` on the network's device, and their validity.
+    def stack(self, job: Job, cells: list[tuple[int, int]]) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return some tiles ``(n, 3, side, side)`` on the network's device, and their validity ``(n, side, side)``.
 
         They are on the unit scale, not clipped to it, and have the network's halo.
         """
-        cells = list(tiles.cells())
-        for start in range(0, len(cells), job.batch):
-            some = cells[start : start + job.batch]
-            cut = [self.tile(job, row, col) for row, col in some]
-            x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2)
-            yield some, x.to(job.model.device), np.stack([valid for _, valid in cut])
+        cut = [self.tile(job, row, col) for row, col in cells]
+        x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2)
+        return x.to(job.model.device), np.stack([valid for _, valid in cut])
 
 
 def encode(job: Job, store: TokenStore) -> Iterator[int]:
@@ -181,17 +181,24 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
     if found := job.grid.count - sum(block.height * block.width for block in missing):
         yield found
     for block, tiles in _read_ahead(job, missing):
-        tokens, valid = [], []
-        for cells, x, valid_pixels in tiles.batches(job, block):
-            with _computing():
-                maps = job.model.encode(x.clamp(0, 1))
+        tokens, valid, cells = [], [], list(block.cells())
+        for part, (maps, valid_pixels) in job.memory.each(len(cells), partial(_encode_batch, job, tiles, cells)):
             if job.caches_features:
-                job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells))
+                job.kept.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells[part]))
             tokens.append(_to_numpy(maps[-1], job))
             valid.append(_valid_tokens(valid_pixels, job.model.spec))
-            yield len(cells)
+            yield part.stop - part.start
         shape = (block.height, block.width, SIDE * SIDE)
         store.put(block, np.concatenate(tokens).reshape(*shape, -1), np.concatenate(valid).reshape(shape))
+
+
+def _encode_batch(
+    job: Job, tiles: Tiles, cells: list[tuple[int, int]], part: slice
+) -> tuple[list[Tensor], NDArray[np.bool_]]:
+    """Return the feature maps of some tiles, see `DehazeXL.encode`, and the validity of their pixels."""
+    x, valid = tiles.stack(job, cells[part])
+    with _computing():
+        return job.model.encode(x.clamp(0, 1)), valid
 
 
 def _read_ahead(job: Job, blocks: list[Window]) -> Iterator[tuple[Window, Tiles]]:
@@ -233,8 +240,6 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
         yield job.grid.count * len(context.layers)
         return
     array, valid = store.tokens()
-    step = min(FUSE_TILES, FUSE_SHARE * job.batch)
-    chunks = [slice(i, i + step) for i in range(0, job.grid.count, step)]
     # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then colours,
     # which what is found out of the haze takes the place of
     width = job.model.spec.widths[-1]
@@ -248,32 +253,48 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
             overview = _overview(job, colours)
             whole = context.embed_overview(overview[..., :width], job.grid.rows * SIDE, job.grid.cols * SIDE)
     # Torch's inference mode is entered batch by batch: left on at a yield, it would be on for whoever works meanwhile.
-    for chunk in chunks:
-        with _computing():
-            x[chunk] = _embedded(job, _on_device(x[chunk], job), chunk.start).to(x)
+    for chunk, embedded in _chunks(job, lambda chunk: _embedded(job, _on_device(x[chunk], job), chunk.start)):
+        x[chunk] = embedded.to(x)
     for layer in cast("Iterable[ContextLayer]", context.layers):
         if layer.local is not None:
             _convolve(job, layer.local, x)
-        keys, values = _keys_values(job, layer, x, seen, chunks)
+        keys, values = _keys_values(job, layer, x, seen)
         if overview is not None:
             with _computing():
                 whole = whole if layer.local is None else layer.local(whole)
                 more = layer.keys_values(whole, side=1)
                 keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
                 whole = layer(whole.flatten(1, 2), keys, values).view(whole.shape)
-        for chunk in chunks:
-            with _computing():
-                queries = _on_device(x[chunk], job)
-                fused = layer(queries.reshape(1, -1, queries.shape[-1]), keys, values)
-                x[chunk] = fused.view(queries.shape).to(x)
-            yield len(queries)
+        for chunk, fused in _chunks(job, partial(_attended, job, layer, x, keys, values)):
+            x[chunk] = fused.to(x)
+            yield len(fused)
     if context.airlight is not None:
-        votes = [_votes(job, context.airlight, x[chunk], colours[chunk], seen[chunk]) for chunk in chunks]
-        colours[:] = context.airlight.elected(torch.cat(votes, dim=1)).to(colours)
+        airlight = context.airlight
+        votes = [
+            some for _, some in _chunks(job, lambda chunk: _votes(job, airlight, x[chunk], colours[chunk], seen[chunk]))
+        ]
+        colours[:] = airlight.elected(torch.cat(votes, dim=1)).to(colours)
     if job.model.field is not None:
         others = () if overview is None else ((whole, overview[..., width:]),)
-        _find_haze(job, job.model.field, x, colours, seen, chunks, others)
+        _find_haze(job, job.model.field, x, colours, seen, others)
     store.put_fused(array)
+
+
+def _chunks(job: Job, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
+    """Compute all tiles while fusing, some at a time."""
+
+    def alone(chunk: slice) -> T:
+        with _computing():
+            return compute(chunk)
+
+    return job.memory.each(job.grid.count, alone, FUSE_SHARE, FUSE_TILES)
+
+
+def _attended(job: Job, layer: ContextLayer, x: Tensor, keys: Tensor, values: Tensor, chunk: slice) -> Tensor:
+    """Let some tiles' tokens ``(n, 8, 8, c)`` ask the keys and values of all."""
+    queries = _on_device(x[chunk], job)
+    fused: Tensor = layer(queries.reshape(1, -1, queries.shape[-1]), keys, values)
+    return fused.view(queries.shape)
 
 
 def _overview(job: Job, colours: Tensor) -> Tensor:
@@ -299,45 +320,40 @@ def _convolve(job: Job, local: Local, x: Tensor) -> None:
 
 
 def _find_haze(
-    job: Job,
-    field: Field,
-    fused: Tensor,
-    colours: Tensor,
-    seen: Tensor,
-    chunks: list[slice],
-    others: tuple[tuple[Tensor, Tensor], ...],
+    job: Job, field: Field, fused: Tensor, colours: Tensor, seen: Tensor, others: tuple[tuple[Tensor, Tensor], ...]
 ) -> None:
     """Let all tokens vote on the haze, and replace their colours by what they keep of it, see `field.KEPT`.
 
     `others` are the tokens and colours of the overview, if it takes part.
     """
-    grid, scale = job.grid, job.model.spec.scale
 
-    def voters() -> Iterator[tuple[Tensor, Tensor]]:
-        for chunk in chunks:
-            mask = seen[chunk].to(job.model.device)
-            some, theirs = (_on_device(part[chunk], job)[mask][None] for part in (fused, colours))
-            yield some, mean_colors(theirs)
-        for some, theirs in others:
-            yield some.flatten(1, 2), mean_colors(theirs).flatten(1, 2)
+    def voters(chunk: slice) -> tuple[Tensor, Tensor]:
+        mask = seen[chunk].to(job.model.device)
+        some, theirs = (_on_device(part[chunk], job)[mask][None] for part in (fused, colours))
+        return some, mean_colors(theirs)
 
-    scores, cells = [], []
-    for some, theirs in voters():
-        with _computing():
-            scores.append(field.scores(some, theirs))
+    flat = [(some.flatten(1, 2), mean_colors(theirs).flatten(1, 2)) for some, theirs in others]
+    scores = [each for _, each in _chunks(job, lambda chunk: field.scores(*voters(chunk)))]
     with _computing():
-        weights = torch.cat(scores, dim=1).softmax(1).split([part.shape[1] for part in scores], dim=1)
-    opinions = []
-    for (some, theirs), weight in zip(voters(), weights, strict=True):
-        with _computing():
-            opinions.append(field.opinions(weight, some, theirs))
-    for chunk in chunks:
-        with _computing():
-            cells.append(field.cells(_on_device(fused[chunk], job)).float().cpu())
+        scores += [field.scores(some, theirs) for some, theirs in flat]
+        weights = torch.cat(scores, dim=1).softmax(1)
+    # Where each tile's voters begin among all.
+    first = np.concatenate([[0], np.cumsum(seen.flatten(1).sum(1).numpy())])
+    opinions = [
+        each
+        for _, each in _chunks(
+            job, lambda chunk: field.opinions(weights[:, first[chunk.start] : first[chunk.stop]], *voters(chunk))
+        )
+    ]
+    cells = [each for _, each in _chunks(job, lambda chunk: field.cells(_on_device(fused[chunk], job)).cpu())]
     with _computing():
+        at = int(first[-1])
+        for some, theirs in flat:
+            opinions.append(field.opinions(weights[:, at : at + some.shape[1]], some, theirs))
+            at += some.shape[1]
         values = field.elected(torch.stack(opinions).sum(0)).cpu()
-        whole = tiles_to_grid(torch.cat(cells)[..., None], grid.rows, grid.cols)[..., 0]
-        own = grid_to_tiles(windows(whole, grid.overlap / (CELL * scale)))
+        whole = tiles_to_grid(torch.cat(cells)[..., None], job.grid.rows, job.grid.cols)[..., 0]
+        own = grid_to_tiles(windows(whole, job.grid.overlap / (CELL * job.model.spec.scale)))
         colours[..., : WINDOW**2] = own.to(colours)
         colours[..., WINDOW**2 : KEPT] = values.to(colours)
         colours[..., KEPT:] = 0
@@ -358,26 +374,26 @@ def _embedded(job: Job, tokens: Tensor, first: int) -> Tensor:
     return job.model.context.embed(tokens, rows, cols)
 
 
-def _keys_values(job: Job, layer: Any, x: Tensor, seen: Tensor, chunks: list[slice]) -> tuple[Tensor, Tensor]:
+def _keys_values(job: Job, layer: ContextLayer, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the keys and values ``(1, heads, tokens, channels)`` of all tokens that hold data."""
-    parts = []
-    for chunk in chunks:
+
+    def compute(chunk: slice) -> tuple[Tensor, Tensor] | None:
         mask = seen[chunk].to(job.model.device)
-        if mask.any():
-            with _computing():
-                # Tiles one above the other are a grid, too.
-                column = _on_device(x[chunk], job).reshape(1, -1, SIDE, x.shape[-1])
-                parts.append(layer.keys_values(column, None if bool(mask.all()) else mask.reshape(1, -1, SIDE)))
+        if not mask.any():
+            return None
+        # Tiles one above the other are a grid, too.
+        column = _on_device(x[chunk], job).reshape(1, -1, SIDE, x.shape[-1])
+        return layer.keys_values(column, None if bool(mask.all()) else mask.reshape(1, -1, SIDE))
+
+    parts = [pair for _, pair in _chunks(job, compute) if pair is not None]
     keys, values = zip(*parts, strict=True)
     return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
-def _votes(job: Job, airlight: Any, fused: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
+def _votes(job: Job, airlight: Airlight, fused: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
     """Let the tokens ``(n, 8, 8, c)`` of some tiles that hold data vote on the airlight, given their mean colours."""
-    with _computing():
-        some, theirs = (_on_device(part, job)[seen.to(job.model.device)][None] for part in (fused, mean))
-        votes: Tensor = airlight.votes(some, theirs)
-    return votes
+    some, theirs = (_on_device(part, job)[seen.to(job.model.device)][None] for part in (fused, mean))
+    return airlight.votes(some, theirs)
 
 
 def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], object] | None = None) -> NDArray[Any]:
@@ -409,7 +425,7 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedTiles:
     """Some tiles as the network answers to them, on its device.
 
     Attributes
@@ -435,18 +451,24 @@ class Decoded:
 
 def decoded(
     job: Job, store: TokenStore, read: Tiles, tiles: Window, tell: Callable[[int], object] | None = None
-) -> Iterator[Decoded]:
+) -> Iterator[DecodedTiles]:
     """Decode a rectangle of tiles that has been read, batch by batch; `tell` as in `decode`."""
     fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
     halo = job.model.spec.halo
-    for cells, x, _ in read.batches(job, tiles):
-        own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in cells])
+    cells = list(tiles.cells())
+
+    def compute(part: slice) -> DecodedTiles:
+        some = cells[part]
+        x, _ = read.stack(job, some)
+        own = np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in some])
         with _computing():
-            gain, bias = _decode_batch(job, cells, x.clamp(0, 1), own)
-            batch = Decoded(cells, x[..., halo : x.shape[-2] - halo, halo : x.shape[-1] - halo], gain, bias)
+            gain, bias = _decode_batch(job, some, x.clamp(0, 1), own)
+            return DecodedTiles(some, x[..., halo : x.shape[-2] - halo, halo : x.shape[-1] - halo], gain, bias)
+
+    for part, batch in job.memory.each(len(cells), compute):
         yield batch
         if tell is not None:
-            tell(len(cells))
+            tell(part.stop - part.start)
 
 
 def _decode_batch(job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDArray[Any]) -> tuple[Tensor, Tensor]:
@@ -458,7 +480,7 @@ def _decode_batch(job: Job, cells: list[tuple[int, int]], x: Tensor, fused: NDAr
     return job.model.decode(tokens, maps, x)
 
 
-def blend(grid: TileGrid, window: Window, batch: Decoded, total: Tensor) -> None:
+def blend(grid: TileGrid, window: Window, batch: DecodedTiles, total: Tensor) -> None:
     """Add the share of dehazed tiles in the pixels of a window to their sum ``(3, height, width)``."""
     for (row, col), clear in zip(batch.cells, batch.clear, strict=True):
         tile = grid.tile(row, col)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dehazexl.image.grid import TileGrid, Window
 
-FORMAT = 1
+FORMAT = 2
 """To be raised whenever code changes what the tokens of the same picture, weights and settings are."""
 
 BLOCK = 8

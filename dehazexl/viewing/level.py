@@ -15,6 +15,7 @@ from dehazexl.image.grid import Window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dehazexl.engine.memory import TilesAtOnce
     from dehazexl.engine.passes import Job
     from dehazexl.engine.tokens import TokenStore
     from dehazexl.image.image import Image
@@ -25,6 +26,10 @@ MAPS = 128 * 2**20
 
 FAR = 60000
 """What half precision, in which tiles are kept, still holds: colours beyond it, far outside the limits, are clipped."""
+
+
+STAGES = {"encode": "encoding", "fuse": "fusing"}
+"""What the stages of a run are called while they are under way."""
 
 
 @dataclass(eq=False)
@@ -62,13 +67,13 @@ class LevelRun:
         model: DehazeXL,
         overlap: int | None,
         limits: tuple[float, float],
-        batch: int | None,
+        memory: TilesAtOnce | None,
     ) -> LevelRun:
-        """Make ready to dehaze a level of a picture; a batch of None fits the device."""
+        """Make ready to dehaze a level of a picture; `memory`, if given, is shared with other levels."""
         from dehazexl.engine.dehaze import open_tokens, prepare
 
         alone = replace(image, levels=(image.levels[level],))
-        job = replace(prepare(alone, model, overlap, value_range=limits, batch=batch or "auto"), keep=MAPS)
+        job = replace(prepare(alone, model, overlap, value_range=limits, batch=memory or "auto"), keep=MAPS)
         return cls(job, open_tokens(job))
 
     def advance(self) -> None:
@@ -84,11 +89,6 @@ class LevelRun:
             self._steps.close()
             self._steps = self._prepared()
 
-    def with_batch(self, batch: int) -> None:
-        """Compute so many tiles at once from now on."""
-        self.job = replace(self.job, batch=batch)
-        self.interrupt()
-
     def decode(self, cells: list[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.float16]]:
         """Dehaze the first of some tiles, and those that lie in one batch with it.
 
@@ -99,7 +99,7 @@ class LevelRun:
         """
         from dehazexl.engine.passes import Tiles, decoded
 
-        side = max(1, math.isqrt(self.job.batch))
+        side = max(1, math.isqrt(self.job.memory.batch))
         row, col = (n // side * side for n in cells[0])
         tiles = Window(row, row + side, col, col + side).intersection(self.job.grid.tiles)
         started = time.perf_counter()
@@ -135,12 +135,10 @@ class LevelRun:
 
     def _prepared(self) -> Generator[bool, None, None]:
         """Encode and fuse; yield after each batch."""
-        from dehazexl.engine.passes import encode, fuse
+        from dehazexl.engine.run import stages
 
-        tiles = self.job.grid.count
-        passes = (("encoding", encode, 1), ("fusing", fuse, len(self.job.model.context.layers)))
-        for self.stage, each, times in passes:
-            self.done, self.total = 0, tiles * times
-            for some in each(self.job, self.store):
+        for stage in stages(self.job, self.store):
+            self.stage, self.done, self.total = STAGES[stage.name], 0, stage.total
+            for some in stage.steps:
                 self.done += some
                 yield True

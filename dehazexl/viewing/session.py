@@ -77,8 +77,6 @@ class DehazeSession:
         What ended the work. The levels go on to answer with what there is.
     lost : bool
         Whether the picture could not be read.
-    notes : list of str
-        What the user should know, e.g. that memory was short.
 
     Raises
     ------
@@ -102,7 +100,6 @@ class DehazeSession:
         self.limits = value_range(image) if limits is None else check_range(limits)
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
-        self.notes: list[str] = []
         self._pixels = [ChunkCache.of(level) for level in image.levels]
         self.coarse = _finest(image, OVERVIEW)
         self._wholes = self._first_wholes()  # levels that are yet to be dehazed whole
@@ -170,6 +167,12 @@ class DehazeSession:
             return 0, 0
         total = len(self._answers.wanted(*view))
         return total - len(self._answers.missing(*view)), total
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, such as that memory was short."""
+        notes = [work.job.memory.note for work in [*self._works.values()]]
+        return [note for note in notes[:1] if note]
 
     @property
     def rate(self) -> float:
@@ -273,7 +276,8 @@ class DehazeSession:
         try:
             self._advance(*task)
         except Exception as error:
-            self._recover(error)
+            self.lost = self.lost or (self._model is not None and isinstance(error, (OSError, ValueError)))
+            self._fail(error)
         return True
 
     def _next(self) -> tuple[int, Window] | None:
@@ -335,25 +339,14 @@ class DehazeSession:
         return sorted({self.coarse, _finest(self.image, GLANCE)}, reverse=True)
 
     def _begin(self, level: int, model: DehazeXL) -> LevelRun:
-        batch = min((work.job.batch for work in self._works.values()), default=None)
-        return LevelRun.begin(self.image, level, model, self.overlap, self.limits, batch)
+        memory = next((work.job.memory for work in self._works.values()), None)
+        return LevelRun.begin(self.image, level, model, self.overlap, self.limits, memory)
 
     def _better(self, everywhere: bool = False) -> None:
         with self._changed:
             self.version += 1
             if everywhere:
                 self.renewed = self.version
-
-    def _recover(self, error: Exception) -> None:
-        """Halve the batch after the device ran out of memory; end the work after any other error."""
-        batch = min((work.job.batch for work in self._works.values()), default=1) // 2
-        if not short_of_memory(error) or not batch:
-            self.lost = self.lost or (self._model is not None and isinstance(error, (OSError, ValueError)))
-            self._fail(error)
-            return
-        for work in self._works.values():
-            work.with_batch(batch)
-        self.notes.append(f"memory was short: {batch} tiles are computed at once from now on")
 
     def _fail(self, error: Exception) -> None:
         self.error = self.error or error
@@ -408,9 +401,3 @@ def _bare(error: Exception) -> Exception:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
-
-
-def short_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory ran out: a GPU's, or the processor's, on any system."""
-    words = ("out of memory", "allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)

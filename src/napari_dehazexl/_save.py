@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,25 +81,14 @@ def save(
     from dehazexl.engine.dehaze import prepare
     from dehazexl.engine.tokens import BLOCK
     from dehazexl.io.write import check
-    from dehazexl.viewing.session import short_of_memory
 
-    note = "memory was short: fewer tiles are computed at once from now on"
     with claimed(path):
         check(image.levels[0], path, image, overwrite=overwrite)
         yield Progress("loading the weights", 0)
         job = prepare(image, load(), overlap, strength, limits)
         store = _fresh_tokens(job, tokens_of(path))
         try:
-            while True:
-                try:
-                    return (yield from _passes(job, store, path, overwrite, stopped))
-                except Exception as error:
-                    if not short_of_memory(error) or job.batch == 1:
-                        raise
-                # The tokens that there are stay; decoding begins anew.
-                job = replace(job, batch=max(1, job.batch // 2))
-                yield Progress("encoding", 0, note)
-                note = ""
+            return (yield from _passes(job, store, path, overwrite, stopped))
         finally:
             if not any(store.done(block) for block in job.grid.blocks(BLOCK)):
                 shutil.rmtree(tokens_of(path), ignore_errors=True)
@@ -108,39 +97,38 @@ def save(
 def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: Callable[[], bool]) -> Steps:
     """Encode, fuse, decode and write; remove the tokens when the file is there."""
     from dehazexl.engine.dehaze import decode_lazily
-    from dehazexl.engine.passes import encode, fuse
+    from dehazexl.engine.run import Cancel, Cancelled, stages
     from dehazexl.io.write import total, write
+    from dehazexl.viewing.level import STAGES
 
-    tiles = job.grid.count
-    for stage, work, count in (
-        ("encoding", encode(job, store), tiles),
-        ("fusing", fuse(job, store), tiles * len(job.model.context.layers)),
-    ):
-        done = 0
-        for some in work:
-            done += some
-            yield Progress(stage, done / count)
-            if stopped():
-                return False
+    cancel, noted = Cancel(), False
 
-    def tell(_: int) -> None:
+    def check(_: int = 0) -> None:
         if stopped():
-            raise Stopped
+            cancel()
+        cancel.check()
 
-    clear = decode_lazily(job, store, tell)
+    def progress(stage: str, share: float) -> Progress:
+        nonlocal noted
+        note, noted = "" if noted else job.memory.note, noted or bool(job.memory.note)
+        return Progress(stage, share, note)
+
     try:
+        for stage in stages(job, store, cancel):
+            done = 0
+            for some in stage.steps:
+                done += some
+                yield progress(STAGES[stage.name], done / stage.total)
+                check()
+        clear = decode_lazily(job, store, check)
         for pixels in write(clear, path, job.image, overwrite=overwrite):
             if pixels == total(clear):
                 # Before the last yield, which is where a window that closes leaves the work.
                 shutil.rmtree(tokens_of(path), ignore_errors=True)
-            yield Progress("decoding", pixels / total(clear))
-    except Stopped:
+            yield progress("decoding", pixels / total(clear))
+    except Cancelled:
         return False
     return True
-
-
-class Stopped(Exception):
-    """The save was stopped while it decoded."""
 
 
 def copy(image: Image, path: Path, stopped: Callable[[], bool] = lambda: False) -> Steps:

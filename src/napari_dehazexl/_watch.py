@@ -118,7 +118,7 @@ class Watch:
         """Report what the user should know, each thing once."""
         from napari.utils.notifications import show_error, show_warning
 
-        from dehazexl.viewing.session import short_of_memory
+        from dehazexl.engine.memory import short_of_memory
 
         for note in live.notes[self.notes :]:
             show_warning(f"{name}: {note}")
