@@ -415,11 +415,17 @@ def haze(
             metavar="KIND", help="veil, patches, ridges, depth, layers or fog. [default: a veil or patches, drawn]"
         ),
     ] = None,
+    linear: Annotated[
+        bool,
+        typer.Option(
+            "--linear/--no-linear", help="Haze on linear light, as in photographs, or on the values of the file."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the haze.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Put haze on clear pictures: pairs to train and to compare on."""
     from dehazexl.cli.haze import make_pairs
 
-    for line in make_pairs(source.expanduser(), out.expanduser(), level, kind, seed, overwrite):
+    for line in make_pairs(source.expanduser(), out.expanduser(), level, kind, seed, overwrite, linear):
         print(line, flush=True)
