@@ -3,7 +3,8 @@
     python benchmarks/weights/evaluate.py DATA/valid --weights compact
 
 Prints a table and keeps it as ``benchmarks/results/evaluation.json``; the last entry compares a picture of 4096 x 4096
-pixels dehazed in one go with its 1024 x 1024 pieces dehazed one by one. See `dehazexl.evaluation` for the protocol.
+pixels dehazed in one go with its 1024 x 1024 pieces dehazed one by one. See `dehazexl.evaluation.paired` for the
+protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import keep
 
 from dehazexl import load_model
-from dehazexl.evaluation import (
+from dehazexl.evaluation.paired import (
     BRIGHTNESS,
     KINDS,
     THICKNESS,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.evaluation import KINDS, Case, by_network, dark_channel_prior, evaluate, paired, synthesised
+from dehazexl.evaluation.paired import KINDS, Case, by_network, dark_channel_prior, evaluate, paired, synthesised
 from dehazexl.image.grid import OVERLAP, TileGrid
 from dehazexl.training.datasets import check_beside, open_for_evaluation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dehazexl.evaluation import Dehazer, Picture, Scores
+    from dehazexl.evaluation.paired import Dehazer, Picture, Scores
     from dehazexl.model import DehazeXL
 
     Row = dict[str, str | float]

@@ -16,7 +16,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dehazexl.cli.app import main
-from dehazexl.evaluation import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesised
+from dehazexl.evaluation.paired import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesised
 from dehazexl.training.datasets import LEVELS, Dataset
 
 if TYPE_CHECKING:
