@@ -373,6 +373,12 @@ def evaluate(
             help="Score what matches, as train holds it out. [default: all; of 8KDehaze what train holds out]",
         ),
     ] = [],  # noqa: B006
+    light: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIGHT", help="Haze on clear pictures: on their values, on linear light, or both. [default: both]"
+        ),
+    ] = None,
     overlap: Annotated[int, typer.Option(metavar="PIXELS", help="By which tiles overlap, 0 to 128.")] = 32,
     size: Annotated[
         int, typer.Option(min=32, metavar="PIXELS", help="Side of the middle of clear pictures; pairs are taken whole.")
@@ -388,7 +394,8 @@ def evaluate(
 ) -> None:
     """Score weights beside the hazy input and the dark channel prior.
 
-    On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, the same each time.
+    On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, the same each time,
+    on the values of the file and on linear light (--light values, linear or both).
     Score what was held out (dehazexl info WEIGHTS lists it): of what was trained on, scores are too good.
     Scores are taken at full resolution, RGB, data range 1: PSNR, SSIM, CIEDE2000, the ratio of jumps at tile borders
     to others, seconds a picture, and the most memory held.
@@ -398,7 +405,7 @@ def evaluate(
 
     files = {name or path.stem: path for name, path in find_weights(weights).items()}
     try:
-        print(score(folders, files, loader(device, dtype), overlap, size, out, hold_out))
+        print(score(folders, files, loader(device, dtype), overlap, size, out, hold_out, light))
     except KeyboardInterrupt:
         kept = f"the scores so far are in {out / 'scores.csv'}" if out else "--out DIR keeps scores"
         raise stopped(kept) from None
