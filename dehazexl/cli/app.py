@@ -367,7 +367,11 @@ def evaluate(
     folders: Annotated[
         list[Path],
         typer.Argument(metavar="FOLDER", help="Folders of clear pictures, of pairs (hazy/, clear/), or 8KDehaze's."),
-    ],
+    ] = [],  # noqa: B006
+    real: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Score on hazy photographs without a truth instead, those in FOLDER."),
+    ] = None,
     weights: Weights = ["compact"],  # noqa: B006
     hold_out: Annotated[
         list[str],
@@ -376,12 +380,28 @@ def evaluate(
             help="Score what matches, as train holds it out. [default: all; of 8KDehaze what train holds out]",
         ),
     ] = [],  # noqa: B006
+    light: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIGHT", help="Haze on clear pictures: on their values, on linear light, or both. [default: both]"
+        ),
+    ] = None,
     overlap: Annotated[int, typer.Option(metavar="PIXELS", help="By which tiles overlap, 0 to 128.")] = 32,
     size: Annotated[
-        int, typer.Option(min=32, metavar="PIXELS", help="Side of the middle of clear pictures; pairs are taken whole.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            min=32,
+            metavar="PIXELS",
+            help="Side of the middle of clear pictures, 512 by default; larger photographs of --real are shrunk to it.",
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write scores.csv, summary.csv and sheet.png into this folder.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write scores.csv, summary.csv and sheet.png into this folder; of --real real.csv, real-summary.csv "
+            "and real.png.",
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Annotated[
@@ -391,20 +411,42 @@ def evaluate(
 ) -> None:
     """Score weights beside the hazy input and the dark channel prior.
 
-    On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, the same each time.
+    On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, the same each time,
+    on the values of the file and on linear light (--light values, linear or both).
     Score what was held out (dehazexl info WEIGHTS lists it): of what was trained on, scores are too good.
     Scores are taken at full resolution, RGB, data range 1: PSNR, SSIM, CIEDE2000, the ratio of jumps at tile borders
     to others, seconds a picture, and the most memory held.
+
+    On photographs with real haze (--real): perceived density of fog (FADE), cast, newly clipped pixels, lightness,
+    amplified noise, and jumps at tile borders.
     """
-    from dehazexl.cli.evaluate import score
     from dehazexl.cli.run import find_weights
 
+    if (real is None) == (not folders):
+        raise ValueError("give either FOLDER, of clear pictures or of pairs, or --real FOLDER, of hazy photographs")
+    if real is not None and (hold_out or light is not None):
+        raise ValueError("--real has no use for --hold-out and --light: it scores all photographs as they are")
     files = {name or path.stem: path for name, path in find_weights(weights).items()}
     try:
-        print(score(folders, files, loader(device, dtype), overlap, size, out, hold_out))
+        if real is not None:
+            from dehazexl.cli.evaluate_real import score_real
+
+            failures: list[str] = []
+
+            def say(text: str) -> None:
+                fail(text)
+                failures.append(text)
+
+            print(score_real(real, files, loader(device, dtype), say, overlap, size, out))
+            if failures:
+                raise ValueError(f"pictures in {real} that could not be scored: {len(failures)}, see above")
+        else:
+            from dehazexl.cli.evaluate import SIZE, score
+
+            print(score(folders, files, loader(device, dtype), overlap, size or SIZE, out, hold_out, light))
     except KeyboardInterrupt:
-        kept = f"the scores so far are in {out / 'scores.csv'}" if out else "--out DIR keeps scores"
-        raise stopped(kept) from None
+        kept = f"the scores so far are in {out / ('real.csv' if real else 'scores.csv')}" if out else ""
+        raise stopped(kept or "--out DIR keeps scores") from None
 
 
 @app.command()
@@ -418,11 +460,17 @@ def haze(
             metavar="KIND", help="veil, patches, ridges, depth, layers or fog. [default: a veil or patches, drawn]"
         ),
     ] = None,
+    linear: Annotated[
+        bool,
+        typer.Option(
+            "--linear/--no-linear", help="Haze on linear light, as in photographs, or on the values of the file."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the haze.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Put haze on clear pictures: pairs to train and to compare on."""
     from dehazexl.cli.haze import make_pairs
 
-    for line in make_pairs(source.expanduser(), out.expanduser(), level, kind, seed, overwrite):
+    for line in make_pairs(source.expanduser(), out.expanduser(), level, kind, seed, overwrite, linear):
         print(line, flush=True)

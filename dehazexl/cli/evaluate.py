@@ -5,29 +5,34 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.evaluation import KINDS, Case, by_network, dark_channel_prior, evaluate, paired, synthesised
+from dehazexl.evaluation.paired import KINDS, Case, by_network, dark_channel_prior, evaluate, paired, synthesised
 from dehazexl.image.grid import OVERLAP, TileGrid
 from dehazexl.training.datasets import check_beside, open_for_evaluation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dehazexl.evaluation import Dehazer, Picture, Scores
+    from dehazexl.evaluation.paired import Dehazer, Picture, Scores
     from dehazexl.model import DehazeXL
 
     Row = dict[str, str | float]
 
+SIZE = 512
+"""Side of the middle of clear pictures, in pixels."""
 SHOWN = 6
 """Cases on the contact sheet, spread over all."""
 SIDE = 256
 """Side of a picture on it, in pixels."""
 LINE = 16
 """Height of a label on it, in pixels."""
+LIGHTS = {"values": "on the values of the file", "linear": "on linear light", "both": "on both"}
+"""What haze may be put on."""
 METRICS = {"psnr": ".2f", "ssim": ".3f", "ciede2000": ".2f", "seam": ".2f", "seconds": ".2f", "memory_mb": ".0f"}
 """Scores in the table, and their formats."""
 PROTOCOL = (
@@ -41,9 +46,10 @@ def score(
     weights: dict[str, Path],
     load: Callable[[Path], DehazeXL],
     overlap: int = OVERLAP,
-    size: int = 512,
+    size: int = SIZE,
     out: Path | None = None,
     hold_out: Sequence[str] = (),
+    light: str | None = None,
 ) -> str:
     """Score weights on folders of pictures, and return the table of means and the protocol.
 
@@ -60,22 +66,27 @@ def score(
         Side of the middle of clear pictures, in pixels.
     out
         Folder that gets ``scores.csv`` (a row for each picture and method, written as they come), ``summary.csv``
-        (means by method and kind of haze) and ``sheet.png``, which are replaced.
+        (means by method, light and kind of haze) and ``sheet.png``, which are replaced.
     hold_out
         Patterns of the pictures to score, see `data.open_for_evaluation`.
+    light
+        Out of `LIGHTS`; None is both. Of clear pictures alone.
 
     Raises
     ------
     ValueError
-        If scikit-image is missing, or the overlap is not 0 to 128; see `data.open_datasets` for what else.
+        If scikit-image is missing, the overlap is not 0 to 128, or there is no such light; see `data.open_datasets`
+        for what else.
     """
     from tqdm import tqdm
 
     check_skimage()
     TileGrid(size, size, overlap)
+    if light is not None and light not in LIGHTS:
+        raise ValueError(f"--light is one of {', '.join(LIGHTS)}, not {light!r}")
     if out is not None:
         check_beside(out, folders)
-    cases, count, what = open_cases(folders, size, hold_out)
+    cases, count, what = open_cases(folders, size, hold_out, light)
     dehazers: dict[str, Dehazer] = {"dark channel prior": dark_channel_prior}
     dehazers |= {name: by_network(load(path), overlap) for name, path in weights.items()}
     shown = {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count))} if out is not None else set()
@@ -85,29 +96,40 @@ def score(
     interval = 0.1 if sys.stderr.isatty() else 30
     with tqdm(total=count * methods, desc="evaluate", unit="picture", mininterval=interval) as bar:
         for i, (case, method, picture, values) in enumerate(evaluate(cases, dehazers, overlap)):
-            rows.append({"picture": case.name, "haze": case.kind, "method": method, **values})
+            rows.append({"picture": case.name, "light": case.light, "haze": case.kind, "method": method, **values})
             if out is not None:
                 append_row(out / "scores.csv", rows[-1], new=i == 0)
             if i // methods in shown:
                 if i % methods == 0:
-                    sheet.append([(f"{case.name} {case.kind}: clear", thumbnail(case.clear))])
+                    whose = f"{case.name} {case.kind} {case.light}".rstrip()
+                    sheet.append([(f"{whose}: clear", thumbnail(case.clear))])
                 sheet[-1].insert(-1, (label(method, values), thumbnail(picture)))
             bar.update()
     if out is not None:
         for i, row in enumerate(by_kind(rows)):
             append_row(out / "summary.csv", row, new=i == 0)
         draw_sheet(sheet).save(out / "sheet.png")
-    return f"{table(means(rows))}\n{what}; {PROTOCOL}"
+    return f"{tables(rows)}\n{what}; {PROTOCOL}"
 
 
-def open_cases(folders: Sequence[Path], size: int, hold_out: Sequence[str] = ()) -> tuple[Iterable[Case], int, str]:
+def open_cases(
+    folders: Sequence[Path], size: int, hold_out: Sequence[str] = (), light: str | None = None
+) -> tuple[Iterable[Case], int, str]:
     """Return what to evaluate on, one by one, how many they are, and a line that says what they are."""
     data = open_for_evaluation(folders, hold_out)
     if data.hazy is not None:
+        if light is not None:
+            raise ValueError(f"--light {light} is for clear pictures: those of {folders[0]} have their haze already")
         return paired(data), len(data), f"means of {len(data)} pairs"
-    pictures = zip(data.names, data.clear, strict=True)
-    what = f"means of {len(data)} pictures, their middle {size} x {size}, with {len(KINDS)} kinds of synthesised haze"
-    return synthesised(pictures, size), len(data) * len(KINDS), what
+    light = light or "both"
+    lights = ("values", "linear") if light == "both" else (light,)
+    pictures = list(zip(data.names, data.clear, strict=True))
+    cases = chain.from_iterable(synthesised(pictures, size, linear=name == "linear") for name in lights)
+    what = (
+        f"means of {len(data)} pictures, their middle {size} x {size}, with {len(KINDS)} kinds of synthesised haze, "
+        f"{LIGHTS[light]}"
+    )
+    return cases, len(pictures) * len(KINDS) * len(lights), what
 
 
 def check_skimage() -> None:
@@ -118,37 +140,57 @@ def check_skimage() -> None:
         raise ValueError("scores need scikit-image: pip install napari-dehazexl[evaluate]") from None
 
 
-def means(rows: Sequence[Row]) -> list[Row]:
+def means(rows: Sequence[Row], metrics: Iterable[str] = METRICS) -> list[Row]:
     """Return the mean of each score for each method; of memory the highest.
 
-    Seam ratios are of the pictures that have tile borders. Any other score that is missing makes its mean missing, or
-    a method that fails on hard pictures would look the better for it.
+    Seam ratios are of the pictures that have tile borders, noise is of those that have any. Any other score that is
+    missing makes its mean missing, or a method that fails on hard pictures would look the better for it.
     """
     found: list[Row] = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own: Row = {"method": method}
-        for name in METRICS:
+        for name in metrics:
             values = np.array([row[name] for row in rows if row["method"] == method], float)
-            values = values[np.isfinite(values)] if name == "seam" else values
+            values = values[np.isfinite(values)] if name in ("seam", "noise") else values
             own[name] = float(values.max() if name == "memory_mb" else values.mean()) if values.size else float("nan")
         found.append(own)
     return found
 
 
+def by_light(rows: Sequence[Row]) -> dict[str, Sequence[Row]]:
+    """Return the rows of each light, and those of both if there are two."""
+    lights = list(dict.fromkeys(str(row["light"]) for row in rows))
+    groups: dict[str, Sequence[Row]] = {light: [row for row in rows if row["light"] == light] for light in lights}
+    return groups | {"both": rows} if len(lights) > 1 else groups
+
+
 def by_kind(rows: Sequence[Row]) -> list[Row]:
-    """Return the means over all pictures, and over those of each kind of haze if there are several."""
+    """Return the means over all pictures of each light, and over those of each kind of haze if there are several."""
     kinds = list(dict.fromkeys(row["haze"] for row in rows))
-    groups = {"all": rows} | {str(k): [row for row in rows if row["haze"] == k] for k in kinds if len(kinds) > 1}
-    return [{"haze": kind, **row} for kind, group in groups.items() for row in means(group)]
+    return [
+        {"light": light, "haze": kind, **row}
+        for light, group in by_light(rows).items()
+        for kind in (["all", *kinds] if len(kinds) > 1 else ["all"])
+        for row in means([row for row in group if kind in ("all", row["haze"])])
+    ]
 
 
-def table(found: Sequence[Row]) -> str:
-    """Lay means out as text; a dash stands for what is not a number."""
-    width = max(len(str(row["method"])) for row in found)
-    lines = [" " * width + "".join(f"{name:>11}" for name in METRICS)]
+def tables(rows: Sequence[Row]) -> str:
+    """Lay the means of each light out as text, and those of both, under their names if there are several."""
+    groups = by_light(rows)
+    if len(groups) == 1:
+        return table(means(rows))
+    return "\n\n".join(f"haze {LIGHTS[light]}\n{table(means(own))}" for light, own in groups.items())
+
+
+def table(found: Sequence[Row], metrics: dict[str, str] = METRICS, labels: Sequence[str] = ("method",)) -> str:
+    """Lay scores out as text, after what says whose they are; a dash stands for what is not a number."""
+    widths = [max(len(str(row[name])) for row in found) for name in labels]
+    lines = ["  ".join(" " * width for width in widths) + "".join(f"{name:>11}" for name in metrics)]
     for row in found:
-        cells = [format(float(row[name]), form).replace("nan", "-") for name, form in METRICS.items()]
-        lines.append(f"{row['method']:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
+        cells = [format(float(row[name]), form).replace("nan", "-") for name, form in metrics.items()]
+        names = "  ".join(f"{row[name]:<{width}}" for name, width in zip(labels, widths, strict=True))
+        lines.append(names + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
 
 

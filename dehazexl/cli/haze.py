@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def make_pairs(
-    source: Path, out: Path, level: int, kind: str | None = None, seed: int = 0, overwrite: bool = False
+    source: Path,
+    out: Path,
+    level: int,
+    kind: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    linear: bool = False,
 ) -> Iterator[str]:
     """Put haze on a picture, or on each of a folder.
 
@@ -40,6 +46,9 @@ def make_pairs(
         Of the haze; every picture gets its own from this one and its name.
     overwrite
         Replace what is there.
+    linear
+        Put the haze on linear light, see `haze.synthesise`; not for pictures whose values are light already, as
+        those of satellites.
 
     Yields
     ------
@@ -75,7 +84,7 @@ def make_pairs(
         parent.mkdir(parents=True, exist_ok=True)
     for i, path in enumerate(pictures):
         image = open_image(path)
-        made = with_haze(image, LEVELS[level], kind, zlib.crc32(f"{seed} {path.name}".encode()))
+        made = with_haze(image, LEVELS[level], kind, zlib.crc32(f"{seed} {path.name}".encode()), linear)
         if folder:
             write_all(write(np.asarray(image.levels[0]), clear[i], like=image, overwrite=overwrite))
         write_all(write(made, hazy[i], like=image, overwrite=overwrite))
@@ -88,7 +97,7 @@ def write_all(progress: Iterator[int]) -> None:
         pass
 
 
-def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArray[Any]:
+def with_haze(image: Image, level: Level, kind: str | None, seed: int, linear: bool = False) -> NDArray[Any]:
     """Return a picture ``(y, x, c)`` with haze on its colours; further bands and nodata stay as they are."""
     pixels = np.array(image.levels[0])
     scale = ValueScale(*value_range(image))
@@ -104,6 +113,7 @@ def with_haze(image: Image, level: Level, kind: str | None, seed: int) -> NDArra
         level.brightness,
         clear_share=0,
         camera=False,
+        linear=linear,
     )
     hazy = scale.from_unit(made.pixels[0].permute(1, 2, 0).numpy())
     for band, values in zip(image.rgb, np.moveaxis(hazy, 2, 0), strict=True):

@@ -17,6 +17,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from dehazexl.synthesis.srgb import from_linear, to_linear
+
 WAVELENGTHS = (0.66, 0.56, 0.48)
 """Centers of the red, green and blue bands of common satellites, in micrometers."""
 
@@ -119,16 +121,6 @@ def synthesize(clear: Tensor, upright: Tensor, generator: Generator, how: Synthe
     linear = from_linear(to_linear(blurred) * t + to_linear(around) * (1 - t))
     hazy = degrade(torch.where(tone > 0, linear, straight), draw, how)
     return HazyBatch(clear, torch.where(hidden, clear, hazy), optical, airlight, tone)
-
-
-def to_linear(x: Tensor) -> Tensor:
-    """Go from sRGB values to linear light, both in [0, 1]; `from_linear` is the inverse (IEC 61966-2-1)."""
-    return torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def from_linear(y: Tensor) -> Tensor:
-    """Go from linear light to sRGB values, see `to_linear`."""
-    return torch.where(y <= 0.0031308, y * 12.92, 1.055 * y.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
 class Draw:

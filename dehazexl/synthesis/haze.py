@@ -4,8 +4,9 @@ The atmospheric scattering model (Koschmieder 1924; Narasimhan and Nayar 2002), 
 
     hazy = clear * t + airlight * (1 - t),     t = exp(-thickness)
 
-What varies is the field of thickness. Haze is drawn from a seeded `torch.Generator`, so that the same seed makes
-the same haze on the same device.
+What varies is the field of thickness. The law holds for light; it is applied to light (`scatter_light`), or, as is
+usual, to the values of a file as if they were light (`scatter`). Haze is drawn from a seeded `torch.Generator`, so that
+the same seed makes the same haze on the same device.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
+
+from dehazexl.synthesis.srgb import from_linear, to_linear
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,12 @@ def scatter(clear: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
     return clear * transmission + airlight * (1 - transmission)
 
 
+def scatter_light(clear: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
+    """Apply the scattering model to the linear light of sRGB values, and return values; those without haze stay."""
+    hazy = from_linear(scatter(to_linear(clear), transmission, to_linear(airlight)))
+    return torch.where(transmission < 1, hazy, clear)
+
+
 def clear_sight(hazy: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
     """Solve the scattering model for the clear picture; the inverse of `scatter`."""
     return (hazy - airlight) / transmission + airlight
@@ -197,6 +206,7 @@ def synthesise(
     clear_share: float = 0.2,
     tinted_share: float = 0.0,
     camera: bool = True,
+    linear: bool = False,
 ) -> Hazy:
     """Put haze on clear pictures, of another kind on each.
 
@@ -219,6 +229,8 @@ def synthesise(
     camera
         Add to hazy pictures what air and camera add besides haze: blur where it is thick, gains, gamma, noise, JPEG.
         Those without haze stay as they are.
+    linear
+        Put the haze on linear light (see `scatter_light`), not on the values. What is drawn stays the same.
 
     Returns
     -------
@@ -226,7 +238,7 @@ def synthesise(
         Pictures, transmission and airlight.
     """
     made = [
-        put_haze(picture, generator, kinds, thickness, brightness, clear_share, tinted_share, camera)
+        put_haze(picture, generator, kinds, thickness, brightness, clear_share, tinted_share, camera, linear)
         for picture in clear
     ]
     pixels, transmission, airlight = (torch.stack(parts) for parts in zip(*made, strict=True))
@@ -242,6 +254,7 @@ def put_haze(
     clear_share: float,
     tinted_share: float,
     camera: bool,
+    linear: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Put haze on one picture ``(3, h, w)``, or leave it clear; see `synthesise`.
 
@@ -253,9 +266,10 @@ def put_haze(
     airlight = draw_airlight(clear, generator, brightness)
     if tinted_share and uniform(0, 1, generator) < tinted_share:
         airlight = airlight * draw_tint(generator)
+    law = scatter_light if linear else scatter
     if not (camera and hazy):
-        return scatter(clear, t, airlight), t, airlight
-    return degrade(scatter(soften(clear, t, generator), t, airlight), generator), t, airlight
+        return law(clear, t, airlight), t, airlight
+    return degrade(law(soften(clear, t, generator), t, airlight), generator), t, airlight
 
 
 def draw_transmission(

@@ -114,7 +114,7 @@ def check_rgb(path: Path, pixels: Any) -> Any:
     """Return a picture if it is ``(h, w, 3)`` of 8 bits, else raise ValueError with its name."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
-            f"{path}: training needs 8-bit RGB pictures, this is {pixels.dtype} {pixels.shape}: "
+            f"{path}: 8-bit RGB pictures are needed, this is {pixels.dtype} {pixels.shape}: "
             "convert it, or take it out of the folder"
         )
     return pixels

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image as Pillow
 
 from dehazexl.cli.app import main
 from dehazexl.cli.haze import with_haze
 from dehazexl.io.open import open_image
-from dehazexl.synthesis.haze import LEVELS
+from dehazexl.synthesis.haze import LEVELS, synthesise
 from dehazexl.synthesis.procedural import procedural
 from dehazexl.training.datasets import open_datasets
 
@@ -63,6 +65,30 @@ def test_levels_rise_in_density_and_the_seed_decides(tmp_path: Path) -> None:
     assert distances == sorted(distances)
     assert np.array_equal(made["4"], made["same"])
     assert not np.array_equal(made["4"], made["other"])
+
+
+def test_haze_on_linear_light_is_the_same_haze(tmp_path: Path) -> None:
+    truth = write(tmp_path / "clear.png")
+    made = {}
+    for option in ("", "--no-linear", "--linear"):
+        out = tmp_path / f"hazy{option}.png"
+        given = ["haze", str(tmp_path / "clear.png"), str(out), "--kind", "fog", *([option] if option else [])]
+        assert main(given) == 0
+        made[option] = imagecodecs.imread(out) / 255
+    assert np.array_equal(made[""], made["--no-linear"])
+    clear = torch.from_numpy(truth / np.float32(255)).permute(2, 0, 1)[None]
+    generator = torch.Generator().manual_seed(zlib.crc32(b"0 clear.png"))
+    level = LEVELS[3]
+    drawn = synthesise(clear, generator, ["fog"], level.thickness, level.brightness, clear_share=0, camera=False)
+    t, air = (x[0].permute(1, 2, 0).double().numpy() for x in (drawn.transmission, drawn.airlight))
+    np.testing.assert_allclose(made[""], truth / 255 * t + air * (1 - t), atol=0.51 / 255)
+
+    def light(x: np.ndarray) -> np.ndarray:
+        return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+
+    expected = light(truth / 255) * t + light(air) * (1 - t)
+    np.testing.assert_allclose(light(made["--linear"]), expected, atol=0.005)
+    assert np.abs(made["--linear"] - made[""]).mean() > 0.03
 
 
 def test_sixteen_bits_further_bands_and_nodata_stay(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import dehazexl
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.model import field as f
-from dehazexl.synthesis.batched import from_linear, to_linear
+from dehazexl.synthesis.srgb import from_linear, to_linear
 
 TINY = SPECS["tiny-field"]
 

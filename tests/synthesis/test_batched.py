@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dehazexl.synthesis.batched import Draw, Synthesis, from_linear, jpeg, synthesize, to_linear
+from dehazexl.synthesis.batched import Draw, Synthesis, jpeg, synthesize
 from dehazexl.synthesis.images import Images
+from dehazexl.synthesis.srgb import from_linear, to_linear
 
 PLAIN = Synthesis(clear=0, dark=0, pale=0, soften=0, grade=0, noise=0, jpeg=0, local=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from dehazexl.synthesis.haze import (
     noise,
     ramp,
     scatter,
+    scatter_light,
     synthesise,
     through_jpeg,
     wavelength_law,
@@ -96,6 +98,27 @@ def test_clear_air_changes_nothing_and_dense_haze_hides_all() -> None:
     assert torch.equal(scatter(clear, torch.zeros_like(clear), airlight), airlight.expand_as(clear))
 
 
+def light_of(values: torch.Tensor) -> np.ndarray:
+    """Return the linear light of sRGB values, as the standard has it."""
+    x = values.double().numpy()
+    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+
+
+def values_of(light: np.ndarray) -> np.ndarray:
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def test_haze_in_light_is_the_law_of_light() -> None:
+    clear, t = clear_pictures(), 0.99 * torch.rand(3, 3, 48, 64, generator=seeded(1))
+    airlight = torch.rand(3, 3, 1, 1, generator=seeded(2))
+    expected = values_of(light_of(clear) * t.numpy() + light_of(airlight) * (1 - t.numpy()))
+    np.testing.assert_allclose(scatter_light(clear, t, airlight), expected, atol=1e-5)
+    assert torch.equal(scatter_light(clear, torch.ones_like(t), airlight), clear)
+    # Half the light of white and half of black: 0.735 in values, not 0.5.
+    half = scatter_light(torch.zeros(1), torch.tensor([0.5]), torch.ones(1))
+    assert half.item() == pytest.approx(0.7354, abs=1e-4)
+
+
 def test_long_waves_pass_better_and_thicker_haze_passes_less() -> None:
     t = torch.linspace(0.01, 1, 500)[None]
     red, green, blue = wavelength_law(t)
@@ -143,6 +166,28 @@ def test_without_a_camera_hazy_pictures_are_the_law(kind: str) -> None:
         assert (hazy.transmission < 1).flatten(1).any(1).all()
         assert torch.equal(hazy.pixels, scatter(clear, hazy.transmission, hazy.airlight))
         assert torch.allclose(clear_sight(hazy.pixels, hazy.transmission, hazy.airlight), clear, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_haze_in_light_is_drawn_as_that_on_values(kind: str) -> None:
+    clear = clear_pictures()
+    for seed in range(3):
+        values = synthesise(clear, seeded(seed), [kind], camera=False, clear_share=0.3)
+        light = synthesise(clear, seeded(seed), [kind], camera=False, clear_share=0.3, linear=True)
+        assert torch.equal(light.transmission, values.transmission)
+        assert torch.equal(light.airlight, values.airlight)
+        t = values.transmission.double().numpy()
+        expected = values_of(light_of(clear) * t + light_of(values.airlight) * (1 - t))
+        np.testing.assert_allclose(light.pixels, expected, atol=1e-5)
+        assert torch.equal(light.pixels[t == 1], clear[t == 1])
+
+
+def test_cameras_see_haze_in_light_too() -> None:
+    clear = torch.full((1, 3, 32, 32), 0.3)
+    for seed in range(20):
+        values, light = (synthesise(clear, seeded(seed), clear_share=0, linear=linear) for linear in (False, True))
+        assert torch.equal(light.transmission, values.transmission)
+        assert (light.pixels - scatter_light(clear, light.transmission, light.airlight)).abs().max() < 0.12
 
 
 def test_hazy_pictures_obey_the_law_up_to_what_a_camera_adds() -> None:

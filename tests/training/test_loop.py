@@ -677,7 +677,7 @@ def test_pictures_are_read_as_eight_bit_rgb(folder: Path) -> None:
 
 def test_deep_pictures_are_refused_by_name(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "deep.tif", photo(20, 30).astype(np.uint16), photometric="rgb")
-    with pytest.raises(ValueError, match=r"deep\.tif: training needs 8-bit RGB pictures, this is uint16"):
+    with pytest.raises(ValueError, match=r"deep\.tif: 8-bit RGB pictures are needed, this is uint16"):
         read_rgb(tmp_path / "deep.tif")
 
 

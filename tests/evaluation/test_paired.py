@@ -16,7 +16,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dehazexl.cli.app import main
-from dehazexl.evaluation import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesised
+from dehazexl.evaluation.paired import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesised
 from dehazexl.training.datasets import LEVELS, Dataset
 
 if TYPE_CHECKING:
@@ -106,6 +106,19 @@ def test_synthesised_haze_is_always_the_same() -> None:
     assert all(np.array_equal(c.hazy, other.hazy) for c, other in zip(one, again, strict=True))
 
 
+def test_haze_on_linear_light_is_the_same_haze() -> None:
+    pictures = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
+    values, linear = (list(synthesised(pictures, 64, linear=each)) for each in (False, True))
+    assert {c.light for c in values} == {"values"} and {c.light for c in linear} == {"linear"}
+    for one, other in zip(values, linear, strict=True):
+        assert (one.name, one.kind) == (other.name, other.kind)
+        assert np.array_equal(one.clear, other.clear)
+        # Where air and scene are mixed, more of the air is seen; where there is none of it, nothing changes.
+        assert (other.hazy >= one.hazy - 1e-6).mean() > 0.95
+        assert other.hazy.mean() > one.hazy.mean() + 0.01
+    assert all(np.array_equal(c.hazy, np.rint(c.hazy * 255) / np.float32(255)) for c in linear)
+
+
 def test_pairs_are_taken_whole() -> None:
     clear = eight_bits(CLEAR)
     (only,) = paired(Dataset([clear], [clear // 2], ["cloud_L2/0001"]))
@@ -135,6 +148,28 @@ def test_memory_is_that_of_each_method() -> None:
     hazy, large, small = (values["memory_mb"] for _, _, _, values in evaluate([first], methods))
     assert large > hazy + 200
     assert small < large - 200
+
+
+@pytest.mark.parametrize("size", [(7, 9), (47, 60), (90, 41)])
+def test_the_dark_channel_prior_is_that_of_the_papers(size: tuple[int, int]) -> None:
+    hazy = interleaved(picture(*size)).astype(np.float64) * 0.5 + 0.3
+
+    def windows(x: np.ndarray, reach: int) -> np.ndarray:
+        x = np.pad(x, reach, mode="symmetric")
+        return np.lib.stride_tricks.sliding_window_view(x, (2 * reach + 1, 2 * reach + 1))
+
+    def box(x: np.ndarray) -> np.ndarray:
+        return windows(x, 40).mean((2, 3))
+
+    dark = windows(hazy.min(2), 7).min((2, 3))
+    places = sorted(np.ndindex(size), key=lambda place: dark[place])[-max(1, dark.size // 1000) :]
+    brightest = max(hazy[place].mean() for place in places)
+    airlight = np.mean([hazy[place] for place in places if hazy[place].mean() > brightest - 1e-9], axis=0)
+    rough = 1 - 0.95 * windows((hazy / airlight).min(2), 7).min((2, 3))
+    grey = hazy.mean(2)
+    slope = (box(grey * rough) - box(grey) * box(rough)) / (box(grey * grey) - box(grey) ** 2 + 1e-3)
+    t = np.maximum(box(slope) * grey + box(box(rough) - slope * box(grey)), 0.1)[..., None]
+    np.testing.assert_allclose(dark_channel_prior(hazy), (hazy - airlight) / t + airlight, atol=1e-9)
 
 
 def test_a_black_picture_stays_black() -> None:
@@ -170,16 +205,37 @@ def test_clear_pictures(tmp_path: Path, weights: str, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     for word in ("hazy input", "dark channel prior", "tiny", "psnr", "ciede2000", "data range 1", "most that was held"):
         assert word in said
+    for light in ("on the values of the file", "on linear light", "on both"):
+        assert f"haze {light}\n" in said
     rows = read(out / "scores.csv")
-    assert len(rows) == 4 * 3
+    assert len(rows) == 2 * 4 * 3
     assert {row["picture"] for row in rows} == {"Zürich"}
-    summary = {(row["haze"], row["method"]): row for row in read(out / "summary.csv")}
-    assert len(summary) == (1 + 4) * 3
-    own = [float(row["ssim"]) for row in rows if row["method"] == "tiny"]
-    assert float(summary["all", "tiny"]["ssim"]) == pytest.approx(sum(own) / 4)
+    summary = {(row["light"], row["haze"], row["method"]): row for row in read(out / "summary.csv")}
+    assert len(summary) == 3 * (1 + 4) * 3
+    for light in ("values", "linear", "both"):
+        own = [float(row["ssim"]) for row in rows if row["method"] == "tiny" and light in (row["light"], "both")]
+        assert float(summary[light, "all", "tiny"]["ssim"]) == pytest.approx(np.mean(own))
+        veiled = [float(row["psnr"]) for row in rows if row["haze"] == "veil" and light in (row["light"], "both")]
+        methods = ("hazy input", "dark channel prior", "tiny")
+        found = [float(summary[light, "veil", method]["psnr"]) for method in methods]
+        assert np.mean(found) == pytest.approx(np.mean(veiled))
     sheet = imagecodecs.imread(out / "sheet.png")
-    assert sheet.shape == (4 * (256 + 16), 4 * 256, 3)
+    assert sheet.shape == (6 * (256 + 16), 4 * 256, 3)
     assert sheet.std() > 20
+
+
+@pytest.mark.parametrize("light", ["values", "linear"])
+def test_one_light_of_two(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str], light: str) -> None:
+    write(tmp_path / "in" / "one.png", eight_bits(CLEAR))
+    given = ["evaluate", str(tmp_path / "in"), "--weights", weights, "--size", "64", "--light", light]
+    assert main([*given, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("hazy input") == 1
+    assert {"values": "haze, on the values of the file;", "linear": "haze, on linear light;"}[light] in said
+    rows = [row for row in read(tmp_path / "out" / "scores.csv") if row["method"] == "hazy input"]
+    assert {row["light"] for row in rows} == {light}
+    cases = synthesised([("one", eight_bits(CLEAR))], 64, linear=light == "linear")
+    assert [float(row["psnr"]) for row in rows] == [pytest.approx(scores(c, c.hazy)["psnr"]) for c in cases]
 
 
 def test_pairs_and_two_weights(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +282,8 @@ def test_8kdehaze_shows_what_training_holds_out(tmp_path: Path, weights: str) ->
         (["in", "--size", "3"], "--size"),
         (["in", "--out", "in/scores"], "a folder beside them is needed"),
         (["in", "grey"], "8-bit RGB"),
+        (["in", "--light", "sun"], "--light is one of values, linear, both, not 'sun'"),
+        (["pairs", "--light", "linear"], "--light linear is for clear pictures"),
         ([], "FOLDER"),
     ],
 )
@@ -235,6 +293,8 @@ def test_what_cannot_be_evaluated(
     monkeypatch.chdir(tmp_path)
     write(Path("in/one.png"), eight_bits(CLEAR))
     write(Path("grey/one.png"), eight_bits(CLEAR)[..., 0])
+    for half in ("hazy", "clear"):
+        write(Path("pairs", half, "one.png"), eight_bits(CLEAR))
     Path("empty").mkdir()
     assert main(["evaluate", "--out", "out", *given]) == 2
     error = capsys.readouterr().err.strip()

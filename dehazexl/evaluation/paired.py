@@ -57,26 +57,39 @@ class Case:
         Of the picture, and of the haze on it.
     clear, hazy
         ``(h, w, 3)`` in [0, 1].
+    light
+        What the haze was put on, ``"values"`` of the file or ``"linear"`` light; empty where it is not known.
     """
 
     name: str
     kind: str
     clear: Picture
     hazy: Picture
+    light: str = ""
 
 
 def synthesised(
-    pictures: Iterable[tuple[str, Pixels]], size: int = 512, kinds: Sequence[str] = KINDS, seed: int = 7
+    pictures: Iterable[tuple[str, Pixels]],
+    size: int = 512,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 7,
+    linear: bool = False,
 ) -> Iterator[Case]:
-    """Put each kind of haze, seeded, on the middle ``size x size`` pixels of each picture ``(h, w, 3)``."""
+    """Put each kind of haze, seeded, on the middle ``size x size`` pixels of each picture ``(h, w, 3)``.
+
+    `linear` puts the same haze on linear light, see `haze.synthesise`.
+    """
+    light = "linear" if linear else "values"
     for i, (name, picture) in enumerate(pictures):
         clear = center_crop(picture, size, size)
         for j, kind in enumerate(kinds):
             generator = torch.Generator().manual_seed(seed * 10_000 + i * 100 + j)
-            hazy = synthesise(clear, generator, [kind], THICKNESS, BRIGHTNESS, clear_share=0, camera=False).pixels
+            made = synthesise(
+                clear, generator, [kind], THICKNESS, BRIGHTNESS, clear_share=0, camera=False, linear=linear
+            )
             # As a file of 8 bits would hold it.
-            stored = (hazy * 255).round() / 255
-            yield Case(name, kind, clear[0].permute(1, 2, 0).numpy(), stored[0].permute(1, 2, 0).numpy())
+            stored = (made.pixels * 255).round() / 255
+            yield Case(name, kind, clear[0].permute(1, 2, 0).numpy(), stored[0].permute(1, 2, 0).numpy(), light)
 
 
 def scores(case: Case, out: Picture, overlap: int = 0, tile: int = TILE) -> dict[str, float]:
@@ -155,10 +168,13 @@ def by_network(model: DehazeXL, overlap: int = OVERLAP) -> Dehazer:
     return run
 
 
-def dark_channel_prior(hazy: Picture, omega: float = 0.95, radius: int = 7, floor: float = 0.1) -> Picture:
+def dark_channel_prior(
+    hazy: Picture, omega: float = 0.95, window: int = 15, radius: int = 40, floor: float = 0.1
+) -> Picture:
     """Dehaze with the dark channel prior, refined by a guided filter: the classical baseline.
 
-    He, Sun and Tang: Single image haze removal using dark channel prior (2011); Guided image filtering (2013).
+    He, Sun and Tang: Single image haze removal using dark channel prior (2011); Guided image filtering (2013). The
+    airlight is the mean color of the brightest pixels among the 0.1 % that are the haziest by their dark channel.
 
     Parameters
     ----------
@@ -166,19 +182,23 @@ def dark_channel_prior(hazy: Picture, omega: float = 0.95, radius: int = 7, floo
         ``(h, w, 3)`` in [0, 1].
     omega
         Share of the haze that is removed.
+    window
+        Side of the dark channel's window, in pixels.
     radius
-        Of the dark channel's neighbourhood, in pixels; the guided filter's is four times as large.
+        Of the guided filter, in pixels.
     floor
         Least transmission.
     """
     from scipy.ndimage import minimum_filter
 
-    size = 2 * radius + 1
-    dark = minimum_filter(hazy.min(axis=2), size)
-    brightest = np.argsort(dark, axis=None)[-max(1, dark.size // 1000) :]
+    grey = hazy.mean(axis=2)
+    dark = minimum_filter(hazy.min(axis=2), window)
+    haziest = np.argsort(dark, axis=None)[-max(1, dark.size // 1000) :]
+    brightness = grey.ravel()[haziest]
+    brightest = haziest[brightness >= brightness.max() - 1e-6]  # of 8 bits several are equally bright
     airlight = np.maximum(hazy.reshape(-1, 3)[brightest].mean(0), 1e-3)  # of a black picture, too
-    rough = 1 - omega * minimum_filter((hazy / airlight).min(axis=2), size)
-    transmission = np.maximum(guided_filter(hazy.mean(axis=2), rough, 4 * radius), floor)[..., None]
+    rough = 1 - omega * minimum_filter((hazy / airlight).min(axis=2), window)
+    transmission = np.maximum(guided_filter(grey, rough, radius), floor)[..., None]
     return (hazy - airlight) / transmission + airlight
 
 
@@ -243,4 +263,5 @@ def paired(data: Dataset) -> Iterator[Case]:
     """Yield each pair, whole; its kind is the folder of the hazy picture, such as ``cloud_L1``."""
     assert data.hazy is not None
     for name, clear, hazy in zip(data.names, data.clear, data.hazy, strict=True):
-        yield Case(name, name.rpartition("/")[0], *(picture[:, :] / np.float32(255) for picture in (clear, hazy)))
+        pixels = [picture[:, :] / np.float32(255) for picture in (clear, hazy)]
+        yield Case(name, name.rpartition("/")[0], pixels[0], pixels[1])

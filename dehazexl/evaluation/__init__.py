@@ -1,0 +1,1 @@
+"""Evaluation: scores with a truth to compare with, and without."""
