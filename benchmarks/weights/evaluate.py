@@ -25,7 +25,7 @@ from dehazexl import load_model
 from dehazexl.evaluation.paired import (
     BRIGHTNESS,
     THICKNESS,
-    by_network,
+    ByNetwork,
     dark_channel_prior,
     evaluate,
     seam_ratio,
@@ -70,7 +70,7 @@ def in_pieces(dehaze, hazy, side: int):
 def scored(cases, model) -> dict[str, dict[str, dict[str, float]]]:
     """Score the network, the dark channel prior and the input: means of all cases, of each kind, and each source."""
     # Each overlap by itself: the seam ratio has to know where tile borders are.
-    dehazers = {overlap: {f"overlap {overlap}": by_network(model, overlap)} for overlap in OVERLAPS}
+    dehazers = {overlap: {f"overlap {overlap}": ByNetwork(model, overlap)} for overlap in OVERLAPS}
     dehazers[0] = {"dark channel prior": dark_channel_prior, **dehazers[0]}
     rows = [
         {"kinds": ("all", case.kind, case.name.partition("-")[0]), "method": method, **values}
@@ -104,7 +104,9 @@ def main() -> None:
     # The true change has no seams: what it scores at the same places is what the pictures themselves bring.
     without_seams = {
         light: {
-            f"overlap {overlap}": round(float(np.mean([seam_ratio(c.clear - c.hazy, overlap) for c in some])), 3)
+            f"overlap {overlap}": round(
+                float(np.mean([seam_ratio(c.clear - c.hazy, overlap, model.spec.tile) for c in some])), 3
+            )
             for overlap in OVERLAPS
         }
         for light, some in cases.items()
@@ -113,7 +115,7 @@ def main() -> None:
     middles = {name: center_crop(picture, 512, 512)[0].permute(1, 2, 0).numpy() for name, picture in pictures}
     stays = {
         method: {name: round(psnr(run(clear), clear), 2) for name, clear in middles.items()}
-        for method, run in (("network", by_network(model)), ("dark channel prior", dark_channel_prior))
+        for method, run in (("network", ByNetwork(model)), ("dark channel prior", dark_channel_prior))
     }
     largest = max(pictures, key=lambda named: named[1].size)[1]
     keep(
@@ -129,7 +131,7 @@ def main() -> None:
         seam_ratio_of_the_truth_in_linear_light=without_seams["linear"],
         clear_picture_stays_psnr={method: round(float(np.mean(list(of.values()))), 2) for method, of in stays.items()},
         of_each_picture=stays,
-        in_one_go_and_in_pieces=whole_and_in_pieces(by_network(model), largest),
+        in_one_go_and_in_pieces=whole_and_in_pieces(ByNetwork(model), largest),
     )
 
 

@@ -386,7 +386,10 @@ def evaluate(
             metavar="LIGHT", help="Haze on clear pictures: on their values, on linear light, or both. [default: both]"
         ),
     ] = None,
-    overlap: Annotated[int, typer.Option(metavar="PIXELS", help="By which tiles overlap, 0 to 128.")] = 32,
+    overlap: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="By which tiles overlap, 0 to 128; else what suits the weights."),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.evaluation.paired import KINDS, Case, by_network, dark_channel_prior, evaluate, paired, synthesised
-from dehazexl.image.grid import OVERLAP, TileGrid
+from dehazexl.evaluation.paired import KINDS, ByNetwork, Case, dark_channel_prior, evaluate, paired, synthesised
+from dehazexl.image.grid import OVERLAP, check_overlap
 from dehazexl.training.datasets import check_beside, open_for_evaluation
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def score(
     folders: Sequence[Path],
     weights: dict[str, Path],
     load: Callable[[Path], DehazeXL],
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     size: int = SIZE,
     out: Path | None = None,
     hold_out: Sequence[str] = (),
@@ -81,21 +81,23 @@ def score(
     from tqdm import tqdm
 
     check_skimage()
-    TileGrid(size, size, overlap)
+    check_overlap(overlap)
     if light is not None and light not in LIGHTS:
         raise ValueError(f"--light is one of {', '.join(LIGHTS)}, not {light!r}")
     if out is not None:
         check_beside(out, folders)
     cases, count, what = open_cases(folders, size, hold_out, light)
     dehazers: dict[str, Dehazer] = {"dark channel prior": dark_channel_prior}
-    dehazers |= {name: by_network(load(path), overlap) for name, path in weights.items()}
+    dehazers |= {name: ByNetwork(load(path), overlap) for name, path in weights.items()}
     shown = {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count))} if out is not None else set()
     rows: list[Row] = []
     sheet: list[list[tuple[str, Image]]] = []
     methods = 1 + len(dehazers)
     interval = 0.1 if sys.stderr.isatty() else 30
     with tqdm(total=count * methods, desc="evaluate", unit="picture", mininterval=interval) as bar:
-        for i, (case, method, picture, values) in enumerate(evaluate(cases, dehazers, overlap)):
+        for i, (case, method, picture, values) in enumerate(
+            evaluate(cases, dehazers, OVERLAP if overlap is None else overlap)
+        ):
             rows.append({"picture": case.name, "light": case.light, "haze": case.kind, "method": method, **values})
             if out is not None:
                 append_row(out / "scores.csv", rows[-1], new=i == 0)

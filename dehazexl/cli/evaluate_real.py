@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dehazexl.cli.evaluate import append_row, check_skimage, draw_sheet, means, table, thumbnail
-from dehazexl.evaluation.paired import by_network, dark_channel_prior
+from dehazexl.evaluation.paired import ByNetwork, dark_channel_prior
 from dehazexl.evaluation.real import evaluate_real, shrunk
-from dehazexl.image.grid import OVERLAP, TileGrid
+from dehazexl.image.grid import OVERLAP, check_overlap
 from dehazexl.training.datasets import find_clear
-from dehazexl.training.rgb_files import Memory, open_rgb
+from dehazexl.training.rgb_files import ImageCache, open_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def score_real(
     weights: dict[str, Path],
     load: Callable[[Path], DehazeXL],
     say: Callable[[str], object],
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     size: int | None = None,
     out: Path | None = None,
 ) -> str:
@@ -70,12 +70,12 @@ def score_real(
     from tqdm import tqdm
 
     check_skimage()
-    TileGrid(1, 1, overlap)
+    check_overlap(overlap)
     sources = find_clear([folder])
     if out is not None and out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--out {out} lies among the pictures in {folder}: a folder beside them is needed")
     dehazers: dict[str, Dehazer] = {"dark channel prior": dark_channel_prior}
-    dehazers |= {name: by_network(load(path), overlap) for name, path in weights.items()}
+    dehazers |= {name: ByNetwork(load(path), overlap) for name, path in weights.items()}
     methods, count = 1 + len(dehazers), len(sources)
     shown = {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count))} if out is not None else set()
     rows: list[Row] = []
@@ -83,7 +83,9 @@ def score_real(
     interval = 0.1 if sys.stderr.isatty() else 30
     images = read_images(folder, [source.clear for source in sources], size, say)
     with tqdm(total=count * methods, desc="evaluate", unit="image", mininterval=interval) as bar:
-        for i, (name, method, picture, values) in enumerate(evaluate_real(images, dehazers, overlap)):
+        for i, (name, method, picture, values) in enumerate(
+            evaluate_real(images, dehazers, OVERLAP if overlap is None else overlap)
+        ):
             rows.append({"image": name, "method": method, **values})
             if out is not None:
                 append_row(out / "real.csv", rows[-1], new=i == 0)
@@ -111,7 +113,7 @@ def read_images(
     """Yield name and pixels ``(h, w, 3)`` of images, shrunk to a size; say which cannot be read, and pass them over."""
     for path in paths:
         try:
-            pixels = open_rgb(path, Memory(limit=0))[:, :]
+            pixels = open_rgb(path, ImageCache(limit=0))[:, :]
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
             say(f"{path} cannot be read: {reason}" if reason else str(error))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dehazexl.image.grid import OVERLAP, TILE, TileGrid
+from dehazexl.image.grid import TILE, TileGrid
 from dehazexl.synthesis.haze import synthesise
 from dehazexl.training.augment import center_crop
 
@@ -158,14 +158,37 @@ def seam_ratio(change: Picture, overlap: int = 0, tile: int = TILE) -> float:
     return float(borders.mean() / others.mean()) if borders.size and others.size and others.mean() > 0 else math.nan
 
 
-def by_network(model: DehazeXL, overlap: int = OVERLAP) -> Dehazer:
-    """Return a dehazer that streams a picture through a network."""
-    from dehazexl.engine.dehaze import dehaze
+@dataclass(frozen=True)
+class ByNetwork:
+    """A dehazer that streams an image through a network.
 
-    def run(hazy: Picture) -> Picture:
-        return np.asarray(dehaze(hazy.astype(np.float32), model, overlap=overlap, value_range=(0, 1)))
+    Attributes
+    ----------
+    model
+        The network.
+    overlap
+        Of its tiles, in pixels; None takes what suits the network.
+    """
 
-    return run
+    model: DehazeXL
+    overlap: int | None = None
+
+    def __call__(self, hazy: Picture) -> Picture:
+        """Dehaze an image ``(h, w, 3)`` in [0, 1]."""
+        from dehazexl.engine.dehaze import dehaze
+
+        return np.asarray(dehaze(hazy.astype(np.float32), self.model, overlap=self.overlap, value_range=(0, 1)))
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """By how much its tiles overlap, and their side."""
+        spec = self.model.spec
+        return spec.overlap if self.overlap is None else self.overlap, spec.tile
+
+
+def tiles_of(dehazer: Dehazer, overlap: int) -> tuple[int, int]:
+    """Return by how much a dehazer's tiles overlap, and their side; of one without tiles, those of 256 pixels."""
+    return dehazer.tiles if isinstance(dehazer, ByNetwork) else (overlap, TILE)
 
 
 def dark_channel_prior(
@@ -216,7 +239,7 @@ def guided_filter(guide: Picture, values: Picture, radius: int, epsilon: float =
 def evaluate(
     cases: Iterable[Case], dehazers: dict[str, Dehazer], overlap: int = 0
 ) -> Iterator[tuple[Case, str, Picture, Scores]]:
-    """Score each case and dehazer, and the hazy input; `overlap` tells where tile borders are.
+    """Score each case and dehazer, and the hazy input; `overlap` tells where borders are sought without a network.
 
     Yields
     ------
@@ -230,7 +253,12 @@ def evaluate(
             started = time.perf_counter()
             out = run(case.hazy)
             seconds, memory = time.perf_counter() - started, peak_memory()
-            yield case, name, out, {**scores(case, out, overlap), "seconds": seconds, "memory_mb": memory}
+            yield (
+                case,
+                name,
+                out,
+                {**scores(case, out, *tiles_of(run, overlap)), "seconds": seconds, "memory_mb": memory},
+            )
 
 
 def forget_peak() -> None:

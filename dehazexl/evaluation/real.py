@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dehazexl.evaluation.fade import fog_density
-from dehazexl.evaluation.paired import STRIP, seam_ratio
+from dehazexl.evaluation.paired import STRIP, seam_ratio, tiles_of
+from dehazexl.image.grid import TILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,15 +22,15 @@ SCORES = ("fade", "cast", "clipped", "lightness", "noise", "seam")
 """Names of the scores, see `real_scores`."""
 
 
-def real_scores(hazy: Picture, out: Picture, overlap: int = 0) -> Scores:
+def real_scores(hazy: Picture, out: Picture, overlap: int = 0, tile: int = TILE) -> Scores:
     """Score a dehazed image beside the hazy one.
 
     Parameters
     ----------
     hazy, out
         ``(h, w, 3)`` in [0, 1], values of sRGB; what lies beyond in `out` is clipped.
-    overlap
-        Of the tiles, in pixels.
+    overlap, tile
+        Of the tiles, and their side, in pixels.
 
     Returns
     -------
@@ -52,7 +53,7 @@ def real_scores(hazy: Picture, out: Picture, overlap: int = 0) -> Scores:
         "clipped": clipped_share(in_8_bits(hazy), stored),
         "lightness": lightness,
         "noise": noise_level(out) / before if before else math.nan,
-        "seam": seam_ratio(out - hazy, overlap),
+        "seam": seam_ratio(out - hazy, overlap, tile),
     }
 
 
@@ -119,4 +120,4 @@ def evaluate_real(
         hazy = pixels / np.float32(255)
         for method, run in {"hazy input": lambda hazy: hazy, **dehazers}.items():
             out = run(hazy)
-            yield name, method, out, real_scores(hazy, out, overlap)
+            yield name, method, out, real_scores(hazy, out, *tiles_of(run, overlap))
