@@ -261,7 +261,7 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    spec = replace(SPECS["field"], scale=args.scale) if not args.spec else replace(SPECS[args.spec])
+    spec = replace(SPECS["fast"], scale=args.scale) if not args.spec else replace(SPECS[args.spec])
     recipe = Recipe(lr=args.lr, ema=args.ema, seed=args.seed, warmup=args.warmup)
     init = None
     if args.init:
@@ -332,7 +332,7 @@ def train(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     """Measure seconds and memory of whole forwards."""
     device, rows = torch.device(args.device), []
-    for name, dtype in itertools.product(("official", "field"), (torch.float16, torch.float32)):
+    for name, dtype in itertools.product(("official", "compact", "fast"), (torch.float16, torch.float32)):
         model = DehazeXL(SPECS[name]).to(device, dtype).eval()
         for side in args.sides:
             if device.type == "cuda":

@@ -218,7 +218,7 @@ SPECS = {
         local=5,
         inputs=("dark", "bright"),
     ),
-    "field": Spec(
+    "fast": Spec(
         widths=(32, 64, 128, 256),
         heads=(1, 2, 4, 8),
         context_heads=4,
