@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import torch
-
 T = TypeVar("T")
 
 
@@ -72,6 +70,8 @@ class TilesAtOnce:
     def _halve(self) -> None:
         self.batch = max(1, self.batch // 2)
         self.note = f"memory was short: {self.batch} tiles are computed at once from now on"
+        import torch  # not before: a viewer starts without it
+
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -22,6 +22,7 @@ from dehazexl.image.image import Image
 from dehazexl.image.windowed_array import WindowedArray
 from dehazexl.io.open import open_image
 from dehazexl.io.pyramid import halve
+from dehazexl.viewing.errors import UNREADABLE, expected
 from dehazexl.viewing.worker import Worker
 
 if TYPE_CHECKING:
@@ -261,8 +262,9 @@ class OverviewBuilder:
             finally:
                 _making.release()
         except Exception as error:
+            expected(error, f"making overviews of {self.image.name}")
             self.error = error
-            with suppress(Exception):  # then the few places have to do
+            with suppress(*UNREADABLE):  # then the few places have to do
                 self._sample = look_around(self.image, MORE_SAMPLES)
         finally:
             if not self.ready:

@@ -27,6 +27,7 @@ from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength, value_range
 from dehazexl.image.windowed_array import WindowedArray, check_there
 from dehazexl.viewing.display import render, shown_dtype
+from dehazexl.viewing.errors import expected
 from dehazexl.viewing.level import LevelRun
 from dehazexl.viewing.tile_cache import TileCache
 from dehazexl.viewing.worker import Worker
@@ -206,7 +207,7 @@ class DehazeSession:
     def restart(self) -> None:
         """Go on after `close` or an error; what is dehazed already stays."""
         if not self.running:
-            for pixels in (*self._pixels, *(work.job.pixels for work in self._works.values())):
+            for pixels in (*self._pixels, *(work.job.pixels for work in [*self._works.values()])):
                 pixels.forget()  # what was kept of a file that was gone may be anything
             self.error, self.lost, self._idle = None, False, False
             self._better(everywhere=True)
@@ -238,8 +239,8 @@ class DehazeSession:
             raw = self._pixels[level].read(window)
             return render(raw, self.image, self.limits, self._strength, partial(self._answers.clear, level, window))
         except Exception as error:
-            self.lost = True
-            self._fail(_bare(error))
+            self.lost = self.lost or expected(error, f"showing {self.image.name}")
+            self._fail(_bare(error), self._worker)
             return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
 
     def around(self, level: int, window: Window) -> list[Window]:
@@ -253,7 +254,8 @@ class DehazeSession:
             check_there(self.image.path)
             pixels.load(chunk)
             check_there(self.image.path)
-        except Exception:
+        except Exception as error:
+            expected(error, f"reading ahead in {self.image.name}")
             pixels.forget()  # what was read of a file that has gone meanwhile may be anything
 
     @property
@@ -264,20 +266,27 @@ class DehazeSession:
     # What is computed
 
     def _start(self, before: Worker | None = None) -> None:
-        self._worker = Worker(_dehaze(weakref.ref(self), before), f"dehaze {self.image.name}")
+        own: list[Worker] = []
+        self._worker = Worker(_dehaze(weakref.ref(self), before, own), f"dehaze {self.image.name}")
+        own.append(self._worker)
         weakref.finalize(self, self._worker.close).atexit = False  # then all workers are ended anyway
         self._worker.start()
 
-    def _do_next(self) -> bool:
-        """Do a batch of what is wanted most; tell whether there was anything to do."""
+    def _do_next(self, worker: Worker) -> bool:
+        """Do a batch of what is wanted most; tell whether there was anything to do.
+
+        What fails ends the work of `worker`, which may be another one's by then: cancelled, and begun again.
+        """
         task = self._next()
         if task is None:
             return False
         try:
             self._advance(*task)
         except Exception as error:
-            self.lost = self.lost or (self._model is not None and isinstance(error, (OSError, ValueError)))
-            self._fail(error)
+            unreadable = expected(error, f"dehazing {self.image.name}") and not isinstance(error, MemoryError)
+            if worker is self._worker:
+                self.lost = self.lost or (self._model is not None and unreadable)
+                self._fail(error, worker)
         return True
 
     def _next(self) -> tuple[int, Window] | None:
@@ -348,9 +357,10 @@ class DehazeSession:
             if everywhere:
                 self.renewed = self.version
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, worker: Worker) -> None:
+        """End the work of a worker, and keep what ended it."""
         self.error = self.error or error
-        self._worker.close()
+        worker.close()
         self._tell()
 
     def _tell(self) -> None:
@@ -358,18 +368,21 @@ class DehazeSession:
             self._changed.notify_all()
 
 
-def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None) -> Generator[bool, None, None]:
-    """Do a picture's work; it is held only while a batch is computed, so that it can be dropped."""
+def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Worker]) -> Generator[bool, None, None]:
+    """Do a picture's work; it is held only while a batch is computed, so that it can be dropped.
+
+    It begins when the worker `before` has ended; `own` holds the worker that takes these steps.
+    """
     if before is not None:
         before.join()
     try:
         while (live := ref()) is not None:
-            busy = live._do_next()
+            busy = live._do_next(own[0])
             del live
             yield busy
     finally:
         if (live := ref()) is not None:
-            for work in live._works.values():
+            for work in [*live._works.values()]:
                 work.interrupt()
             live._tell()
 

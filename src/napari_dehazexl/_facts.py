@@ -91,6 +91,6 @@ def get_ready(weights: str, device: str, dtype: str) -> None:
     from dehazexl.model.weights import choose_device
     from napari_dehazexl._layer import network, written
 
-    with suppress(Exception):  # what is wrong with the weights is said when they are used
+    with suppress(OSError, ValueError):  # what is wrong with the weights is said when they are used
         if choose_device(device).type == "cpu":
             network(weights, device, dtype, written(weights))

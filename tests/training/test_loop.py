@@ -282,8 +282,8 @@ KILLED = """
 import resource, signal, sys, torch
 from pathlib import Path
 from dehazexl.model import Spec
-from dehazexl.checkpoint import State
-from dehazexl.recipe import Recipe
+from dehazexl.training.checkpoint import State
+from dehazexl.training.config import Recipe
 
 path = Path(sys.argv[1])
 state = State.load(path, Spec.from_json(sys.argv[2]), Recipe(), torch.device("cpu"))
@@ -459,8 +459,8 @@ PROCESS = """
 import sys, torch
 import torch.distributed as dist
 from pathlib import Path
-from test_train import NONE, PICTURES, PAIR, TINY
-from dehazexl.train import train
+from test_loop import NONE, PICTURES, PAIR, TINY
+from dehazexl.training.loop import train
 
 dist.init_process_group("gloo")
 reports = list(train(PICTURES, NONE, Path(sys.argv[1]), TINY, PAIR))
@@ -473,10 +473,11 @@ PAIR = replace(SHORT, steps=3, tiles=2, crop=1)
 
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     (tmp_path / "process.py").write_text(PROCESS)
+    places = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])
     launched = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
          "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "process.py", "two"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr

@@ -370,6 +370,35 @@ def test_stopped_it_goes_on_where_it_was(watch, model, hazy) -> None:
     assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
 
 
+def test_a_late_failure_of_a_cancelled_run_does_not_end_the_next(watch, model, hazy, monkeypatch) -> None:
+    reached, failing = threading.Event(), threading.Event()
+    advance = LevelRun.advance
+
+    def late(work: LevelRun) -> None:
+        if not reached.is_set():
+            reached.set()
+            assert failing.wait(60)
+            raise OSError("the disk was away for a moment")
+        advance(work)
+
+    monkeypatch.setattr(LevelRun, "advance", late)
+    live = watch(opened(hazy), lambda: model)
+    assert reached.wait(60)
+    live.close()
+    live.restart()
+    failing.set()
+    live.levels[0][VIEW]
+    assert live.wait(60) and live.error is None and not live.lost
+
+
+def test_an_error_of_the_program_is_no_unreadable_file(watch, model, hazy, monkeypatch, caplog) -> None:
+    live = watch(opened(hazy), lambda: model)
+    monkeypatch.setattr(live._answers, "clear", lambda *_: 1 / 0)
+    assert not live.levels[0][VIEW].any()
+    assert isinstance(live.error, ZeroDivisionError) and not live.lost
+    assert "ZeroDivisionError" in caplog.text and "1 / 0" in caplog.text
+
+
 def test_what_failed_can_be_tried_again(watch, model, hazy) -> None:
     tries = iter([OSError("the disk is away"), model])
 
