@@ -15,7 +15,7 @@ import torch
 from machine import keep
 
 from dehazexl.model import SPECS
-from dehazexl.synthesis.haze import synthesise
+from dehazexl.synthesis.haze import add_haze
 from dehazexl.training.batches import Batch
 from dehazexl.training.checkpoint import State
 from dehazexl.training.config import Recipe
@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = Recipe(crop=8, tiles=64, part=args.part, precision="bfloat16")
     clear = torch.rand(1, 3, 2048, 2048)
-    made = synthesise(clear, torch.Generator().manual_seed(0))
+    made = add_haze(clear, torch.Generator().manual_seed(0))
     batch = Batch(clear, made.pixels, made.transmission, made.airlight)
     state = State.start(SPECS[args.spec], recipe, torch.device("cpu"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -25,7 +25,7 @@ TILE = 512
 
 
 def make(path: Path, height: int, width: int) -> None:
-    """Write a tiled uint8 RGB TIFF of smooth colours and noise, tile by tile."""
+    """Write a tiled uint8 RGB TIFF of smooth colors and noise, tile by tile."""
     random = np.random.default_rng(0)
     texture = random.integers(0, 60, (TILE, TILE, 3), np.uint8)
 

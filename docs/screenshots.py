@@ -136,7 +136,7 @@ class Play:
 
     def mistake(self) -> None:
         """Choose what is no RGB."""
-        self.widget.input.value = self.viewer.add_image(self.layer.data[..., 0], name="grey")
+        self.widget.input.value = self.viewer.add_image(self.layer.data[..., 0], name="gray")
         self.press("dehaze")
         self.shot("11-not-rgb")
 

@@ -27,9 +27,9 @@ def smooth(bands: int = 3, dtype: str = "uint8", height: int = HEIGHT, width: in
 
 
 def write_gdal(
-    path: Path, pixels: NDArray[Any], *, names: Sequence[str] = (), colours: str = "", **options: Any
+    path: Path, pixels: NDArray[Any], *, names: Sequence[str] = (), colors: str = "", **options: Any
 ) -> None:
-    """Write a GeoTIFF with GDAL; ``colours`` are names of `ColorInterp`, ``mask`` is an internal mask."""
+    """Write a GeoTIFF with GDAL; ``colors`` are names of `ColorInterp`, ``mask`` is an internal mask."""
     mask = options.pop("mask", None)
     profile = {"driver": "GTiff", "crs": "EPSG:32614", "transform": Affine(0.5, 0, 5e5, 0, -0.5, 5e6), **options}
     height, width, count = pixels.shape
@@ -37,8 +37,8 @@ def write_gdal(
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         rasterio.open(path, "w", height=height, width=width, count=count, dtype=pixels.dtype, **profile) as file,
     ):
-        if colours:
-            file.colorinterp = [ColorInterp[colour] for colour in colours.split()]
+        if colors:
+            file.colorinterp = [ColorInterp[color] for color in colors.split()]
         file.write(np.moveaxis(pixels, -1, 0))
         if names:
             file.descriptions = tuple(names)
@@ -89,9 +89,9 @@ def write_ngff(path: Path, pixels: NDArray[Any], version: str, axes: str = "cyx"
     group.attrs.update({"ome": {"version": "0.5", **said}} if version == "0.5" else said)
 
 
-def png(width: int, height: int, bits: int, colours: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+def png(width: int, height: int, bits: int, colors: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """Build a PNG by hand, for the kinds that Pillow does not write."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, colors, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     packed = (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts

@@ -57,7 +57,7 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
 
 
 def tent(overlap: int, first: bool, last: bool) -> np.ndarray:
-    """Weigh the pixels of a tile along an axis, less towards its ends where it has neighbours."""
+    """Weigh the pixels of a tile along an axis, less towards its ends where it has neighbors."""
     middle = np.arange(256) + 0.5
     rise = np.full(256, np.inf) if first else middle
     fall = np.full(256, np.inf) if last else 256 - middle
@@ -68,10 +68,10 @@ def tent(overlap: int, first: bool, last: bool) -> np.ndarray:
 def attended(model: DehazeXL, tokens: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
     """Let all tokens ``(h, w, c)`` attend to those that are keys ``(h, w)``, or to the means of squares of them.
 
-    Colours among their channels become the airlight.
+    Colors among their channels become the airlight.
     """
     c = model.spec.widths[-1]
-    tokens, colours = tokens[..., :c], tokens[..., c:]
+    tokens, colors = tokens[..., :c], tokens[..., c:]
     h, w, _ = tokens.shape
     x = model.context.input_proj(tokens) + torch.from_numpy(sines(h, w, c))
     pool = model.spec.context_pool
@@ -90,19 +90,19 @@ def attended(model: DehazeXL, tokens: torch.Tensor, keys: np.ndarray) -> torch.T
             answers.append(torch.softmax(a @ b.T / a.shape[1] ** 0.5, dim=1) @ d)
         x = x + layer.attn.proj(torch.cat(answers, dim=1)).view(h, w, c)
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    if not colours.numel():
+    if not colors.numel():
         return x
     seen = torch.from_numpy(keys)
-    return torch.cat([x, airlight(model, x[seen], colours[seen]).expand(h, w, 3)], dim=2)
+    return torch.cat([x, airlight(model, x[seen], colors[seen]).expand(h, w, 3)], dim=2)
 
 
-def airlight(model: DehazeXL, fused: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
-    """Weigh the tokens' ``(n, c)`` votes: their colours ``(n, 3)``, as logits, with what their features add."""
+def airlight(model: DehazeXL, fused: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
+    """Weigh the tokens' ``(n, c)`` votes: their colors ``(n, 3)``, as logits, with what their features add."""
     module = model.context.airlight
     learned = module.output(fused * module.norm.weight / (fused.square().mean(1, keepdim=True) + 1e-5).sqrt())
-    darkest = colours.min(1).values
+    darkest = colors.min(1).values
     weight = torch.exp(torch.where(darkest < 0.98, 40 * darkest, 0) + learned[:, 0])
-    logits = torch.log(colours.clamp(0.02, 0.98) / (1 - colours.clamp(0.02, 0.98))) + learned[:, 1:]
+    logits = torch.log(colors.clamp(0.02, 0.98) / (1 - colors.clamp(0.02, 0.98))) + learned[:, 1:]
     return (weight[:, None] * logits).sum(0) / weight.sum()
 
 

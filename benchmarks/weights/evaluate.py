@@ -29,7 +29,7 @@ from dehazexl.evaluation.paired import (
     dark_channel_prior,
     evaluate,
     seam_ratio,
-    synthesised,
+    synthesized,
 )
 from dehazexl.training.augment import center_crop
 from dehazexl.training.datasets import find_clear
@@ -50,7 +50,7 @@ def whole_and_in_pieces(dehaze, picture) -> dict[str, dict[str, float]]:
     beyond = [(0, max(0, LARGE - size)) for size in picture.shape[:2]]
     clear = np.pad(picture, [*beyond, (0, 0)], mode="symmetric")[:LARGE, :LARGE]
     answers = {}
-    for case in synthesised([("large", clear)], LARGE, ("patches", "ridges")):
+    for case in synthesized([("large", clear)], LARGE, ("patches", "ridges")):
         ways = {"hazy": case.hazy, "whole": dehaze(case.hazy)}
         ways |= {f"pieces of {side}": in_pieces(dehaze, case.hazy, side) for side in PIECES}
         answers[case.kind] = {way: round(psnr(out, case.clear), 2) for way, out in ways.items()}
@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model(args.weights, device="cpu", dtype="float32")
     pictures = [(source.name, read_rgb(source.clear)) for source in find_clear([args.folder])]
-    cases = {light: list(synthesised(pictures, linear=light == "linear")) for light in ("values", "linear")}
+    cases = {light: list(synthesized(pictures, linear=light == "linear")) for light in ("values", "linear")}
     tables = {light: scored(some, model) for light, some in cases.items()}
     # The true change has no seams: what it scores at the same places is what the pictures themselves bring.
     without_seams = {

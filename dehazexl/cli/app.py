@@ -205,7 +205,7 @@ def dehaze_all(
 
     tasks, folder = work.plan(source, output, weights, tokens)
     if nor and (known := next((task.weights for task in tasks if task.weights.suffix == ".safetensors"), None)):
-        raise ValueError(f"--nor is for official .pth files; {known} says itself how it is normalised")
+        raise ValueError(f"--nor is for official .pth files; {known} says itself how it is normalized")
     failures: list[str] = []
 
     def say(text: str) -> None:
@@ -226,7 +226,7 @@ def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Pat
     def load(path: Path) -> DehazeXL:
         from dehazexl.model.weights import load_model
 
-        model = load_model(path, device, dtype, normalised=nor)
+        model = load_model(path, device, dtype, normalized=nor)
         print(f"{path.name} on {model.device}, {str(model.dtype).removeprefix('torch.')}", file=sys.stderr)
         return model
 
@@ -311,8 +311,8 @@ def train(
     ema: Annotated[
         float, typer.Option(min=0, max=1, metavar="DECAY", help="Of the moving average of the weights.")
     ] = 0.995,
-    normalise: Annotated[
-        bool, typer.Option("--normalise", help="Normalise colours as the official --nor does.")
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Normalize colors as the official --nor does.")
     ] = False,
     seed: Annotated[
         int,
@@ -353,7 +353,7 @@ def train(
     try:
         done = train_with_bar(
             folders, hold_out, out, spec, recipe,
-            device=device, init=init, normalise=normalise, resume=resume, minutes=minutes, every=every,
+            device=device, init=init, normalize=normalize, resume=resume, minutes=minutes, every=every,
             given=given(context),
         )  # fmt: skip
         if done is not None:

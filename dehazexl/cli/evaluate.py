@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.evaluation.paired import KINDS, ByNetwork, Case, dark_channel_prior, evaluate, paired, synthesised
+from dehazexl.evaluation.paired import KINDS, ByNetwork, Case, dark_channel_prior, evaluate, paired, synthesized
 from dehazexl.image.grid import OVERLAP, check_overlap
 from dehazexl.training.datasets import check_beside, open_for_evaluation
 
@@ -57,7 +57,7 @@ def score(
     ----------
     folders
         Pairs, which are scored whole; 8KDehaze, of which those are that training holds out; or clear pictures, on the
-        middle of which four kinds of haze are synthesised with a fixed seed. See `data.open_datasets`.
+        middle of which four kinds of haze are synthesized with a fixed seed. See `data.open_datasets`.
     weights, load
         Weights files by name, and what turns one into a network.
     overlap
@@ -126,9 +126,9 @@ def open_cases(
     light = light or "both"
     lights = ("values", "linear") if light == "both" else (light,)
     pictures = list(zip(data.names, data.clear, strict=True))
-    cases = chain.from_iterable(synthesised(pictures, size, linear=name == "linear") for name in lights)
+    cases = chain.from_iterable(synthesized(pictures, size, linear=name == "linear") for name in lights)
     what = (
-        f"means of {len(data)} pictures, their middle {size} x {size}, with {len(KINDS)} kinds of synthesised haze, "
+        f"means of {len(data)} pictures, their middle {size} x {size}, with {len(KINDS)} kinds of synthesized haze, "
         f"{LIGHTS[light]}"
     )
     return cases, len(pictures) * len(KINDS) * len(lights), what

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dehazexl.image.image import Image, colours, valid_mask, value_range
+from dehazexl.image.image import Image, colors, valid_mask, value_range
 from dehazexl.image.value_scale import ValueScale
 from dehazexl.io.open import open_image
-from dehazexl.synthesis.haze import KINDS, LEVELS, Level, synthesise
+from dehazexl.synthesis.haze import KINDS, LEVELS, Level, add_haze
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def make_pairs(
     overwrite
         Replace what is there.
     linear
-        Put the haze on linear light, see `haze.synthesise`; not for pictures whose values are light already, as
+        Put the haze on linear light, see `haze.add_haze`; not for pictures whose values are light already, as
         those of satellites.
 
     Yields
@@ -98,14 +98,14 @@ def write_all(progress: Iterator[int]) -> None:
 
 
 def with_haze(image: Image, level: Level, kind: str | None, seed: int, linear: bool = False) -> NDArray[Any]:
-    """Return a picture ``(y, x, c)`` with haze on its colours; further bands and nodata stay as they are."""
+    """Return a picture ``(y, x, c)`` with haze on its colors; further bands and nodata stay as they are."""
     pixels = np.array(image.levels[0])
     scale = ValueScale(*value_range(image))
     # What is brighter than white stays brighter: the pair must differ by haze alone.
-    clear = scale.to_unit(colours(pixels, image)).clip(min=0)
+    clear = scale.to_unit(colors(pixels, image)).clip(min=0)
     valid = valid_mask(pixels, image)
     clear[~valid] = 0  # NaN would go everywhere with the picture's mean
-    made = synthesise(
+    made = add_haze(
         torch.from_numpy(clear).permute(2, 0, 1)[None],
         torch.Generator().manual_seed(seed),
         [kind] if kind else level.kinds,

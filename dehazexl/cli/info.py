@@ -55,11 +55,11 @@ def describe_picture(path: Path) -> dict[str, Any]:
 
 
 def _shows(image: Image, band: int) -> str | None:
-    """Tell what the network sees in a band: red, green, blue, grey or alpha."""
+    """Tell what the network sees in a band: red, green, blue, gray or alpha."""
     if band == image.alpha:
         return "alpha"
     if len(set(image.rgb)) == 1:
-        return "grey" if band in image.rgb else None
+        return "gray" if band in image.rgb else None
     return dict(zip(image.rgb, ("red", "green", "blue"), strict=True)).get(band)
 
 
@@ -120,7 +120,7 @@ def _picture_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rule = (
         "all of uint8"
         if facts["dtype"] == "uint8"
-        else f"0 (or the percentile {PERCENTILES[0]}, if negative) and the percentile {PERCENTILES[1]} of the colours"
+        else f"0 (or the percentile {PERCENTILES[0]}, if negative) and the percentile {PERCENTILES[1]} of the colors"
     )
     tiles = facts["tiles"]
     count = tiles["rows"] * tiles["columns"]

@@ -36,7 +36,7 @@ def train_with_bar(
     *,
     device: str = "auto",
     init: str | None = None,
-    normalise: bool = False,
+    normalize: bool = False,
     resume: bool = False,
     minutes: float = math.inf,
     every: int = 250,
@@ -44,7 +44,7 @@ def train_with_bar(
 ) -> str | None:
     """Train on folders of pictures, with a bar on stderr, and return what came of it; of several processes one does.
 
-    With `init`, the training starts from those weights, and their spec. With `normalise`, the network sees colours
+    With `init`, the training starts from those weights, and their spec. With `normalize`, the network sees colors
     less the mean and over the deviation of the official training set, as with its ``--nor``. With `resume`, what is not
     named in `given` (the names of arguments and of the recipe's attributes) is as it was before. Started by torchrun,
     each process takes its share of every step.
@@ -72,10 +72,10 @@ def train_with_bar(
             old = Spec.from_json(before["spec"])
             network = replace(network, mean=old.mean, std=old.std) if "spec" in given else old
             recipe, hold_out = as_before(before, recipe, hold_out, given, say)
-        if normalise:
+        if normalize:
             network = replace(network, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)
             if first is not None and network != first.spec:
-                raise ValueError(f"--init {init} was trained without --normalise: leave it out")
+                raise ValueError(f"--init {init} was trained without --normalize: leave it out")
         training, held = open_datasets(folders, hold_out)
         training = without_small(training, say)
         speak_of_large(training, say)

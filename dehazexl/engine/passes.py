@@ -21,7 +21,7 @@ from dehazexl.engine.memory import TilesAtOnce
 from dehazexl.engine.tokens import BLOCK, TokenStore
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import SIDE, TOKEN, TileGrid, Window
-from dehazexl.image.image import Image, colours, valid_mask
+from dehazexl.image.image import Image, colors, valid_mask
 from dehazexl.image.nodata import beside, held
 from dehazexl.image.value_scale import ValueScale, to_dtype
 from dehazexl.model import DehazeXL
@@ -126,7 +126,7 @@ class Tiles:
     raw
         ``(y, x, c)`` as the picture has them, with the network's halo.
     rgb
-        ``(y, x, 3)``, float32: colours on the scale of the network.
+        ``(y, x, 3)``, float32: colors on the scale of the network.
     valid
         ``(y, x)``: pixels with data.
     window
@@ -143,7 +143,7 @@ class Tiles:
         """Read a rectangle of tiles."""
         window = job.grid.tile_window(tiles).expand(job.model.spec.halo)
         raw = job.pixels.read(window)
-        rgb = job.scale.to_unit(colours(raw, job.image))
+        rgb = job.scale.to_unit(colors(raw, job.image))
         valid = valid_mask(raw, job.image)
         rgb[~valid] = 0  # so that NaN and infinities go nowhere
         return cls(raw, rgb, valid, window)
@@ -240,17 +240,17 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
         yield job.grid.count * len(context.layers)
         return
     array, valid = store.tokens()
-    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then colours,
+    # (tiles, 8, 8, c), sharing memory with the array where it is of the network's precision: features, then colors,
     # which what is found out of the haze takes the place of
     width = job.model.spec.widths[-1]
-    x, colours = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels).split([width, job.channels - width], -1)
+    x, colors = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels).split([width, job.channels - width], -1)
     seen = torch.from_numpy(valid).view(-1, SIDE, SIDE)
     if not seen.any():
         seen = torch.ones_like(seen)
     overview = None
     if job.model.spec.overview:
         with _computing():
-            overview = _overview(job, colours)
+            overview = _overview(job, colors)
             whole = context.embed_overview(overview[..., :width], job.grid.rows * SIDE, job.grid.cols * SIDE)
     # Torch's inference mode is entered batch by batch: left on at a yield, it would be on for whoever works meanwhile.
     for chunk, embedded in _chunks(job, lambda chunk: _embedded(job, _on_device(x[chunk], job), chunk.start)):
@@ -271,12 +271,12 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     if context.airlight is not None:
         airlight = context.airlight
         votes = [
-            some for _, some in _chunks(job, lambda chunk: _votes(job, airlight, x[chunk], colours[chunk], seen[chunk]))
+            some for _, some in _chunks(job, lambda chunk: _votes(job, airlight, x[chunk], colors[chunk], seen[chunk]))
         ]
-        colours[:] = airlight.elected(torch.cat(votes, dim=1)).to(colours)
+        colors[:] = airlight.elected(torch.cat(votes, dim=1)).to(colors)
     if job.model.field is not None:
         others = () if overview is None else ((whole, overview[..., width:]),)
-        _find_haze(job, job.model.field, x, colours, seen, others)
+        _find_haze(job, job.model.field, x, colors, seen, others)
     store.put_fused(array)
 
 
@@ -297,9 +297,9 @@ def _attended(job: Job, layer: ContextLayer, x: Tensor, keys: Tensor, values: Te
     return fused.view(queries.shape)
 
 
-def _overview(job: Job, colours: Tensor) -> Tensor:
-    """Encode the picture, shrunk to one tile, from the colours ``(tiles, 8, 8, c)`` of its tokens."""
-    return job.model.encode_overview(_on_device(tiles_to_grid(colours, job.grid.rows, job.grid.cols), job))
+def _overview(job: Job, colors: Tensor) -> Tensor:
+    """Encode the picture, shrunk to one tile, from the colors ``(tiles, 8, 8, c)`` of its tokens."""
+    return job.model.encode_overview(_on_device(tiles_to_grid(colors, job.grid.rows, job.grid.cols), job))
 
 
 def _convolve(job: Job, local: Local, x: Tensor) -> None:
@@ -320,16 +320,16 @@ def _convolve(job: Job, local: Local, x: Tensor) -> None:
 
 
 def _find_haze(
-    job: Job, field: Field, fused: Tensor, colours: Tensor, seen: Tensor, others: tuple[tuple[Tensor, Tensor], ...]
+    job: Job, field: Field, fused: Tensor, colors: Tensor, seen: Tensor, others: tuple[tuple[Tensor, Tensor], ...]
 ) -> None:
-    """Let all tokens vote on the haze, and replace their colours by what they keep of it, see `field.KEPT`.
+    """Let all tokens vote on the haze, and replace their colors by what they keep of it, see `field.KEPT`.
 
-    `others` are the tokens and colours of the overview, if it takes part.
+    `others` are the tokens and colors of the overview, if it takes part.
     """
 
     def voters(chunk: slice) -> tuple[Tensor, Tensor]:
         mask = seen[chunk].to(job.model.device)
-        some, theirs = (_on_device(part[chunk], job)[mask][None] for part in (fused, colours))
+        some, theirs = (_on_device(part[chunk], job)[mask][None] for part in (fused, colors))
         return some, mean_colors(theirs)
 
     flat = [(some.flatten(1, 2), mean_colors(theirs).flatten(1, 2)) for some, theirs in others]
@@ -354,9 +354,9 @@ def _find_haze(
         values = field.elected(torch.stack(opinions).sum(0)).cpu()
         whole = tiles_to_grid(torch.cat(cells)[..., None], job.grid.rows, job.grid.cols)[..., 0]
         own = grid_to_tiles(windows(whole, job.grid.overlap / (CELL * job.model.spec.scale)))
-        colours[..., : WINDOW**2] = own.to(colours)
-        colours[..., WINDOW**2 : KEPT] = values.to(colours)
-        colours[..., KEPT:] = 0
+        colors[..., : WINDOW**2] = own.to(colors)
+        colors[..., WINDOW**2 : KEPT] = values.to(colors)
+        colors[..., KEPT:] = 0
 
 
 def _on_device(tokens: Tensor, job: Job) -> Tensor:
@@ -391,7 +391,7 @@ def _keys_values(job: Job, layer: ContextLayer, x: Tensor, seen: Tensor) -> tupl
 
 
 def _votes(job: Job, airlight: Airlight, fused: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
-    """Let the tokens ``(n, 8, 8, c)`` of some tiles that hold data vote on the airlight, given their mean colours."""
+    """Let the tokens ``(n, 8, 8, c)`` of some tiles that hold data vote on the airlight, given their mean colors."""
     some, theirs = (_on_device(part, job)[seen.to(job.model.device)][None] for part in (fused, mean))
     return airlight.votes(some, theirs)
 
@@ -508,7 +508,7 @@ def _finished(
     out = raw.copy()
     for band in dict.fromkeys(job.image.rgb):
         seen = [i for i, shown in enumerate(job.image.rgb) if shown == band]
-        # A band that is seen as several colours gets their mean.
+        # A band that is seen as several colors gets their mean.
         color = (colors[..., seen[0]] if len(seen) == 1 else colors[..., seen].mean(-1, dtype=np.float32))[valid]
         own = raw[..., band][valid]
         if job.strength != 1:

@@ -32,8 +32,8 @@ PATCH = 8
 SMALLEST = 2 * PATCH
 """Side of the smallest image with a score, in pixels: the filter of the contrast needs as many."""
 
-GREY = np.linalg.inv([[1, 0.956, 0.621], [1, -0.272, -0.647], [1, -1.106, 1.703]])[0]
-"""Weights of red, green and blue in the grey image: luminance of NTSC."""
+GRAY = np.linalg.inv([[1, 0.956, 0.621], [1, -0.272, -0.647], [1, -1.106, 1.703]])[0]
+"""Weights of red, green and blue in the gray image: luminance of NTSC."""
 
 SIGMA = 3.25
 """Of the filter of the contrast, in pixels."""
@@ -42,7 +42,7 @@ SATURATION = 0.1
 """Contrast that brings half the response, over the highest in the image."""
 
 NOISE = {
-    "grey": 255 * 9.225496406318721e-4,
+    "gray": 255 * 9.225496406318721e-4,
     "blue-yellow": 255 * 8.969246659629488e-4,
     "red-green": 255 * 2.069284034165411e-4,
 }
@@ -65,7 +65,7 @@ def fog_density(pixels: NDArray[np.uint8]) -> float:
     float
         NaN for images of less than 16 x 16 pixels, and where no patch has a texture to be judged by. Within 1e-6 of
         the release's, except for areas of one color: they are left out here, while the release, by its rounding
-        errors, counts them at 38 of the 256 levels of grey.
+        errors, counts them at 38 of the 256 levels of gray.
     """
     height, width = (size - size % PATCH for size in pixels.shape[:2])
     if min(height, width) < SMALLEST:
@@ -87,8 +87,8 @@ def features(pixels: NDArray[np.uint8]) -> Iterator[Array]:
     """Yield the twelve features of an image ``(h, w, 3)``, of each of its patches ``(h / 8, w / 8)``."""
     colors = pixels.astype(np.float64)
     red, green, blue = np.moveaxis(colors, 2, 0)
-    grey = np.floor(colors @ GREY + 0.5)
-    normal, deviation, mean = normalized(grey)
+    gray = np.floor(colors @ GRAY + 0.5)
+    normal, deviation, mean = normalized(gray)
     with np.errstate(divide="ignore", invalid="ignore"):
         variation = deviation / mean  # no number in black, which leaves its patch out
     yield variance(patches(normal))
@@ -99,10 +99,10 @@ def features(pixels: NDArray[np.uint8]) -> Iterator[Array]:
     yield patches(deviation).mean(axis=-1)
     yield patches(variation).mean(axis=-1)
     opposed = {"blue-yellow": (red + green) / 2 - blue, "red-green": red - green}
-    yield patches(contrast_energy(colors @ [0.299, 0.587, 0.114], NOISE["grey"])).mean(axis=-1)
+    yield patches(contrast_energy(colors @ [0.299, 0.587, 0.114], NOISE["gray"])).mean(axis=-1)
     for name, channel in opposed.items():
         yield patches(contrast_energy(channel, NOISE[name])).mean(axis=-1)
-    yield entropy(patches(grey).astype(np.intp))
+    yield entropy(patches(gray).astype(np.intp))
     darkest, brightest = colors.min(axis=2), colors.max(axis=2)
     yield patches(darkest).mean(axis=-1) / 255
     yield patches((brightest - darkest) / np.maximum(brightest, 1)).mean(axis=-1)
@@ -111,8 +111,8 @@ def features(pixels: NDArray[np.uint8]) -> Iterator[Array]:
     yield np.sqrt(spread) + 0.3 * np.sqrt(sum(cell.mean(axis=-1) ** 2 for cell in cells))
 
 
-def normalized(grey: Array) -> tuple[Array, Array, Array]:
-    """Subtract the local mean from a grey image ``(h, w)`` of whole numbers, and divide by the local deviation plus 1.
+def normalized(gray: Array) -> tuple[Array, Array, Array]:
+    """Subtract the local mean from a gray image ``(h, w)`` of whole numbers, and divide by the local deviation plus 1.
 
     Returns this, the deviation and the mean, over Gaussian windows of 7 x 7 pixels.
     """
@@ -124,13 +124,13 @@ def normalized(grey: Array) -> tuple[Array, Array, Array]:
     def local(x: Array) -> Array:
         return np.asarray(correlate1d(correlate1d(x, window, axis=0, mode="nearest"), window, axis=1, mode="nearest"))
 
-    mean = local(grey)
-    deviation = np.sqrt(np.abs(local(grey * grey) - mean * mean))
-    normal = (grey - mean) / (deviation + 1)
+    mean = local(gray)
+    deviation = np.sqrt(np.abs(local(gray * gray) - mean * mean))
+    normal = (gray - mean) / (deviation + 1)
     # What is 0 but for rounding errors, which black has none of. The release's have one sign at 217 levels of 256: a
     # patch that is flat throughout then has no pairs of opposite signs, no feature of them, and is left out.
-    flat = minimum_filter(grey, 7, mode="nearest") == maximum_filter(grey, 7, mode="nearest")
-    normal[flat] = np.where(grey[flat] > 0, FLAT, 0)
+    flat = minimum_filter(gray, 7, mode="nearest") == maximum_filter(gray, 7, mode="nearest")
+    normal[flat] = np.where(gray[flat] > 0, FLAT, 0)
     return normal, deviation, mean
 
 

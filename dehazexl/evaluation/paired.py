@@ -1,7 +1,7 @@
 """Evaluation: how good are weights, beside the hazy input and a classical dehazer.
 
-Protocol: full resolution, RGB, data range 1, float64; PSNR over all pixels and colours; SSIM of scikit-image with
-its defaults (7 x 7 windows), over colours; CIEDE2000 of scikit-image, mean over pixels; the mean of the pictures'
+Protocol: full resolution, RGB, data range 1, float64; PSNR over all pixels and colors; SSIM of scikit-image with
+its defaults (7 x 7 windows), over colors; CIEDE2000 of scikit-image, mean over pixels; the mean of the pictures'
 scores.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dehazexl.image.grid import TILE, TileGrid
-from dehazexl.synthesis.haze import synthesise
+from dehazexl.synthesis.haze import add_haze
 from dehazexl.training.augment import center_crop
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Case:
     light: str = ""
 
 
-def synthesised(
+def synthesized(
     pictures: Iterable[tuple[str, Pixels]],
     size: int = 512,
     kinds: Sequence[str] = KINDS,
@@ -77,16 +77,14 @@ def synthesised(
 ) -> Iterator[Case]:
     """Put each kind of haze, seeded, on the middle ``size x size`` pixels of each picture ``(h, w, 3)``.
 
-    `linear` puts the same haze on linear light, see `haze.synthesise`.
+    `linear` puts the same haze on linear light, see `haze.add_haze`.
     """
     light = "linear" if linear else "values"
     for i, (name, picture) in enumerate(pictures):
         clear = center_crop(picture, size, size)
         for j, kind in enumerate(kinds):
             generator = torch.Generator().manual_seed(seed * 10_000 + i * 100 + j)
-            made = synthesise(
-                clear, generator, [kind], THICKNESS, BRIGHTNESS, clear_share=0, camera=False, linear=linear
-            )
+            made = add_haze(clear, generator, [kind], THICKNESS, BRIGHTNESS, clear_share=0, camera=False, linear=linear)
             # As a file of 8 bits would hold it.
             stored = (made.pixels * 255).round() / 255
             yield Case(name, kind, clear[0].permute(1, 2, 0).numpy(), stored[0].permute(1, 2, 0).numpy(), light)
@@ -95,7 +93,7 @@ def synthesised(
 def scores(case: Case, out: Picture, overlap: int = 0, tile: int = TILE) -> dict[str, float]:
     """Compare a dehazed picture ``(h, w, 3)`` with the truth.
 
-    Returns ``psnr`` in decibels, ``ssim`` (NaN under 7 pixels), ``ciede2000`` (mean colour difference; 1 is just
+    Returns ``psnr`` in decibels, ``ssim`` (NaN under 7 pixels), ``ciede2000`` (mean color difference; 1 is just
     noticeable) and ``seam``, see `seam_ratio`.
     """
     from skimage.color import deltaE_ciede2000, rgb2lab
@@ -103,7 +101,7 @@ def scores(case: Case, out: Picture, overlap: int = 0, tile: int = TILE) -> dict
     def error(clear: Picture, out: Picture) -> float:
         return float(np.mean((clear - out) ** 2))
 
-    def colour(clear: Picture, out: Picture) -> float:
+    def color(clear: Picture, out: Picture) -> float:
         return float(deltaE_ciede2000(rgb2lab(clear), rgb2lab(out)).mean())
 
     squared = by_strips(error, case.clear, out)
@@ -111,7 +109,7 @@ def scores(case: Case, out: Picture, overlap: int = 0, tile: int = TILE) -> dict
         # In this order, so that NaN stays NaN: the other way round it would be the best score.
         "psnr": min(-10 * math.log10(squared), PERFECT) if squared else PERFECT,
         "ssim": by_strips(similarity, case.clear, out, MARGIN) if min(out.shape[:2]) > 2 * MARGIN else math.nan,
-        "ciede2000": by_strips(colour, case.clear, out),
+        "ciede2000": by_strips(color, case.clear, out),
         "seam": seam_ratio(np.clip(out, 0, 1) - case.hazy, overlap, tile),
     }
 
@@ -140,7 +138,7 @@ def similarity(clear: Picture, out: Picture) -> float:
 def seam_ratio(change: Picture, overlap: int = 0, tile: int = TILE) -> float:
     """Tell how much a change ``(h, w, 3)`` jumps at the borders of tiles of a side that overlap by some pixels.
 
-    Mean absolute difference of the change across tile borders, over the same between neighbours elsewhere: 1 is
+    Mean absolute difference of the change across tile borders, over the same between neighbors elsewhere: 1 is
     seamless. NaN where there is no border or no change.
     """
     across, inside = [], []
@@ -214,14 +212,14 @@ def dark_channel_prior(
     """
     from scipy.ndimage import minimum_filter
 
-    grey = hazy.mean(axis=2)
+    gray = hazy.mean(axis=2)
     dark = minimum_filter(hazy.min(axis=2), window)
     haziest = np.argsort(dark, axis=None)[-max(1, dark.size // 1000) :]
-    brightness = grey.ravel()[haziest]
+    brightness = gray.ravel()[haziest]
     brightest = haziest[brightness >= brightness.max() - 1e-6]  # of 8 bits several are equally bright
     airlight = np.maximum(hazy.reshape(-1, 3)[brightest].mean(0), 1e-3)  # of a black picture, too
     rough = 1 - omega * minimum_filter((hazy / airlight).min(axis=2), window)
-    transmission = np.maximum(guided_filter(grey, rough, radius), floor)[..., None]
+    transmission = np.maximum(guided_filter(gray, rough, radius), floor)[..., None]
     return (hazy - airlight) / transmission + airlight
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CACHE = 64 * 2**20
-"""Bytes of chunks that are always kept: neighbouring windows share them."""
+"""Bytes of chunks that are always kept: neighboring windows share them."""
 
 CACHE_ROW = 2**30
 """Bytes at most that are kept where chunks are as wide as strips: all windows of a row need the same ones."""

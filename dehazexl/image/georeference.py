@@ -117,7 +117,7 @@ class Geo:
 
         A pixel's upper left **corner** in column ``col`` and row ``row`` lies at ``x = a col + b row + c``,
         ``y = d col + e row + f``, in the units of the coordinate system, also where the tags speak of
-        pixel centres (RasterPixelIsPoint). None for ground control points and for a bare coordinate system.
+        pixel centers (RasterPixelIsPoint). None for ground control points and for a bare coordinate system.
         """
         if PIXEL_SCALE in self.tags and TIEPOINT in self.tags:
             width, height = self.tags[PIXEL_SCALE][:2]
@@ -128,7 +128,7 @@ class Geo:
             a, b, _, c, d, e, _, f = self.tags[TRANSFORMATION][:8]
         else:
             return None
-        half = self._centre
+        half = self._center
         return a, b, c - half * (a + b), d, e, f - half * (d + e)
 
     @property
@@ -138,8 +138,8 @@ class Geo:
         return None if code in (None, _USER_DEFINED) else code
 
     @property
-    def metres(self) -> tuple[float, float] | None:
-        """Height and width of a pixel, where the coordinate system counts in metres and is not turned."""
+    def meters(self) -> tuple[float, float] | None:
+        """Height and width of a pixel, where the coordinate system counts in meters and is not turned."""
         affine = self.affine
         if affine is None or self._key(_MODEL_TYPE) != _PROJECTED or self._key(_UNITS) != _METRE:
             return None
@@ -158,14 +158,14 @@ class Geo:
         """Georeference after resizing, the pixels being `fy` times as high and `fx` times as wide (2: half as many)."""
         geo = self._with_rpc(lambda line: line / fy, lambda sample: sample / fx)
         if geo.affine is None:
-            half = geo._centre
+            half = geo._center
             return geo._with_points(lambda col, row: ((col + half) / fx - half, (row + half) / fy - half))
         a, b, c, d, e, f = geo.affine
         return geo._with_affine((a * fx, b * fy, c, d * fx, e * fy, f))
 
     @property
-    def _centre(self) -> float:
-        """Where in a pixel the tags' raster coordinates point: 0 its corner, 0.5 its centre."""
+    def _center(self) -> float:
+        """Where in a pixel the tags' raster coordinates point: 0 its corner, 0.5 its center."""
         return 0.5 if self._key(_RASTER_TYPE) == _PIXEL_IS_POINT else 0.0
 
     def _key(self, key: int) -> int | None:
@@ -175,7 +175,7 @@ class Geo:
 
     def _with_affine(self, affine: Affine) -> Geo:
         kept = {code: v for code, v in self.tags.items() if code not in (PIXEL_SCALE, TIEPOINT, TRANSFORMATION)}
-        return Geo(kept | _affine_tags(affine, self._centre))
+        return Geo(kept | _affine_tags(affine, self._center))
 
     def _with_points(self, move: Callable[[float, float], tuple[float, float]]) -> Geo:
         if TIEPOINT not in self.tags:
@@ -185,7 +185,7 @@ class Geo:
         return Geo({**self.tags, TIEPOINT: tuple(float(v) for point in moved for v in point)})
 
     def _with_rpc(self, line: Callable[[float], float], sample: Callable[[float], float]) -> Geo:
-        """Move what the rational polynomials know of lines and samples, which are 0 at the first pixel's centre."""
+        """Move what the rational polynomials know of lines and samples, which are 0 at the first pixel's center."""
         if RPC not in self.tags:
             return self
         values = list(self.tags[RPC])
@@ -202,9 +202,9 @@ def _plain(code: int, value: Any) -> tuple[float, ...] | tuple[int, ...] | str:
     return tuple(int(v) for v in values) if code == GEO_KEYS else tuple(float(v) for v in values)
 
 
-def _affine_tags(affine: Affine, centre: float = 0.0) -> dict[int, Any]:
+def _affine_tags(affine: Affine, center: float = 0.0) -> dict[int, Any]:
     a, b, c, d, e, f = affine
-    x, y = c + centre * (a + b), f + centre * (d + e)
+    x, y = c + center * (a + b), f + center * (d + e)
     if b == d == 0 and a > 0 > e:
         return {PIXEL_SCALE: (a, -e, 0.0), TIEPOINT: (0.0, 0.0, 0.0, x, y, 0.0)}
     return {TRANSFORMATION: (a, b, 0.0, x, d, e, 0.0, y, *(0.0,) * 7, 1.0)}

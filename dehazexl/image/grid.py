@@ -136,7 +136,7 @@ class TileGrid:
         return self.tile_window(Window(row, row + 1, col, col + 1))
 
     def tiles_touching(self, pixels: Window) -> Window:
-        """Return the tiles that share a pixel with a rectangle of pixels, neighbours that overlap it, too."""
+        """Return the tiles that share a pixel with a rectangle of pixels, neighbors that overlap it, too."""
         y0, y1 = _touched(pixels.y0, pixels.y1, self.side, self.stride, self.rows)
         x0, x1 = _touched(pixels.x0, pixels.x1, self.side, self.stride, self.cols)
         return Window(y0, y1, x0, x1)
@@ -173,7 +173,7 @@ def _touched(start: int, stop: int, tile: int, stride: int, count: int) -> tuple
 
 
 def blend_ramp(overlap: int, before: bool, after: bool, tile: int = TILE) -> NDArray[np.float32]:
-    """Return a tile's share ``(tile,)`` along one axis: it rises and falls as a squared sine where it has a neighbour.
+    """Return a tile's share ``(tile,)`` along one axis: it rises and falls as a squared sine where it has a neighbor.
 
     Two that overlap sum to one. Unlike linear ramps they begin and end flat, so that the eye finds no kink there.
     """

@@ -47,7 +47,7 @@ class Image:
     nodata
         The value that marks pixels without data, or None. NaN and infinities are always without data.
     scale, translate, units
-        Size of a pixel, position of the centre of the first pixel, both ``(y, x)``, in ``units``
+        Size of a pixel, position of the center of the first pixel, both ``(y, x)``, in ``units``
         ("pixel" when the file says nothing).
     geo
         Georeference, or None.
@@ -114,12 +114,12 @@ class Image:
         )
 
 
-def colours(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
-    """Take the colours ``(y, x, 3)`` out of a block ``(y, x, c)`` of a picture; a view where they lie side by side."""
+def colors(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
+    """Take the colors ``(y, x, 3)`` out of a block ``(y, x, c)`` of a picture; a view where they lie side by side."""
     first = image.rgb[0]
     if image.rgb == (first, first + 1, first + 2):
         return pixels[..., first : first + 3]
-    return pixels.take(image.rgb, axis=-1)  # an index of lists would leave colour the slowest axis in memory
+    return pixels.take(image.rgb, axis=-1)  # an index of lists would leave color the slowest axis in memory
 
 
 def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
@@ -135,10 +135,10 @@ def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
     Returns
     -------
     numpy.ndarray
-        ``(y, x)``, False where a colour band is NaN or infinite, where the colour bands equal ``image.nodata``
+        ``(y, x)``, False where a color band is NaN or infinite, where the color bands equal ``image.nodata``
         (all three for integers, for which it is often 0; any for floats), or where the alpha band is 0.
     """
-    rgb = colours(pixels, image)
+    rgb = colors(pixels, image)
     valid = np.isfinite(rgb).all(axis=-1) if rgb.dtype.kind == "f" else np.ones(rgb.shape[:2], bool)
     mark = held(image.nodata, rgb.dtype)
     if mark is not None:
@@ -180,7 +180,7 @@ def value_range(image: Image) -> tuple[float, float]:
     -------
     tuple of float
         ``(0, 255)`` for uint8; else 0, or the percentile 0.1 where that is negative, and the percentile 99.9 of the
-        three colour bands together, without pixels that hold no data. A picture whose percentiles do not differ, or
+        three color bands together, without pixels that hold no data. A picture whose percentiles do not differ, or
         without data where it was read, gives the dtype's range for integers and ``(0, 1)`` for floats.
     """
     dtype = image.levels[0].dtype
@@ -197,13 +197,13 @@ def value_range(image: Image) -> tuple[float, float]:
 
 
 def _sample(image: Image, count: int, side: int) -> NDArray[np.float64]:
-    """Read the colours of a sparse, even sample of the picture's valid pixels, see `SAMPLES`."""
+    """Read the colors of a sparse, even sample of the picture's valid pixels, see `SAMPLES`."""
     import dask.array as da
 
     level = next((a for a in reversed(image.levels) if a.shape[0] * a.shape[1] >= COARSE_AREA), image.levels[0])
     height, width = level.shape[:2]
     blocks = da.compute(*(level[window] for window in _windows(height, width, count, side)))
-    rgb = [colours(block, image)[valid_mask(block, image)].ravel() for block in blocks]
+    rgb = [colors(block, image)[valid_mask(block, image)].ravel() for block in blocks]
     return np.concatenate(rgb).astype(np.float64)
 
 

@@ -29,7 +29,7 @@ def resized(image: Image, height: int, width: int) -> Image:
     -------
     Image
         The picture without overviews, its pixel size and georeference changed accordingly. Pixels without data
-        are not mixed into their neighbours; where they prevail, the nearest old pixel stands.
+        are not mixed into their neighbors; where they prevail, the nearest old pixel stands.
 
     Raises
     ------

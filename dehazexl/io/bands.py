@@ -20,12 +20,12 @@ def describe_bands(
     said = [name_role(name) for name in names]
     alpha = next((list(each).index("alpha") for each in (roles, said) if "alpha" in each), None)
     alpha = alpha if len(names) > 1 else None
-    colours = [band for band in range(len(names)) if band != alpha]
+    colors = [band for band in range(len(names)) if band != alpha]
     triple = find_triple(said, names) or find_triple(roles, [None] * len(roles))
-    rgb = triple or (colours[:3] if len(colours) >= 3 else colours[:1] * 3)
-    plain = {1: ("gray",), 3: RGB_ROLES}.get(len(colours), ())
-    unnamed = triple is None and not any(names[band] for band in colours)
-    usual = dict(zip(colours, plain, strict=True)) if unnamed and plain else {}
+    rgb = triple or (colors[:3] if len(colors) >= 3 else colors[:1] * 3)
+    plain = {1: ("gray",), 3: RGB_ROLES}.get(len(colors), ())
+    unnamed = triple is None and not any(names[band] for band in colors)
+    usual = dict(zip(colors, plain, strict=True)) if unnamed and plain else {}
     titles = (
         name or (None if role in ("undefined", "gray") else role) or usual.get(band) or f"band {band + 1}"
         for band, (name, role) in enumerate(zip(names, roles, strict=True))
@@ -55,4 +55,4 @@ def array_roles(count: int) -> list[str | None]:
     return [None, "alpha"] if count == 2 else [None] * count
 
 
-OME_COLOURS = {"FF0000": "red", "00FF00": "green", "0000FF": "blue"}
+OME_COLORS = {"FF0000": "red", "00FF00": "green", "0000FF": "blue"}

@@ -42,8 +42,8 @@ def open_image(
         bytes tell, not its suffix.
     bands
         Which three bands are red, green and blue: numbers from 1, as GDAL counts, or names
-        (``[4, 3, 2]``, ``["B04", "B03", "B02"]``); or one band, shown as grey. Without it the bands'
-        names decide, then what the file says of its colours, then the first three bands that are not
+        (``[4, 3, 2]``, ``["B04", "B03", "B02"]``); or one band, shown as gray. Without it the bands'
+        names decide, then what the file says of its colors, then the first three bands that are not
         alpha; a picture with fewer repeats its first band.
 
     Returns

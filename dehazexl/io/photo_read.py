@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXIF_ORIENTATION = 274
 PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-"""Bands once decoded, by the colour type in the header."""
+"""Bands once decoded, by the color type in the header."""
 
 
 def open_png(path: Path) -> Image:
@@ -30,13 +30,13 @@ def open_png(path: Path) -> Image:
         head = file.read(33)
         if len(head) < 33:
             raise ValueError(f"{path} is cut short: it has no PNG header; copy or download it again")
-        width, height, bits, colours = struct.unpack(">IIBB", head[16:26])
-        transparent = colours in (0, 2, 3) and png_has(file, b"tRNS")
-    if bits == 1 and colours == 0:
+        width, height, bits, colors = struct.unpack(">IIBB", head[16:26])
+        transparent = colors in (0, 2, 3) and png_has(file, b"tRNS")
+    if bits == 1 and colors == 0:
         raise ValueError(f"{path} is a 1-bit mask, not a picture: give the picture that it belongs to")
-    if colours not in PNG_BANDS:
-        raise ValueError(f"{path} is a damaged PNG (colour type {colours}): copy or download it again")
-    count = PNG_BANDS[colours] + transparent
+    if colors not in PNG_BANDS:
+        raise ValueError(f"{path} is a damaged PNG (color type {colors}): copy or download it again")
+    count = PNG_BANDS[colors] + transparent
     roles = ["gray"] if count < 3 else list(RGB_ROLES)
     dtype = np.dtype("uint16" if bits == 16 else "uint8")
     return photograph(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
@@ -76,7 +76,7 @@ def open_jpeg(path: Path) -> Image:
 
 
 def decode_jpeg(path: Path) -> NDArray[Any]:
-    """Read a JPEG whole, upright, as grey or RGB."""
+    """Read a JPEG whole, upright, as gray or RGB."""
     from PIL import ImageOps
     from PIL.JpegImagePlugin import JpegImageFile
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.io.tiff_write import colour_profile
+from dehazexl.io.tiff_write import color_profile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -67,7 +67,7 @@ def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: st
     int
         Pixels of the picture that each block brought.
     """
-    exif, profile = _exif(target), colour_profile(target)
+    exif, profile = _exif(target), color_profile(target)
     pixels = np.empty(target.levels[0].shape, target.levels[0].dtype)
     for y, x, block in blocks:
         pixels[y : y + block.shape[0], x : x + block.shape[1]] = block

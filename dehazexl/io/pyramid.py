@@ -73,7 +73,7 @@ class Pyramid:
     levels
         The sizes.
     nodata
-        Value that marks missing pixels: it is not mixed into its neighbours. NaN never is.
+        Value that marks missing pixels: it is not mixed into its neighbors. NaN never is.
     alpha
         Channel that weighs the others' mean, or None.
     """
@@ -132,7 +132,7 @@ def halve(pixels: NDArray[Any], nodata: float | None = None, alpha: int | None =
         Value left out of the mean, in each channel; where all four have it, the mean has it. NaN and
         infinities are left out too.
     alpha
-        Channel by which the other channels are weighted, so that a transparent pixel's colour does not show.
+        Channel by which the other channels are weighted, so that a transparent pixel's color does not show.
 
     Returns
     -------
@@ -161,8 +161,8 @@ def _weights(pixels: NDArray[Any], values: NDArray[Any], mark: float | None, alp
         valid &= pixels != mark
     weights: NDArray[Any] = valid.astype(values.dtype)
     if alpha is not None:
-        colours = [c for c in range(pixels.shape[2]) if c != alpha]
-        weights[..., colours] *= values[..., alpha, None]
+        colors = [c for c in range(pixels.shape[2]) if c != alpha]
+        weights[..., colors] *= values[..., alpha, None]
         weights[..., alpha] = 1
     return None if (weights == 1).all() else weights
 

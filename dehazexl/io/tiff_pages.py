@@ -104,10 +104,10 @@ class Plane:
             tif.filehandle.seek(self.offset)
             page = tifffile.TiffPage(tif, 0)
             if page.planarconfig == 2 and page.compression in JPEG:
-                # A JPEG of one band has no colours to convert, and its decoder refuses to be asked for them.
+                # A JPEG of one band has no colors to convert, and its decoder refuses to be asked for them.
                 page.photometric = tifffile.PHOTOMETRIC.MINISBLACK
             elif page.compression == 7 and page.samplesperpixel == 3 and int(page.photometric) == 1:
-                # Three bands that are no colours: libjpeg would take them for YCbCr.
+                # Three bands that are no colors: libjpeg would take them for YCbCr.
                 page.photometric, page.extrasamples = tifffile.PHOTOMETRIC.RGB, ()
             page.init_decode()
             return page

@@ -15,7 +15,7 @@ import numpy as np
 
 from dehazexl.image.georeference import GEO_TAGS, Geo
 from dehazexl.image.image import Image
-from dehazexl.io.bands import OME_COLOURS, RGB_ROLES, describe_bands
+from dehazexl.io.bands import OME_COLORS, RGB_ROLES, describe_bands
 from dehazexl.io.source import (
     CHUNK,
     Source,
@@ -52,7 +52,7 @@ MIRRORED, UPSIDE_DOWN, LYING = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 """Values of the tag Orientation: a picture is upright once rows and columns have changed places (lying), then the order
 of rows (upside down) and of columns (mirrored) is the other way round."""
 UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer"}
-COLOUR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw colour filter array"}
+COLOR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw color filter array"}
 QUIET = logging.NullHandler()
 STRIP_ROWS = 256  # rows: the least height of a chunk of strips, the side of a network tile
 STRIP_AREA = 2048 * 2048  # pixels: about what a chunk of whole rows holds, where columns cannot be read apart
@@ -94,7 +94,7 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
     """Gather what an open TIFF says of its first image."""
     series = tif.series[0]
     page = series.keyframe
-    check_colours(page, path)
+    check_colors(page, path)
     check_pixels(series.shape, np.dtype(series.dtype or "O"), str(path))
     axes = tiff_axes(series, path)
     opened = [tiff_source(level, axes, path) for level in tiff_levels(tif)]
@@ -112,8 +112,8 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
     orientation = 1 if geo is not None else int(page.tags.valueof(ORIENTATION) or 1)
     opened = [turned(each, chunk, orientation) for each, chunk in opened]
     scale, units = ome_scale(tif)
-    if units == "pixel" and geo is not None and geo.metres is not None:
-        scale, units = geo.metres, "meter"
+    if units == "pixel" and geo is not None and geo.meters is not None:
+        scale, units = geo.meters, "meter"
     return Image(
         levels=tuple(lazy(each, chunk, f"tiff-{token}-{number}") for number, (each, chunk) in enumerate(opened)),
         name=short_name(path),
@@ -130,19 +130,19 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
     )
 
 
-def check_colours(page: tifffile.TiffPage, path: Path) -> None:
-    """Refuse colour spaces that are neither grey nor RGB once decoded."""
+def check_colors(page: tifffile.TiffPage, path: Path) -> None:
+    """Refuse color spaces that are neither gray nor RGB once decoded."""
     import tifffile
 
     if 50706 in page.tags:
         raise ValueError(f"{path} is a raw picture (DNG), which opens as its thumbnail: develop it to TIFF first")
-    # GDAL's palettes may say that they are grey.
+    # GDAL's palettes may say that they are gray.
     space = 3 if 320 in page.tags and page.samplesperpixel == 1 else int(page.photometric)
-    if space in COLOUR_SPACES:
+    if space in COLOR_SPACES:
         remedy = f"gdal_translate {'-expand rgb ' if space == 3 else ''}{path.name} rgb.tif"
-        raise ValueError(f"{path} has {COLOUR_SPACES[space]} colours: make it grey or RGB first, e.g. {remedy}")
+        raise ValueError(f"{path} has {COLOR_SPACES[space]} colors: make it gray or RGB first, e.g. {remedy}")
     if space == 6 and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
-        raise ValueError(f"{path} has YCbCr colours without JPEG compression: save it as RGB first")
+        raise ValueError(f"{path} has YCbCr colors without JPEG compression: save it as RGB first")
 
 
 def tiff_axes(series: tifffile.TiffPageSeries, path: Path) -> str:
@@ -252,7 +252,7 @@ def read_turned(source: Source, orientation: int, rows: slice, cols: slice) -> N
 
 
 def tiff_bands(tif: tifffile.TiffFile, count: int) -> tuple[list[str | None], list[str | None]]:
-    """Read the bands' names and roles: colour space, alpha samples, then GDAL's or OME's own words."""
+    """Read the bands' names and roles: color space, alpha samples, then GDAL's or OME's own words."""
     page = tif.series[0].keyframe
     names: list[str | None] = [None] * count
     roles: list[str | None] = [None] * count
@@ -282,9 +282,9 @@ def parsed(xml: str | None) -> ElementTree.Element:
         return ElementTree.Element("none")
 
 
-def ome_role(colour: str | None) -> str | None:
-    """Read an OME-XML colour, a signed integer 0xRRGGBBAA."""
-    return OME_COLOURS.get(f"{(int(colour) & 0xFFFFFFFF) >> 8:06X}") if colour else None
+def ome_role(color: str | None) -> str | None:
+    """Read an OME-XML color, a signed integer 0xRRGGBBAA."""
+    return OME_COLORS.get(f"{(int(color) & 0xFFFFFFFF) >> 8:06X}") if color else None
 
 
 def ome_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
@@ -302,7 +302,7 @@ def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
     if page.is_ome or page.is_shaped or page.is_imagej:
         kept.pop("description", None)
-    # Scale, offset, unit, wavelengths...: what GDAL knows beside names and colours, but no statistics of old pixels.
+    # Scale, offset, unit, wavelengths...: what GDAL knows beside names and colors, but no statistics of old pixels.
     items = [
         ElementTree.tostring(item, encoding="unicode").strip()
         for item in parsed(page.tags.valueof(42112)).iter("Item")

@@ -32,7 +32,7 @@ _HORIZONTAL, _FLOATING = 2, 3
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113
 _SHORT, _ASCII, _DOUBLE = 3, 2, 12
 _TEXTS = {270: "description", 306: "datetime", 315: "artist", 33432: "copyright"}
-_COLOURS = ("red", "green", "blue")
+_COLORS = ("red", "green", "blue")
 _FOR_PROGRAMS = ("<", "{", "ImageJ=", "Aperio")
 _CENTIMETRES = {"meter": 100.0, "centimeter": 1.0, "millimeter": 0.1, "micrometer": 1e-4, "inch": 2.54}
 # Offsets in a classic TIFF end at 4 GiB; compression may also expand.
@@ -131,7 +131,7 @@ def _write_directories(path: Path, target: Image, levels: Levels, compression: C
                 metadata=None,
                 software=False,
                 **look,
-                iccprofile=None if level else colour_profile(target) or None,
+                iccprofile=None if level else color_profile(target) or None,
                 **(_resolution(target) if level == 0 else {}),
                 extratags=_tags(target) if level == 0 else _nodata_tags(target),
             )
@@ -152,9 +152,9 @@ def _write_places(path: Path, places: list[NDArray[Any]], compression: Compressi
 
 def _look(target: Image, bands: int) -> dict[str, Any]:
     """How a viewer shows the channels: RGB where the first three are, and what the others are."""
-    colours = 3 if _is_rgb(target) else 1
-    extra = ["unassalpha" if band == target.alpha else "unspecified" for band in range(colours, bands)]
-    return {"photometric": "rgb" if colours == 3 else "minisblack", "extrasamples": extra or None}
+    colors = 3 if _is_rgb(target) else 1
+    extra = ["unassalpha" if band == target.alpha else "unspecified" for band in range(colors, bands)]
+    return {"photometric": "rgb" if colors == 3 else "minisblack", "extrasamples": extra or None}
 
 
 def _is_rgb(target: Image) -> bool:
@@ -162,8 +162,8 @@ def _is_rgb(target: Image) -> bool:
     return tuple(target.rgb) == (0, 1, 2) and target.alpha not in target.rgb
 
 
-def colour_profile(target: Image) -> bytes:
-    """Return the ICC profile of the input; nothing if there is none, or it is of other colours than these bands."""
+def color_profile(target: Image) -> bytes:
+    """Return the ICC profile of the input; nothing if there is none, or it is of other colors than these bands."""
     profile = bytes(target.metadata.get("icc_profile", b""))
     return profile if profile[16:20] == (b"RGB " if _is_rgb(target) else b"GRAY") else b""
 
@@ -175,10 +175,10 @@ def _resolution(target: Image) -> dict[str, Any]:
     if all(np.all(said.get(name, 0)) for name in ("x_resolution", "y_resolution")):
         unit = int(said.get("resolution_unit") or 1)
         return {"resolution": (said["x_resolution"], said["y_resolution"]), "resolutionunit": unit}
-    centimetres = _CENTIMETRES.get(target.units)
-    if centimetres is None or target.geo is not None:
+    centimeters = _CENTIMETRES.get(target.units)
+    if centimeters is None or target.geo is not None:
         return {}
-    height, width = (1 / (size * centimetres) for size in target.scale)
+    height, width = (1 / (size * centimeters) for size in target.scale)
     return {"resolution": (width, height), "resolutionunit": "CENTIMETER"}
 
 
@@ -221,13 +221,13 @@ def _odd_roles(target: Image) -> dict[int, str]:
     """Roles of the bands where they are not in the order that a TIFF's own tags can tell: red, green, blue, others."""
     if len(set(target.rgb)) < 3 or _is_rgb(target):
         return {}
-    roles = dict(zip(target.rgb, _COLOURS, strict=True))
+    roles = dict(zip(target.rgb, _COLORS, strict=True))
     return roles if target.alpha is None else roles | {target.alpha: "alpha"}
 
 
 def _goes_without_saying(band: int, name: str) -> bool:
-    """Tell whether a name is only what readers make of a band's number or its colour."""
-    return name in (f"band {band + 1}", "gray", *_COLOURS, "alpha", "mask")
+    """Tell whether a name is only what readers make of a band's number or its color."""
+    return name in (f"band {band + 1}", "gray", *_COLORS, "alpha", "mask")
 
 
 def _text(code: int, text: str) -> TagTuple:

@@ -78,7 +78,7 @@ def to_tiff(
     Parameters
     ----------
     clear, like, overwrite
-        As in `to_zarr`; `like` also gives tags and colour profile.
+        As in `to_zarr`; `like` also gives tags and color profile.
     path
         A name that ends in ``.tif`` or ``.tiff``.
     compression
@@ -138,7 +138,7 @@ def write(
         bands): held in memory, at most 2**28 pixels.
     like
         The picture that `clear` was made from: gives names of bands, alpha, nodata, georeference, pixel
-        size and further metadata; a TIFF or JPEG also its colour profile, a JPEG its EXIF.
+        size and further metadata; a TIFF or JPEG also its color profile, a JPEG its EXIF.
     ngff
         Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
     compression

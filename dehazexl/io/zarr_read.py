@@ -18,7 +18,7 @@ from dask.base import tokenize
 
 from dehazexl.image.georeference import Geo
 from dehazexl.image.image import Image
-from dehazexl.io.bands import OME_COLOURS, array_roles, describe_bands
+from dehazexl.io.bands import OME_COLORS, array_roles, describe_bands
 from dehazexl.io.source import (
     Source,
     as_number,
@@ -223,7 +223,7 @@ def zarr_bands(
 ) -> tuple[list[str | None], list[str | None]]:
     """Read bands' names and roles: OME's channels, or rioxarray's long names."""
     if len(channels) == count:
-        roles = [OME_COLOURS.get(str(channel.get("color", "")).upper()) for channel in channels]
+        roles = [OME_COLORS.get(str(channel.get("color", "")).upper()) for channel in channels]
         return [channel.get("label") or None for channel in channels], list(roles)
     long_names = attrs.get("long_name")
     if isinstance(long_names, (list, tuple)) and len(long_names) == count:

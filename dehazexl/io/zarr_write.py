@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Ngff = Literal["0.5", "0.4"]
 
-_COLOURS = ("FF0000", "00FF00", "0000FF")
+_COLORS = ("FF0000", "00FF00", "0000FF")
 # Those of NGFF's units that pictures come in; NGFF has no angles.
 _UNITS = ("nanometer", "micrometer", "millimeter", "centimeter", "meter", "kilometer", "inch", "foot", "yard", "mile")
 
@@ -131,29 +131,29 @@ def _multiscale(target: Image, levels: Levels) -> dict[str, Any]:
 
 
 def _transformations(target: Image, factor: int) -> list[dict[str, Any]]:
-    """Place a level: its first pixel's centre lies between those of the pixels that it is the mean of."""
+    """Place a level: its first pixel's center lies between those of the pixels that it is the mean of."""
     scale = [size * factor for size in target.scale]
-    centre = [start + size * (factor - 1) / 2 for start, size in zip(target.translate, target.scale, strict=True)]
-    return [{"type": "scale", "scale": [1.0, *scale]}, {"type": "translation", "translation": [0.0, *centre]}]
+    center = [start + size * (factor - 1) / 2 for start, size in zip(target.translate, target.scale, strict=True)]
+    return [{"type": "scale", "scale": [1.0, *scale]}, {"type": "translation", "translation": [0.0, *center]}]
 
 
 def _rendering(target: Image, coarsest: NDArray[Any]) -> dict[str, Any]:
     """Say how viewers show the channels: the picture's R, G, B on, in one window of values, the others off."""
     window = _window(target, coarsest)
-    grey = len(set(target.rgb)) == 1
-    colours = dict(zip(target.rgb, ("FFFFFF",) * 3 if grey else _COLOURS, strict=True))
+    gray = len(set(target.rgb)) == 1
+    colors = dict(zip(target.rgb, ("FFFFFF",) * 3 if gray else _COLORS, strict=True))
     channels = [
-        {"label": name, "color": colours.get(band, "FFFFFF"), "active": band in colours, "window": window}
+        {"label": name, "color": colors.get(band, "FFFFFF"), "active": band in colors, "window": window}
         for band, name in enumerate(target.bands)
     ]
-    return {"channels": channels, "rdefs": {"model": "greyscale" if grey else "color"}}
+    return {"channels": channels, "rdefs": {"model": "greyscale" if gray else "color"}}
 
 
 def _window(target: Image, coarsest: NDArray[Any]) -> dict[str, float]:
     """Choose the values that viewers show as black and white."""
-    colours = coarsest[list(target.rgb)]
-    valid = np.isfinite(colours) if target.nodata is None else np.isfinite(colours) & (colours != target.nodata)
-    values = colours[valid]
+    colors = coarsest[list(target.rgb)]
+    valid = np.isfinite(colors) if target.nodata is None else np.isfinite(colors) & (colors != target.nodata)
+    values = colors[valid]
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9))) if values.size else (0.0, 1.0)
     if coarsest.dtype.kind in "iu":
         limits = np.iinfo(coarsest.dtype)

@@ -14,7 +14,7 @@ from dehazexl.model.spec import Spec
 from dehazexl.model.windows import Local
 
 SHARPNESS = 40.0
-"""How much more tokens weigh in the airlight, the brighter their darkest colour: by a factor of e for each 1/40."""
+"""How much more tokens weigh in the airlight, the brighter their darkest color: by a factor of e for each 1/40."""
 
 SATURATED = 0.98
 """Tokens that are brighter throughout tell nothing of haze: borders of scans, clouds, what the camera has blown out."""
@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., width)``."""
+        """Normalize ``(..., width)``."""
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
         return self.weight * y.to(x.dtype)
@@ -166,8 +166,8 @@ class ContextLayer(nn.Module):
 class Airlight(nn.Module):
     """One airlight for the whole picture: all tokens vote, and the haziest weigh most.
 
-    Haze that is thick enough has the airlight's colour, wherever in the picture it lies; the dark channel prior
-    takes it from there, too (He, Sun and Tang, 2011). How a token's vote differs from its colour, and its weight from
+    Haze that is thick enough has the airlight's color, wherever in the picture it lies; the dark channel prior
+    takes it from there, too (He, Sun and Tang, 2011). How a token's vote differs from its color, and its weight from
     its haze, is learned.
     """
 
@@ -176,15 +176,15 @@ class Airlight(nn.Module):
         self.norm = RMSNorm(width)
         self.output = nn.Linear(width, 4)
 
-    def votes(self, fused: Tensor, colours: Tensor) -> Tensor:
+    def votes(self, fused: Tensor, colors: Tensor) -> Tensor:
         """Return each token's vote.
 
         Parameters
         ----------
         fused
             Fused tokens ``(n, tokens, c)``.
-        colours
-            Their mean colours ``(n, tokens, 3)`` in [0, 1].
+        colors
+            Their mean colors ``(n, tokens, 3)`` in [0, 1].
 
         Returns
         -------
@@ -192,11 +192,11 @@ class Airlight(nn.Module):
             ``(n, tokens, 4)``, float32: the logarithm of the vote's weight, and logits of the airlight.
         """
         with torch.autocast(fused.device.type, enabled=False):
-            colours = colours.float()
+            colors = colors.float()
             learned = F.linear(self.norm(fused).float(), self.output.weight.float(), self.output.bias.float())
-            darkest = colours.amin(-1, keepdim=True)
+            darkest = colors.amin(-1, keepdim=True)
             hazy = SHARPNESS * darkest * (darkest < SATURATED)
-            return learned + torch.cat([hazy, torch.logit(colours.clamp(0.02, 0.98))], dim=-1)
+            return learned + torch.cat([hazy, torch.logit(colors.clamp(0.02, 0.98))], dim=-1)
 
     @staticmethod
     def elected(votes: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class Context(nn.Module):
     def forward(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
         """Fuse all tokens of a picture at once, see `attend`.
 
-        Where the spec's airlight is the picture's, three more channels of the tokens hold their colours; in their
+        Where the spec's airlight is the picture's, three more channels of the tokens hold their colors; in their
         place stand the logits of the airlight, everywhere the same.
         """
         width = self.input_proj.in_features

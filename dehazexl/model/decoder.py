@@ -127,7 +127,7 @@ class Decoder(nn.Module):
         self.output = nn.Conv2d(features, parameters, kernel_size=1, bias=spec.head != "residual")
         self.slopes = nn.Conv2d(features, 3, kernel_size=1) if spec.guided else None
 
-    def forward(self, fused: Tensor, maps: list[Tensor], colours: Tensor | None = None) -> Tensor:
+    def forward(self, fused: Tensor, maps: list[Tensor], colors: Tensor | None = None) -> Tensor:
         """Decode tiles.
 
         Parameters
@@ -136,8 +136,8 @@ class Decoder(nn.Module):
             Fused tokens ``(n, 8, 8, c)``, with the logits of the airlight where that is the picture's.
         maps
             The maps ``(n, h, w, c)`` of the same tiles, see `DehazeXL.encode`.
-        colours
-            The tiles' own pixels ``(n, 3, 256, 256)``, normalised, float32.
+        colors
+            The tiles' own pixels ``(n, 3, 256, 256)``, normalized, float32.
 
         Returns
         -------
@@ -162,8 +162,8 @@ class Decoder(nn.Module):
                 parameters = add_prior(parameters, maps[0][..., 3].float()[:, None])
             if self.slopes is None:
                 return enlarge(parameters)
-            assert colours is not None
-            return add_detail(enlarge(parameters), enlarge(last_layer(self.slopes, features)), colours)
+            assert colors is not None
+            return add_detail(enlarge(parameters), enlarge(last_layer(self.slopes, features)), colors)
 
     def _up(self, x: Tensor, maps: list[Tensor]) -> Tensor:
         """Go up the levels from fused tokens ``(n, 8, 8, c)`` to features ``(n, 64, 64, c)``."""
@@ -199,19 +199,19 @@ def enlarge(x: Tensor, size: int = TILE) -> Tensor:
     return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bilinear")
 
 
-def add_detail(parameters: Tensor, slopes: Tensor, colours: Tensor) -> Tensor:
+def add_detail(parameters: Tensor, slopes: Tensor, colors: Tensor) -> Tensor:
     """Let the scattering head's transmission follow the edges of the picture between its cells of 4 x 4 pixels.
 
-    A local linear model of the colours, as the guided filter's (He, Sun and Tang, 2013), with learned slopes.
+    A local linear model of the colors, as the guided filter's (He, Sun and Tang, 2013), with learned slopes.
 
     Parameters
     ----------
     parameters
         Logits of transmission and airlight ``(n, 6, h, w)``.
-    slopes, colours
+    slopes, colors
         ``(n, 3, h, w)``.
     """
-    detail = colours - enlarge(F.avg_pool2d(colours, 4))
+    detail = colors - enlarge(F.avg_pool2d(colors, 4))
     logits, airlight = parameters.chunk(2, dim=1)
     return torch.cat([logits + (slopes * detail).sum(1, keepdim=True), airlight], dim=1)
 

@@ -156,7 +156,7 @@ class Encoder(nn.Module):
         Parameters
         ----------
         x
-            ``(n, channels, 256, 256)``, normalised colours and the spec's further inputs.
+            ``(n, channels, 256, 256)``, normalized colors and the spec's further inputs.
 
         Returns
         -------

@@ -30,7 +30,7 @@ def scattering(parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Out = (x - A) / t + A, the atmospheric scattering model solved for the scene.
 
     Koschmieder's law, I = J t + A (1 - t). `parameters` is the logits of t and A ``(n, 6, h, w)``, for each
-    colour: haze scatters short waves more.
+    color: haze scatters short waves more.
     """
     t, airlight = torch.sigmoid(parameters).chunk(2, dim=1)
     factor = 1 / (TRANSMISSION_FLOOR + (1 - TRANSMISSION_FLOOR) * t)

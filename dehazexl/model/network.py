@@ -93,16 +93,16 @@ class DehazeXL(nn.Module):
         self.decoder = Decoder(spec, count)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Start from random weights that keep the scale of what passes; the answer starts as a slight change."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Centred on mid-grey, so that the norm that follows keeps dark and bright apart.
+        # Centerd on mid-gray, so that the norm that follows keeps dark and bright apart.
         stem = self.encoder.patch_embed.proj
         assert stem.bias is not None
         nn.init.normal_(stem.weight, std=4 * stem.weight[0].numel() ** -0.5)
@@ -148,7 +148,7 @@ class DehazeXL(nn.Module):
         Returns
         -------
         Tensor
-            ``(n, 3 + inputs, 256, 256)``: normalised colours, then the spec's further inputs.
+            ``(n, 3 + inputs, 256, 256)``: normalized colors, then the spec's further inputs.
         """
         halo = self.spec.halo // self.spec.scale
         channels = [(crop(tiles, halo) - self.mean) / self.std]
@@ -165,7 +165,7 @@ class DehazeXL(nn.Module):
         -------
         list of Tensor
             Feature maps ``(n, h, w, c)`` at strides 4, 8, 16, 32. The last ``(n, 8, 8, c)`` is the tokens, with their
-            mean colours where the spec's airlight is the picture's. Where the spec's head has a stride of 4, the input
+            mean colors where the spec's airlight is the picture's. Where the spec's head has a stride of 4, the input
             channels at that stride come before them.
         """
         if self.spec.scale > 1:
@@ -177,8 +177,8 @@ class DehazeXL(nn.Module):
             colors = colors.unfold(3, PATCHES, PATCHES).permute(0, 2, 3, 4, 5, 1).flatten(3)
             maps[-1] = torch.cat([maps[-1], colors.to(maps[-1].dtype)], dim=-1)
         if self.spec.airlight == "picture":
-            colours = F.avg_pool2d(crop(tiles, self.spec.halo), TOKEN).permute(0, 2, 3, 1)
-            maps[-1] = torch.cat([maps[-1], colours.to(maps[-1].dtype)], dim=-1)
+            colors = F.avg_pool2d(crop(tiles, self.spec.halo), TOKEN).permute(0, 2, 3, 1)
+            maps[-1] = torch.cat([maps[-1], colors.to(maps[-1].dtype)], dim=-1)
         return maps if self.spec.head_stride == 1 else [F.avg_pool2d(x, 4).permute(0, 2, 3, 1), *maps]
 
     def fuse(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
@@ -244,11 +244,11 @@ class DehazeXL(nn.Module):
             with torch.autocast(tiles.device.type, enabled=False):
                 return haze_of(thickness, values).removal(crop(tiles, self.spec.halo).float())
         assert self.head is not None
-        colours = (crop(tiles, self.spec.halo).float() - self.mean.float()) / self.std.float()
-        gain, offset = self.head(self.decoder(fused, maps, colours))
+        colors = (crop(tiles, self.spec.halo).float() - self.mean.float()) / self.std.float()
+        gain, offset = self.head(self.decoder(fused, maps, colors))
         if self.spec.head == "scattering":
-            return gain, offset  # its airlight is a colour as pictures have it
-        # The others speak of normalised pixels: y = gain (x - mean) / std + offset, out = y std + mean.
+            return gain, offset  # its airlight is a color as pictures have it
+        # The others speak of normalized pixels: y = gain (x - mean) / std + offset, out = y std + mean.
         return gain, offset * self.std.float() + (1 - gain) * self.mean.float()
 
     def decode_haze(self, fused: Tensor, maps: list[Tensor], tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,6 +335,6 @@ def crop(x: Tensor, margin: int) -> Tensor:
 
 
 def local_max(x: Tensor) -> Tensor:
-    """Maximum over the 15 x 15 neighbourhood; the result ``(n, c, h, w)`` is 7 pixels smaller on each side."""
+    """Maximum over the 15 x 15 neighborhood; the result ``(n, c, h, w)`` is 7 pixels smaller on each side."""
     side = 2 * DARK_RADIUS + 1
     return F.max_pool2d(F.max_pool2d(x, (side, 1), stride=1), (1, side), stride=1)

@@ -9,7 +9,7 @@ from typing import Any
 from dehazexl.image.grid import OVERLAP, TILE
 
 DARK_RADIUS = 7
-"""Radius in pixels of the neighbourhood of the dark channel (15 x 15, He et al. 2009)."""
+"""Radius in pixels of the neighborhood of the dark channel (15 x 15, He et al. 2009)."""
 
 HEADS = ("residual", "gain", "scattering", "field")
 INPUTS = ("dark", "bright")
@@ -56,7 +56,7 @@ class Spec:
         stride 4.
     guided
         Let the transmission follow the picture's edges between those 4 x 4 pixels, by a local linear model of the
-        colours whose slopes the network tells. For the scattering head at stride 4.
+        colors whose slopes the network tells. For the scattering head at stride 4.
     context_local
         Side in tokens (odd) of a depthwise convolution over the grid of all tokens before each layer of the global
         attention, across the borders of tiles; 0: none.
@@ -69,9 +69,9 @@ class Spec:
         Side in pixels of the map (odd) of a depthwise convolution before each block of encoder and decoder; 0: none.
     inputs
         Channels computed from the picture and given to the encoder beside R, G, B: ``dark`` (the dark
-        channel: minimum over colours and a 15 x 15 neighbourhood) and ``bright`` (the maximum likewise).
+        channel: minimum over colors and a 15 x 15 neighborhood) and ``bright`` (the maximum likewise).
     mean, std
-        Normalisation of each colour channel of the [0, 1] picture.
+        Normalization of each color channel of the [0, 1] picture.
     """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
@@ -146,7 +146,7 @@ class Spec:
                 raise ValueError(f"{name} {heads} must divide the channels {tuple(widths)}")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
-                raise ValueError(f"{name} needs three numbers, one a colour, std above 0, not {numbers}")
+                raise ValueError(f"{name} needs three numbers, one a color, std above 0, not {numbers}")
 
     @property
     def halo(self) -> int:
@@ -165,7 +165,7 @@ class Spec:
 
     @property
     def channels(self) -> int:
-        """Channels of a token: its features, and its colours where the airlight is the image's."""
+        """Channels of a token: its features, and its colors where the airlight is the image's."""
         colors = 3 * PATCHES**2 if self.head == "field" else 3 if self.airlight == "picture" else 0
         return self.widths[-1] + colors
 

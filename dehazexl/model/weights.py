@@ -45,7 +45,7 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     *,
-    normalised: bool = False,
+    normalized: bool = False,
 ) -> DehazeXL:
     """Load a network with its weights.
 
@@ -59,7 +59,7 @@ def load_model(
     dtype
         ``"auto"`` (half on CUDA; on the CPU bfloat16 where the processor computes it, else float32) or a
         torch dtype or its name.
-    normalised
+    normalized
         The weights of an official ``.pth`` were trained with its ``--nor`` option.
 
     Returns
@@ -72,15 +72,15 @@ def load_model(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file holds no weights of this network, is damaged, or wants to run code; if ``normalised`` is given for
+        If the file holds no weights of this network, is damaged, or wants to run code; if ``normalized`` is given for
         a ``.safetensors``, which says that itself; or if the device or dtype is unknown or not there.
     """
     target = choose_device(device)
     path = find_weights(source)
     ours = path.suffix == ".safetensors"
-    if ours and normalised:
-        raise ValueError(f"{path} says itself how it is normalised: leave normalised out")
-    model = _load_safetensors(path) if ours else _load_official(path, normalised)
+    if ours and normalized:
+        raise ValueError(f"{path} says itself how it is normalized: leave normalized out")
+    model = _load_safetensors(path) if ours else _load_official(path, normalized)
     return model.requires_grad_(False).to(target, choose_dtype(dtype, target)).eval()
 
 
@@ -259,14 +259,14 @@ def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
         raise ValueError(f"{path}: not a weights file, or cut short ({reason}); copy it again") from None
 
 
-def _load_official(path: Path, normalised: bool) -> DehazeXL:
+def _load_official(path: Path, normalized: bool) -> DehazeXL:
     """Load a ``.pth`` of the official code: a state dict."""
     state = read_pickle(path)
     entries = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries):
         raise ValueError(f"{path}: holds no state dict of tensors; save the network's state_dict() alone")
     spec = SPECS["official"]
-    if normalised:
+    if normalized:
         from dataclasses import replace
 
         spec = replace(spec, mean=OFFICIAL_MEAN, std=OFFICIAL_STD)

@@ -208,10 +208,10 @@ def ramp(h: int, w: int, upright: Tensor, draw: Draw) -> Tensor:
 
 def things(clear: Tensor, draw: Draw) -> Tensor:
     """Tell things from their ground, by brightness: a soft mask ``(n, 1, h, w)`` with the image's edges."""
-    grey = F.avg_pool2d(clear.mean(1, keepdim=True), 5, stride=1, padding=2, count_include_pad=False)
-    middle = grey.mean((2, 3), keepdim=True) + draw.uniform(-0.15, 0.15)
+    gray = F.avg_pool2d(clear.mean(1, keepdim=True), 5, stride=1, padding=2, count_include_pad=False)
+    middle = gray.mean((2, 3), keepdim=True) + draw.uniform(-0.15, 0.15)
     sign = torch.where(draw.chance(0.5), 1.0, -1.0)
-    return torch.sigmoid(sign * (grey - middle) * draw.uniform(6, 30))
+    return torch.sigmoid(sign * (gray - middle) * draw.uniform(6, 30))
 
 
 def draw_exponents(draw: Draw) -> Tensor:
@@ -222,7 +222,7 @@ def draw_exponents(draw: Draw) -> Tensor:
 
 
 def draw_airlight(clear: Tensor, draw: Draw, how: Synthesis) -> Tensor:
-    """Draw airlights ``(n, 3, 1, 1)``: bright, nearly grey, sometimes tinted by the scene or as by dust or distance."""
+    """Draw airlights ``(n, 3, 1, 1)``: bright, nearly gray, sometimes tinted by the scene or as by dust or distance."""
     color = 1 + (draw.uniform(0, 1, 3) - 0.5) * draw.uniform(0, 0.14)
     mean = clear.mean((2, 3), keepdim=True)
     scene = 0.8 + 0.2 * mean / mean.mean(1, keepdim=True).clamp(min=1e-3)

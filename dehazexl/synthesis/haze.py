@@ -1,6 +1,6 @@
 """Haze synthesis: clear pictures in, hazy pictures and the transmission and airlight that made them out.
 
-The atmospheric scattering model (Koschmieder 1924; Narasimhan and Nayar 2002), for each pixel and colour::
+The atmospheric scattering model (Koschmieder 1924; Narasimhan and Nayar 2002), for each pixel and color::
 
     hazy = clear * t + airlight * (1 - t),     t = exp(-thickness)
 
@@ -50,7 +50,7 @@ The figures are ours: the data set's authors do not publish theirs.
 """
 
 WAVELENGTHS = (0.66, 0.56, 0.48)
-"""Centres of the red, green and blue bands of common satellites, in micrometres."""
+"""Centers of the red, green and blue bands of common satellites, in micrometers."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def clear_sight(hazy: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
     return (hazy - airlight) / transmission + airlight
 
 
-def synthesise(
+def add_haze(
     clear: Tensor,
     generator: Generator,
     kinds: Sequence[str] = tuple(KINDS),
@@ -225,7 +225,7 @@ def synthesise(
     clear_share
         Share of pictures left without haze, so that a network learns to leave clear pictures alone.
     tinted_share
-        Share of the airlights that have a strong colour: brown as of dust and smoke, or blue.
+        Share of the airlights that have a strong color: brown as of dust and smoke, or blue.
     camera
         Add to hazy pictures what air and camera add besides haze: blur where it is thick, gains, gamma, noise, JPEG.
         Those without haze stay as they are.
@@ -256,7 +256,7 @@ def put_haze(
     camera: bool,
     linear: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Put haze on one picture ``(3, h, w)``, or leave it clear; see `synthesise`.
+    """Put haze on one picture ``(3, h, w)``, or leave it clear; see `add_haze`.
 
     Returns pixels and transmission ``(3, h, w)``, and airlight ``(3, 1, 1)``.
     """
@@ -287,13 +287,13 @@ def draw_transmission(
 
 
 def draw_airlight(picture: Tensor, generator: Generator, brightness: tuple[float, float]) -> Tensor:
-    """Draw an airlight ``(3, 1, 1)``: bright, nearly grey, sometimes tinted by the scene ``(3, h, w)``."""
+    """Draw an airlight ``(3, 1, 1)``: bright, nearly gray, sometimes tinted by the scene ``(3, h, w)``."""
     level = uniform(*brightness, generator)
-    colour = 1 + (torch.rand(3, generator=generator, device=generator.device) - 0.5) * uniform(0, 0.14, generator)
+    color = 1 + (torch.rand(3, generator=generator, device=generator.device) - 0.5) * uniform(0, 0.14, generator)
     if uniform(0, 1, generator) < 0.2:
         mean = picture.mean((1, 2))
-        colour = colour * (0.8 + 0.2 * mean / mean.mean().clamp(min=1e-3))
-    return (level * colour).clamp(0.3, 1)[:, None, None]
+        color = color * (0.8 + 0.2 * mean / mean.mean().clamp(min=1e-3))
+    return (level * color).clamp(0.3, 1)[:, None, None]
 
 
 def draw_tint(generator: Generator) -> Tensor:
@@ -314,7 +314,7 @@ def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:
 
 
 def degrade(hazy: Tensor, generator: Generator) -> Tensor:
-    """Add what a camera adds to ``(3, h, w)``: gains of its colours, another gamma, noise, JPEG, each sometimes.
+    """Add what a camera adds to ``(3, h, w)``: gains of its colors, another gamma, noise, JPEG, each sometimes.
 
     As RIDCP does (Wu et al., CVPR 2023). Clips to [0, 1].
     """

@@ -41,7 +41,7 @@ def procedural(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def leaves(height: int, width: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw dead leaves: ellipses and rectangles over each other, each with a colour and a texture."""
+    """Draw dead leaves: ellipses and rectangles over each other, each with a color and a texture."""
     pixels = _ground(height, width, random)
     grain = noise(height, width, random.uniform(6, 40), 4, random) - 0.5
     count = min(4000, LEAVES * height * width // 256**2 + 20)
@@ -68,7 +68,7 @@ def _leaf(pixels: NDArray[np.float32], grain: NDArray[np.float32], radius: float
     # Soft over a pixel, as a lens draws edges; lit from one side.
     share = np.clip(radius - distance + 0.5, 0, 1)[..., None].astype(np.float32)
     light = 1 + random.uniform(-0.3, 0.3) * (u + v) / (2 * radius) + random.uniform(0, 0.9) * grain[y0:y1, x0:x1]
-    inside = _colour(random) * light[..., None].astype(np.float32)
+    inside = _color(random) * light[..., None].astype(np.float32)
     pixels[y0:y1, x0:x1] += share * (inside - pixels[y0:y1, x0:x1])
 
 
@@ -91,19 +91,19 @@ def farmland(height: int, width: int, random: np.random.Generator) -> NDArray[np
 
 
 def flat(height: int, width: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw ground of one colour with a faint texture: sand, snow, water, concrete."""
+    """Draw ground of one color with a faint texture: sand, snow, water, concrete."""
     return _finish(_ground(height, width, random), random)
 
 
 def _ground(height: int, width: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """Return one colour with multi-octave texture, ``(height, width, 3)`` from 0 to about 1."""
+    """Return one color with multi-octave texture, ``(height, width, 3)`` from 0 to about 1."""
     texture = noise(height, width, random.uniform(30, 300), 5, random) - 0.5
-    ground: NDArray[np.float32] = _colour(random) * (1 + np.float32(random.uniform(0.1, 0.8)) * texture[..., None])
+    ground: NDArray[np.float32] = _color(random) * (1 + np.float32(random.uniform(0.1, 0.8)) * texture[..., None])
     return ground
 
 
-def _colour(random: np.random.Generator) -> NDArray[np.float32]:
-    """Draw a colour ``(3,)`` as natural surfaces have them: mostly dark, earthy or green, seldom saturated."""
+def _color(random: np.random.Generator) -> NDArray[np.float32]:
+    """Draw a color ``(3,)`` as natural surfaces have them: mostly dark, earthy or green, seldom saturated."""
     level = random.beta(1.6, 2.6)
     hue = np.array([random.normal(1.05, 0.14), random.normal(1.0, 0.1), random.normal(0.85, 0.16)])
     if random.random() < 0.03:

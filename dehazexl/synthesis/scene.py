@@ -25,7 +25,7 @@ CROPS = (
     (88, 96, 58),
     (158, 152, 92),
 )
-"""Colours of fields: young and ripe crops, soil, meadows."""
+"""Colors of fields: young and ripe crops, soil, meadows."""
 
 WATER, SAND, ROAD, TRACK = (52, 72, 74), (160, 146, 118), (112, 111, 109), (172, 156, 128)
 ROOFS = ((150, 82, 62), (132, 66, 52), (168, 104, 78), (104, 100, 98), (142, 138, 132), (96, 72, 62))
@@ -45,9 +45,9 @@ class Canvas:
         """Height and width in pixels."""
         return self.taken.shape[0], self.taken.shape[1]
 
-    def cover(self, share: Plane, colour: tuple[float, ...] | Plane) -> None:
-        """Lay a colour over the picture where `share` ``(y, x)`` says, from 0 to 1."""
-        self.pixels += share[..., None] * (np.asarray(colour, np.float32) - self.pixels)
+    def cover(self, share: Plane, color: tuple[float, ...] | Plane) -> None:
+        """Lay a color over the picture where `share` ``(y, x)`` says, from 0 to 1."""
+        self.pixels += share[..., None] * (np.asarray(color, np.float32) - self.pixels)
 
 
 def aerial(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -75,7 +75,7 @@ def aerial(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     hills = noise(height, width, 900, 3, random)
     light = 0.94 + 0.12 * hills[..., None]
     grain = random.normal(0, 2.2, (height, width, 1)).astype(np.float32)
-    # Air and lens leave colours less bright than paint.
+    # Air and lens leave colors less bright than paint.
     muted = canvas.pixels + 0.18 * (canvas.pixels.mean(2, keepdims=True) - canvas.pixels)
     return np.clip(muted * light + grain, 0, 255).astype(np.uint8)
 
@@ -146,8 +146,8 @@ def _crops(
     patchy: Plane,
     random: np.random.Generator,
 ) -> Plane:
-    """Colours ``(pixels, 3)`` of fields, each with its own crop, rows and patches."""
-    colours = np.array(CROPS, np.float32)[random.integers(len(CROPS), size=count)] + random.normal(0, 5, (count, 3))
+    """Colors ``(pixels, 3)`` of fields, each with its own crop, rows and patches."""
+    colors = np.array(CROPS, np.float32)[random.integers(len(CROPS), size=count)] + random.normal(0, 5, (count, 3))
     across = random.random(count) < 0.5
     period, strength = random.uniform(5, 14, count), random.uniform(1, 7, count)
     along = np.where(across[field], u, v)
@@ -156,7 +156,7 @@ def _crops(
     wheels = (np.abs(along % 62 - 31) < 1.3) * random.uniform(0, 16, count)[field]
     rough = random.uniform(8, 24, count)[field]
     shade = rows - wheels + fine * rough + patchy * random.uniform(15, 55, count)[field]
-    return np.asarray(colours[field] + shade[:, None] * np.array([1.0, 0.95, 0.8]), np.float32)
+    return np.asarray(colors[field] + shade[:, None] * np.array([1.0, 0.95, 0.8]), np.float32)
 
 
 def draw_river(canvas: Canvas) -> Plane:
@@ -210,11 +210,11 @@ def draw_village(canvas: Canvas, roads: list[tuple[float, float, float]]) -> Pla
     """Build houses with gardens along the roads, dense near their crossing; return how near it is, from 0 to 1."""
     width, random = canvas.shape[1], canvas.random
     (a, b, c), (d, e, f) = roads
-    centre = np.array([c * e - b * f, a * f - c * d]) / (a * e - b * d)
+    center = np.array([c * e - b * f, a * f - c * d]) / (a * e - b * d)
     rows, cols = np.ogrid[: canvas.shape[0], :width]
-    nearness = np.exp(-((cols - centre[0]) ** 2 + (rows - centre[1]) ** 2) / (2 * (0.14 * width) ** 2))
+    nearness = np.exp(-((cols - center[0]) ** 2 + (rows - center[1]) ** 2) / (2 * (0.14 * width) ** 2))
     for _ in range(900):
-        x, y = centre + random.normal(0, 0.13 * width, 2)
+        x, y = center + random.normal(0, 0.13 * width, 2)
         near = min((abs(p * x + q * y - r), math.atan2(-p, q)) for p, q, r in roads)
         if near[0] > random.exponential(90) + 24:
             continue
@@ -276,5 +276,5 @@ def _tree(canvas: Canvas, y: int, x: int, radius: float) -> None:
     crown = edge(np.hypot(dy, dx) * lobes, radius, 2)
     lit = 1 - 0.32 * (dy + dx) / radius
     leaves = random.normal(1, 0.10, crown.shape)
-    colour = np.array(TREES[random.integers(len(TREES))], np.float32) * random.uniform(0.9, 1.2)
-    part.cover(crown, (colour * (lit * leaves)[..., None]).astype(np.float32))
+    color = np.array(TREES[random.integers(len(TREES))], np.float32) * random.uniform(0.9, 1.2)
+    part.cover(crown, (color * (lit * leaves)[..., None]).astype(np.float32))

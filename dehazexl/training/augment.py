@@ -52,15 +52,15 @@ def draw_view(shape: Sequence[int], h: int, w: int, random: np.random.Generator)
 
 
 def random_crop(pictures: Sequence[Picture], h: int, w: int, random: np.random.Generator) -> Tensor:
-    """Cut a random crop from a random picture, at a random scale, turned, flipped and slightly recoloured.
+    """Cut a random crop from a random picture, at a random scale, turned, flipped and slightly recolored.
 
     Returns ``(1, 3, h, w)`` in [0, 1].
     """
     picture = pictures[int(random.integers(len(pictures)))]
-    return recolour(draw_view(picture.shape, h, w, random).cut(picture), random)
+    return recolor(draw_view(picture.shape, h, w, random).cut(picture), random)
 
 
-def recolour(crop: Tensor, random: np.random.Generator) -> Tensor:
+def recolor(crop: Tensor, random: np.random.Generator) -> Tensor:
     """Vary exposure, contrast and white balance of ``(1, 3, h, w)`` in [0, 1], of every other crop.
 
     Slightly: how bright pictures usually are helps to tell a thick haze from a pale scene.

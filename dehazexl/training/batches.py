@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dehazexl.image.grid import TILE, TOKEN
 from dehazexl.synthesis.batched import Synthesis, synthesize
-from dehazexl.synthesis.haze import KINDS, synthesise
+from dehazexl.synthesis.haze import KINDS, add_haze
 from dehazexl.synthesis.procedural import procedural
 from dehazexl.training.augment import beside, calmed, center_crop, to_tensor
 from dehazexl.training.datasets import Dataset
@@ -181,6 +181,6 @@ def validation_set(data: Dataset, size: int = 512, most: int = 64) -> list[Batch
             continue
         kind = list(KINDS)[turn % len(KINDS)]
         generator = torch.Generator().manual_seed(1000 + turn)
-        made = synthesise(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
+        made = add_haze(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
         cases.append(Batch(clear, made.pixels, -made.transmission.log(), made.airlight, torch.zeros(1, 1, 1, 1)))
     return cases

@@ -25,7 +25,7 @@ class State:
 
     model: DehazeXL
     average: DehazeXL
-    optimiser: torch.optim.AdamW
+    optimizer: torch.optim.AdamW
     step: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -36,7 +36,7 @@ class State:
 
     @classmethod
     def start(cls, spec: Spec, recipe: Recipe, device: torch.device, init: DehazeXL | None = None) -> State:
-        """Make a fresh network, or one with the weights of `init`, and its optimiser."""
+        """Make a fresh network, or one with the weights of `init`, and its optimizer."""
         torch.manual_seed(recipe.seed)
         model = DehazeXL(spec)
         if init is not None:
@@ -45,7 +45,7 @@ class State:
         # Half precision has few exponents: gradients are scaled up, and a step in which they overflow is left out.
         scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         average = deepcopy(model).requires_grad_(False).eval()
-        return cls(model, average, make_optimiser(model, recipe), scaler=scaler)
+        return cls(model, average, make_optimizer(model, recipe), scaler=scaler)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint beside `path`, then rename it, so that a kill or a full disk leaves the one before."""
@@ -53,7 +53,7 @@ class State:
             "spec": self.model.spec.to_json(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in COUNTED},
         }
@@ -75,7 +75,7 @@ class State:
         state = cls.start(spec, recipe, device)
         state.model.load_state_dict(saved["model"])
         state.average.load_state_dict(saved["average"])
-        state.optimiser.load_state_dict(saved["optimiser"])
+        state.optimizer.load_state_dict(saved["optimizer"])
         if state.scaler.is_enabled() and saved.get("scaler"):
             state.scaler.load_state_dict(saved["scaler"])
         for name in COUNTED:
@@ -83,7 +83,7 @@ class State:
         return state
 
 
-def make_optimiser(model: DehazeXL, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(model: DehazeXL, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW; matrices decay, biases and norms do not."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -103,7 +103,7 @@ def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         saved = read_pickle(path, device)
     except ValueError:
         saved = None
-    if not isinstance(saved, dict) or "spec" not in saved or "optimiser" not in saved:
+    if not isinstance(saved, dict) or "spec" not in saved or "optimizer" not in saved:
         raise ValueError(
             f"{path}: no checkpoint of dehazexl train, or a damaged one; put best.pt beside it in its place, or start "
             "another training with --init and the last weights"

@@ -33,7 +33,7 @@ class Dataset:
     clear
         Clear pictures.
     hazy
-        The same pictures with haze, in the same order; None where haze is to be synthesised. A clear picture with
+        The same pictures with haze, in the same order; None where haze is to be synthesized. A clear picture with
         several hazy ones is listed with each.
     names
         What to call them: paths within the data set's folder, without suffix; of pairs the hazy picture's.
@@ -47,7 +47,7 @@ class Dataset:
         return len(self.clear)
 
     def crop(self, h: int, w: int, random: np.random.Generator) -> tuple[Tensor, Tensor | None]:
-        """Cut a random crop: clear and, of pairs, hazy, ``(1, 3, h, w)`` in [0, 1]; pairs keep their colours."""
+        """Cut a random crop: clear and, of pairs, hazy, ``(1, 3, h, w)`` in [0, 1]; pairs keep their colors."""
         if self.hazy is None:
             return random_crop(self.clear, h, w, random), None
         index = int(random.integers(len(self)))

@@ -46,7 +46,7 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train a network.
 
-    In several processes (torch.distributed initialised, see `commands.train`) each takes its share of every step,
+    In several processes (torch.distributed initialized, see `commands.train`) each takes its share of every step,
     and the first one writes.
 
     Parameters
@@ -164,13 +164,13 @@ def keep(state: State, folder: Path, cases: Sequence[Batch], report: dict[str, f
 
 
 def step(state: State, batches: Sequence[Batch], lr: float, recipe: Recipe, answer: Answer | None = None) -> float:
-    """Make one step of the optimiser and of the average and return the loss.
+    """Make one step of the optimizer and of the average and return the loss.
 
     A step whose loss or gradient is not finite is left out, in all processes, and its loss is NaN.
     """
     answer, device = answer or state.model.change, state.model.device
     state.model.train()
-    state.optimiser.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for batch in (batch.to(device) for batch in batches):
         with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
@@ -179,14 +179,14 @@ def step(state: State, batches: Sequence[Batch], lr: float, recipe: Recipe, answ
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     total = mean_of_all(total, device)
-    state.scaler.unscale_(state.optimiser)
+    state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
     if not (math.isfinite(total) and torch.isfinite(norm)):
         state.scaler.update()
         return math.nan
-    for group in state.optimiser.param_groups:
+    for group in state.optimizer.param_groups:
         group["lr"] = lr
-    state.scaler.step(state.optimiser)
+    state.scaler.step(state.optimizer)
     state.scaler.update()
     update_average(state.average, state.model, state.step, recipe.ema)
     return total

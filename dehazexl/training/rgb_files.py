@@ -25,7 +25,7 @@ class Picture(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows, columns and colours."""
+        """Rows, columns and colors."""
 
     def __getitem__(self, index: Any, /) -> NDArray[np.uint8]:
         """Return the pixels of slices of rows and columns."""
@@ -102,7 +102,7 @@ def open_rgb(path: Path, memory: ImageCache | None = None) -> ImageFile:
 
     image = open_image(path)
     level = image.levels[0]
-    # A grey picture repeats its only band: it would teach that nothing has colours.
+    # A gray picture repeats its only band: it would teach that nothing has colors.
     check_rgb(path, level[..., list(dict.fromkeys(image.rgb))])
     shape = (*level.shape[:2], 3)
     if level.nbytes < WHOLE or level.npartitions == 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.image.image import colours, valid_mask
+from dehazexl.image.image import colors, valid_mask
 from dehazexl.image.value_scale import ValueScale
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def render(
     strength
         Share of the change that is made, from 0 to 1.
     dehaze
-        From hazy to clear colours ``(y, x, 3)``, 0 and 1 at the limits.
+        From hazy to clear colors ``(y, x, 3)``, 0 and 1 at the limits.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def render(
     """
     scale = ValueScale(*limits)
     # In place where it can be: a viewer waits for this.
-    hazy = scale.to_unit(colours(raw, image))
+    hazy = scale.to_unit(colors(raw, image))
     if raw.dtype.kind == "f":
         np.nan_to_num(hazy, copy=False)
     change = dehaze(hazy) - hazy
@@ -71,7 +71,7 @@ def render(
 
 
 def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:
-    """Append the alpha of a picture's pixels ``(y, x, c)``, if it has any, to the colours as they are shown."""
+    """Append the alpha of a picture's pixels ``(y, x, c)``, if it has any, to the colors as they are shown."""
     if image.alpha is None:
         return shown
     alpha = raw[..., image.alpha, None]

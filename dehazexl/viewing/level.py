@@ -25,7 +25,7 @@ MAPS = 128 * 2**20
 """Bytes of feature maps kept for a level."""
 
 FAR = 60000
-"""What half precision, in which tiles are kept, still holds: colours beyond it, far outside the limits, are clipped."""
+"""What half precision, in which tiles are kept, still holds: colors beyond it, far outside the limits, are clipped."""
 
 
 STAGES = {"encode": "encoding", "fuse": "fusing"}
@@ -95,7 +95,7 @@ class LevelRun:
         Returns
         -------
         dict
-            By row and column: the colours ``(tile, tile, 3)`` on the scale of the network, not clipped to it.
+            By row and column: the colors ``(tile, tile, 3)`` on the scale of the network, not clipped to it.
         """
         from dehazexl.engine.passes import Tiles, decoded
 

@@ -99,7 +99,7 @@ def halved(image: Image) -> da.Array:
 
 
 def look_around(image: Image, places: int) -> NDArray[Any]:
-    """Return the mean colours ``(places, places, c)`` of small windows all over a picture."""
+    """Return the mean colors ``(places, places, c)`` of small windows all over a picture."""
     finest = image.levels[-1]
     pixels = ChunkCache(finest)
     out = np.zeros((places, places, finest.shape[2]), finest.dtype)
@@ -110,7 +110,7 @@ def look_around(image: Image, places: int) -> NDArray[Any]:
 
 
 def _mean(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
-    """Return the mean colour ``(c,)`` of some pixels ``(16, 16, c)``."""
+    """Return the mean color ``(c,)`` of some pixels ``(16, 16, c)``."""
     while len(pixels) > 1:
         pixels = halve(pixels, image.nodata, image.alpha)
     return pixels[0, 0]

@@ -35,7 +35,7 @@ class TileCache:
     Attributes
     ----------
     overview : ndarray or None
-        Gain and offset of each colour of a coarse level, ``(2, 3, y, x)``, once they are known.
+        Gain and offset of each color of a coarse level, ``(2, 3, y, x)``, once they are known.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], coarse: int, cache: int) -> None:
@@ -91,7 +91,7 @@ class TileCache:
         level, window
             What is dehazed.
         hazy
-            Its colours ``(y, x, 3)``, on the scale of the network.
+            Its colors ``(y, x, 3)``, on the scale of the network.
 
         Returns
         -------
@@ -122,8 +122,8 @@ class TileCache:
         if overview is None:
             return hazy
         clear = np.empty_like(hazy)
-        for colour in range(3):
-            gain, offset = (upsample_window(side[colour], window, self.shapes[level]) for side in overview)
-            np.multiply(gain, hazy[..., colour], out=clear[..., colour])
-            clear[..., colour] += offset
+        for color in range(3):
+            gain, offset = (upsample_window(side[color], window, self.shapes[level]) for side in overview)
+            np.multiply(gain, hazy[..., color], out=clear[..., color])
+            clear[..., color] += offset
         return clear

@@ -70,7 +70,7 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     Returns
     -------
     list of tuple
-        For each picture, its colours as a multiscale ``rgb`` layer, with its alpha if it has one; and a hidden
+        For each picture, its colors as a multiscale ``rgb`` layer, with its alpha if it has one; and a hidden
         layer for each further band. `metadata` holds the `dehazexl.Image` under ``"dehazexl"``.
 
     Raises
@@ -99,9 +99,9 @@ def layers_of(image: Image) -> list[LayerData]:
     else:
         image = with_tail(image)
     white = 255 if image.levels[0].dtype == "uint8" else 1
-    colours = placed(image, image.name, growing) | {"rgb": True, "contrast_limits": (0, white)}
-    colours["metadata"][LIMITS] = limits
-    layers = [layer_of(colours_of(image, growing, limits), colours)]
+    colors = placed(image, image.name, growing) | {"rgb": True, "contrast_limits": (0, white)}
+    colors["metadata"][LIMITS] = limits
+    layers = [layer_of(colors_of(image, growing, limits), colors)]
     for band in (band for band in range(len(image.bands)) if band not in (*image.rgb, image.alpha)):
         further = placed(image, f"{image.name} {image.bands[band]}", growing) | {"visible": False}
         further["contrast_limits"] = value_range(replace(image, rgb=(band, band, band)))
@@ -145,8 +145,8 @@ def placed(image: Image, name: str, growing: OverviewBuilder | None = None) -> d
     }
 
 
-def colours_of(image: Image, growing: OverviewBuilder | None = None, limits: Limits | None = None) -> list[da.Array]:
-    """Return the colours of each level, and their alpha, as napari shows them.
+def colors_of(image: Image, growing: OverviewBuilder | None = None, limits: Limits | None = None) -> list[da.Array]:
+    """Return the colors of each level, and their alpha, as napari shows them.
 
     Parameters
     ----------
@@ -165,14 +165,14 @@ def colours_of(image: Image, growing: OverviewBuilder | None = None, limits: Lim
     """
     import numpy as np
 
-    from dehazexl.image.image import colours, value_range
+    from dehazexl.image.image import colors, value_range
     from dehazexl.viewing.display import shown_dtype, with_alpha
 
     dtype = shown_dtype(image)
     low, high = limits or value_range(image)
 
     def render(pixels: NDArray[Any]) -> NDArray[Any]:
-        rgb = colours(pixels, image)
+        rgb = colors(pixels, image)
         if dtype != np.uint8:
             rgb = ((rgb.astype(np.float32) - np.float32(low)) / np.float32(high - low)).clip(0, 1)
         return with_alpha(rgb, pixels, image)
@@ -394,7 +394,7 @@ def take_over(layer: Any, growing: OverviewBuilder) -> None:
     """Let a layer read the overviews that were made for it."""
     image, limits, band = growing.image, layer.contrast_limits, layer.metadata.get(BAND)
     metadata = {name: value for name, value in layer.metadata.items() if name != GROWING}
-    levels = colours_of(image, limits=metadata[LIMITS]) if band is None else band_of(image, band)
+    levels = colors_of(image, limits=metadata[LIMITS]) if band is None else band_of(image, band)
     layer.metadata = metadata | {IMAGE: image, SHOWN: levels[0].name}
     layer.data = levels
     layer.contrast_limits = limits

@@ -202,13 +202,13 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
     Pictures without a pyramid (PNG, JPEG) are no good for that; the layer then stays as it is.
     """
     from dehazexl import open_image
-    from napari_dehazexl._reader import IMAGE, LIMITS, SHOWN, colours_of
+    from napari_dehazexl._reader import IMAGE, LIMITS, SHOWN, colors_of
     from napari_dehazexl._watch import LIVE, replace_levels
 
     if not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
         return
     image, live = open_image(path), layer.metadata[LIVE]
     live.close()
-    levels = colours_of(image, limits=live.limits)
+    levels = colors_of(image, limits=live.limits)
     layer.metadata = {IMAGE: image, LIMITS: live.limits, SHOWN: levels[0].name}
     replace_levels(layer, levels)

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from dehazexl.cli.app import main
 from dehazexl.cli.haze import with_haze
 from dehazexl.io.open import open_image
-from dehazexl.synthesis.haze import LEVELS, synthesise
+from dehazexl.synthesis.haze import LEVELS, add_haze
 from dehazexl.synthesis.procedural import procedural
 from dehazexl.training.datasets import open_datasets
 
@@ -79,7 +79,7 @@ def test_haze_on_linear_light_is_the_same_haze(tmp_path: Path) -> None:
     clear = torch.from_numpy(truth / np.float32(255)).permute(2, 0, 1)[None]
     generator = torch.Generator().manual_seed(zlib.crc32(b"0 clear.png"))
     level = LEVELS[3]
-    drawn = synthesise(clear, generator, ["fog"], level.thickness, level.brightness, clear_share=0, camera=False)
+    drawn = add_haze(clear, generator, ["fog"], level.thickness, level.brightness, clear_share=0, camera=False)
     t, air = (x[0].permute(1, 2, 0).double().numpy() for x in (drawn.transmission, drawn.airlight))
     np.testing.assert_allclose(made[""], truth / 255 * t + air * (1 - t), atol=0.51 / 255)
 

@@ -77,12 +77,12 @@ def test_what_is_given_anew_is_taken_and_said(pictures: Path, capsys: pytest.Cap
     assert "going on" not in said(capsys)
 
 
-def test_the_start_is_remembered_and_so_is_the_normalisation(pictures: Path) -> None:
-    assert main(["train", "pictures", *TINY, "--out", "first", "--steps", "1", "--normalise"]) == 0
+def test_the_start_is_remembered_and_so_is_the_normalization(pictures: Path) -> None:
+    assert main(["train", "pictures", *TINY, "--out", "first", "--steps", "1", "--normalize"]) == 0
     assert "init" not in describe(Path("first/last.safetensors"))
     spec = describe(Path("first/last.safetensors"))["spec"]
     assert spec["std"][0] < 0.2
-    for given in (["--spec", "tiny"], ["--normalise"], []):
+    for given in (["--spec", "tiny"], ["--normalize"], []):
         steps = str(read_checkpoint(Path("first/checkpoint.pt"))["step"] + 1)
         assert main(["train", "pictures", "--out", "first", "--resume", "--steps", steps, *given]) == 0
         assert describe(Path("first/last.safetensors"))["spec"] == spec
@@ -147,7 +147,7 @@ def test_nothing_but_small_pictures(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("more", "message"),
     [
         (["--spec", "official"], "has a spec of its own, which is not --spec official"),
-        (["--normalise"], "was trained without --normalise"),
+        (["--normalize"], "was trained without --normalize"),
     ],
 )
 def test_weights_to_start_from_say_what_they_are(

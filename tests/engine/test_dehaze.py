@@ -86,7 +86,7 @@ def test_streaming_equals_the_whole_picture_in_other_specs(change: dict[str, Any
     assert relative(dehazed(pixels, model), whole(model, pixels)) < 1e-5
 
 
-def test_streaming_equals_the_whole_picture_with_normalised_weights() -> None:
+def test_streaming_equals_the_whole_picture_with_normalized_weights() -> None:
     model = randomised(replace(SPECS["tiny"], mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1)))
     pixels = hazy(300, 300)
     assert relative(dehazed(pixels, model), whole(model, pixels)) < 1e-5
@@ -262,16 +262,16 @@ def test_bytes_have_the_range_of_bytes(tiny: DehazeXL) -> None:
 # ---- Bands ------------------------------------------------------------------------------------------
 
 
-def test_grey_is_dehazed_as_three_equal_colours(tiny: DehazeXL) -> None:
-    grey = hazy(200, 300, 1)
-    expected = whole(tiny, np.repeat(grey, 3, axis=2)).mean(2, keepdims=True)
-    assert relative(dehazed(grey, tiny), expected) < 1e-5
-    flat = dehazed(grey[..., 0], tiny)
+def test_gray_is_dehazed_as_three_equal_colors(tiny: DehazeXL) -> None:
+    gray = hazy(200, 300, 1)
+    expected = whole(tiny, np.repeat(gray, 3, axis=2)).mean(2, keepdims=True)
+    assert relative(dehazed(gray, tiny), expected) < 1e-5
+    flat = dehazed(gray[..., 0], tiny)
     assert flat.shape == (200, 300, 1)
-    assert np.array_equal(flat, dehazed(grey, tiny))
+    assert np.array_equal(flat, dehazed(gray, tiny))
 
 
-def test_grey_keeps_its_alpha(tiny: DehazeXL) -> None:
+def test_gray_keeps_its_alpha(tiny: DehazeXL) -> None:
     pixels = np.maximum(hazy(200, 300, 2), 0.01)  # where alpha is 0 is no data
     out = dehazed(pixels, tiny)
     assert relative(out[..., :1], dehazed(pixels[..., :1], tiny)) < 1e-5
@@ -291,7 +291,7 @@ def test_further_bands_pass_through(tiny: DehazeXL, bands: int, rgb: Any, used: 
 
 
 @pytest.mark.parametrize("bands", [[2, 2, 1], [1, 2, 1], [3, 3, 3]])
-def test_a_band_that_is_several_colours_gets_their_mean(tiny: DehazeXL, bands: list[int]) -> None:
+def test_a_band_that_is_several_colors_gets_their_mean(tiny: DehazeXL, bands: list[int]) -> None:
     pixels = hazy(200, 300)
     used = [band - 1 for band in bands]
     answer = whole(tiny, pixels[..., used])

@@ -12,7 +12,7 @@ from dehazexl.evaluation.fade import distances, entropy, fog_density, patches, s
 SCORES = {
     "clear": 0.22380880488256763,
     "hazy": 1.6580521570867208,
-    "grey": 0.3403455734440197,
+    "gray": 0.3403455734440197,
     "partly white and black": 0.662055228567062,
 }
 """What fade-python 1.0.0, which agrees with the MATLAB release, makes of `images`."""
@@ -33,7 +33,7 @@ def images() -> dict[str, np.ndarray]:
     return {
         "clear": clear,
         "hazy": (clear.astype(int) * 3 // 10 + 170).astype(np.uint8),
-        "grey": np.repeat(clear[..., :1], 3, axis=2),
+        "gray": np.repeat(clear[..., :1], 3, axis=2),
         "partly white and black": partly,
     }
 

@@ -16,7 +16,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dehazexl.cli.app import main
-from dehazexl.evaluation.paired import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesised
+from dehazexl.evaluation.paired import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesized
 from dehazexl.training.datasets import LEVELS, Dataset
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_no_seam_where_no_border_or_no_change_is() -> None:
 
 def test_synthesised_haze_is_always_the_same() -> None:
     pictures = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
-    one, again = list(synthesised(pictures, 64)), list(synthesised(pictures, 64))
+    one, again = list(synthesized(pictures, 64)), list(synthesized(pictures, 64))
     assert [(c.name, c.kind) for c in one[:4]] == [("a", k) for k in ("veil", "patches", "depth", "ridges")]
     assert len(one) == 8
     assert all(c.clear.shape == c.hazy.shape == (64, 64, 3) for c in one)
@@ -108,7 +108,7 @@ def test_synthesised_haze_is_always_the_same() -> None:
 
 def test_haze_on_linear_light_is_the_same_haze() -> None:
     pictures = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
-    values, linear = (list(synthesised(pictures, 64, linear=each)) for each in (False, True))
+    values, linear = (list(synthesized(pictures, 64, linear=each)) for each in (False, True))
     assert {c.light for c in values} == {"values"} and {c.light for c in linear} == {"linear"}
     for one, other in zip(values, linear, strict=True):
         assert (one.name, one.kind) == (other.name, other.kind)
@@ -128,7 +128,7 @@ def test_pairs_are_taken_whole() -> None:
 
 
 def test_each_method_is_scored_on_each_case() -> None:
-    cases = list(synthesised([("a", eight_bits(CLEAR))], 128))
+    cases = list(synthesized([("a", eight_bits(CLEAR))], 128))
     outcomes = list(
         evaluate(iter(cases), {"dark channel prior": dark_channel_prior, "truth": lambda _: cases[0].clear})
     )
@@ -143,7 +143,7 @@ def test_each_method_is_scored_on_each_case() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not forget the highest memory")
 def test_memory_is_that_of_each_method() -> None:
-    (first, *_) = synthesised([("a", eight_bits(CLEAR))], 128)
+    (first, *_) = synthesized([("a", eight_bits(CLEAR))], 128)
     methods = {"large": lambda hazy: np.ones(2**28, np.uint8)[0] * hazy, "small": lambda hazy: hazy}
     hazy, large, small = (values["memory_mb"] for _, _, _, values in evaluate([first], methods))
     assert large > hazy + 200
@@ -166,9 +166,9 @@ def test_the_dark_channel_prior_is_that_of_the_papers(size: tuple[int, int]) -> 
     brightest = max(hazy[place].mean() for place in places)
     airlight = np.mean([hazy[place] for place in places if hazy[place].mean() > brightest - 1e-9], axis=0)
     rough = 1 - 0.95 * windows((hazy / airlight).min(2), 7).min((2, 3))
-    grey = hazy.mean(2)
-    slope = (box(grey * rough) - box(grey) * box(rough)) / (box(grey * grey) - box(grey) ** 2 + 1e-3)
-    t = np.maximum(box(slope) * grey + box(box(rough) - slope * box(grey)), 0.1)[..., None]
+    gray = hazy.mean(2)
+    slope = (box(gray * rough) - box(gray) * box(rough)) / (box(gray * gray) - box(gray) ** 2 + 1e-3)
+    t = np.maximum(box(slope) * gray + box(box(rough) - slope * box(gray)), 0.1)[..., None]
     np.testing.assert_allclose(dark_channel_prior(hazy), (hazy - airlight) / t + airlight, atol=1e-9)
 
 
@@ -234,7 +234,7 @@ def test_one_light_of_two(tmp_path: Path, weights: str, capsys: pytest.CaptureFi
     assert {"values": "haze, on the values of the file;", "linear": "haze, on linear light;"}[light] in said
     rows = [row for row in read(tmp_path / "out" / "scores.csv") if row["method"] == "hazy input"]
     assert {row["light"] for row in rows} == {light}
-    cases = synthesised([("one", eight_bits(CLEAR))], 64, linear=light == "linear")
+    cases = synthesized([("one", eight_bits(CLEAR))], 64, linear=light == "linear")
     assert [float(row["psnr"]) for row in rows] == [pytest.approx(scores(c, c.hazy)["psnr"]) for c in cases]
 
 
@@ -281,7 +281,7 @@ def test_8kdehaze_shows_what_training_holds_out(tmp_path: Path, weights: str) ->
         (["in", "--weights", "frob"], "no weights 'frob'"),
         (["in", "--size", "3"], "--size"),
         (["in", "--out", "in/scores"], "a folder beside them is needed"),
-        (["in", "grey"], "8-bit RGB"),
+        (["in", "gray"], "8-bit RGB"),
         (["in", "--light", "sun"], "--light is one of values, linear, both, not 'sun'"),
         (["pairs", "--light", "linear"], "--light linear is for clear pictures"),
         ([], "FOLDER"),
@@ -292,7 +292,7 @@ def test_what_cannot_be_evaluated(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("in/one.png"), eight_bits(CLEAR))
-    write(Path("grey/one.png"), eight_bits(CLEAR)[..., 0])
+    write(Path("gray/one.png"), eight_bits(CLEAR)[..., 0])
     for half in ("hazy", "clear"):
         write(Path("pairs", half, "one.png"), eight_bits(CLEAR))
     Path("empty").mkdir()

@@ -60,13 +60,13 @@ def composed(outer: Affine, inner: Affine) -> Affine:
     return Affine(*product.ravel()[:6].tolist())
 
 
-def test_a_pixel_has_a_size_where_the_ground_is_measured_in_metres(tmp_path: Path) -> None:
+def test_a_pixel_has_a_size_where_the_ground_is_measured_in_meters(tmp_path: Path) -> None:
     tall = Affine(5.0, 0.0, 485900.0, 0.0, -2.5, 5209247.0)
-    assert write(tmp_path / "metres.tif", tall, 26914).metres == (2.5, 5.0)
-    image = open_image(tmp_path / "metres.tif")
+    assert write(tmp_path / "meters.tif", tall, 26914).meters == (2.5, 5.0)
+    image = open_image(tmp_path / "meters.tif")
     assert (image.scale, image.units) == ((2.5, 5.0), "meter")
     for affine, epsg in ((ROTATED, 32633), (DEGREES, 4326), (NORTH_UP, 2263)):  # turned, degrees, feet
-        assert write(tmp_path / "other.tif", affine, epsg).metres is None
+        assert write(tmp_path / "other.tif", affine, epsg).meters is None
         assert open_image(tmp_path / "other.tif").units == "pixel"
 
 
@@ -144,7 +144,7 @@ def test_rational_polynomials(tmp_path: Path) -> None:
         file.write(np.ones((1, 20, 30), "uint8"))
     geo = read(tmp_path / "in.tif")
     assert Geo.from_attributes(json.loads(json.dumps(geo.to_attributes()))) == geo
-    # Lines and samples are 0 at the first pixel's centre: the middle of the picture stays its middle.
+    # Lines and samples are 0 at the first pixel's center: the middle of the picture stays its middle.
     for changed, line, sample in (
         (geo, (9.5, 10.0), (14.5, 15.0)),
         (geo.moved(4, 10), (5.5, 10.0), (4.5, 15.0)),

@@ -80,7 +80,7 @@ def test_reflect_is_numpys(size: int, before: int, after: int) -> None:
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
-def test_a_feather_ramps_only_towards_neighbours(overlap: int) -> None:
+def test_a_feather_ramps_only_towards_neighbors(overlap: int) -> None:
     assert np.all(blend_ramp(overlap, False, False) == 1)
     middle = blend_ramp(overlap, True, True)
     assert np.all(np.diff(middle[:overlap]) > 0)

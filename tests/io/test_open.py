@@ -108,11 +108,11 @@ def test_jpeg_in_tiff_with_mask(tmp_path: Path, driver: str) -> None:
     write_gdal(tmp_path / "a.tif", RGB, driver=driver, compress="JPEG", mask=MASK, **options)
     image = open_image(tmp_path / "a.tif")
     with rasterio.open(tmp_path / "a.tif") as file:
-        colours, mask = np.moveaxis(file.read(), 0, -1), file.dataset_mask()
+        colors, mask = np.moveaxis(file.read(), 0, -1), file.dataset_mask()
     block = pixels(image)
     assert image.bands == ("red", "green", "blue", "mask")
     assert image.alpha == 3
-    assert np.abs(block[..., :3].astype(int) - colours).max() <= 6
+    assert np.abs(block[..., :3].astype(int) - colors).max() <= 6
     assert np.array_equal(block[..., 3], mask)
     assert np.array_equal(valid_mask(block, image), MASK)
     assert all(level.shape[2] == 4 for level in image.levels)
@@ -125,7 +125,7 @@ def test_jpeg_in_tiff_band_by_band(tmp_path: Path) -> None:
         assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
 
 
-def test_jpeg_in_tiff_that_is_no_colour(tmp_path: Path) -> None:
+def test_jpeg_in_tiff_that_is_no_color(tmp_path: Path) -> None:
     """A JPEG decoder takes three components for YCbCr unless it is told otherwise."""
     write_gdal(tmp_path / "a.tif", RGB, **TILED, compress="jpeg", interleave="pixel", photometric="MINISBLACK")
     with rasterio.open(tmp_path / "a.tif") as file:
@@ -213,13 +213,13 @@ def test_ome_tiff_channels(tmp_path: Path) -> None:
     assert (image.scale, image.units) == ((0.25, 0.5), "meter")
 
 
-COLOURS = {
+COLORS = {
     "names": ({"names": ["blue", "green", "Red", "NIR"]}, (2, 1, 0), None),
     "sentinel": ({"names": ["B2 (blue)", "B3 (green)", "B4 (red)", "B5 (red edge)"]}, (2, 1, 0), None),
     "planet": ({"names": ["coastal_blue", "blue", "green_i", "green", "yellow", "red"]}, (5, 3, 1), None),
     "sentinel-1": ({"names": ["B01 (coastal blue)", "B02 (blue)", "B03 (green)", "B04 (red)"]}, (3, 2, 1), None),
-    "interpretation": ({"colours": "blue green red undefined"}, (2, 1, 0), None),
-    "alpha-first": ({"colours": "alpha red green blue"}, (1, 2, 3), 0),
+    "interpretation": ({"colors": "blue green red undefined"}, (2, 1, 0), None),
+    "alpha-first": ({"colors": "alpha red green blue"}, (1, 2, 3), 0),
     "rgba": ({"photometric": "RGB", "alpha": "YES"}, (0, 1, 2), 3),
     "rgb-nir": ({"photometric": "RGB", "alpha": "unspecified"}, (0, 1, 2), None),
     "nothing": ({"photometric": "MINISBLACK"}, (0, 1, 2), None),
@@ -227,15 +227,15 @@ COLOURS = {
 }
 
 
-@pytest.mark.parametrize("kind", COLOURS)
+@pytest.mark.parametrize("kind", COLORS)
 def test_finds_red_green_and_blue(tmp_path: Path, kind: str) -> None:
-    options, rgb, alpha = COLOURS[kind]
+    options, rgb, alpha = COLORS[kind]
     write_gdal(tmp_path / "a.tif", smooth(len(options.get("names", FOUR[0, 0])), "uint16"), **options)
     image = open_image(tmp_path / "a.tif")
     assert (image.rgb, image.alpha) == (rgb, alpha)
 
 
-def test_grey_and_grey_with_alpha(tmp_path: Path) -> None:
+def test_gray_and_gray_with_alpha(tmp_path: Path) -> None:
     write_gdal(tmp_path / "1.tif", smooth(1))
     write_gdal(tmp_path / "2.tif", smooth(2), alpha="YES")
     write_gdal(tmp_path / "sar.tif", smooth(2), alpha="NO", names=["VV", "VH"])
@@ -327,7 +327,7 @@ def test_zarr_array(tmp_path: Path, version: int, axes: str) -> None:
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_ome_zarr(tmp_path: Path, version: str) -> None:
     omero = {
-        "channels": [{"label": f"ch {n}", "color": colour} for n, colour in enumerate(("0000ff", "00FF00", "FF0000"))]
+        "channels": [{"label": f"ch {n}", "color": color} for n, color in enumerate(("0000ff", "00FF00", "FF0000"))]
     }
     write_ngff(tmp_path / "a.ome.zarr", np.moveaxis(RGB, -1, 0), version, omero=omero)
     image = open_image(tmp_path / "a.ome.zarr")
@@ -743,7 +743,7 @@ def write_wrong(kind: str, path: Path) -> Path:
     elif kind == "ome-xml":
         tifffile.imwrite(path / "a.ome.tif", RGB, photometric="rgb")
         (path / "a.ome.tif").write_bytes((path / "a.ome.tif").read_bytes().replace(b"SizeT=", b"SizeQ="))
-    elif kind == "png-colours":
+    elif kind == "png-colors":
         (path / "a.png").write_bytes(png(4, 4, 8, 9, bytes(20)))
     elif kind in DAMAGED_NGFF:
         write_ngff(folder, np.moveaxis(RGB, -1, 0), "0.5")
@@ -815,7 +815,7 @@ WRONG_FILES = {
     "no-columns": (ValueError, r"a\.tif is (a damaged TIFF|empty)"),
     "no-bits": (ValueError, r"a\.tif is a damaged TIFF"),
     "ome-xml": (ValueError, r"a\.ome\.tif is a damaged TIFF \(KeyError: 'SizeT'\)"),
-    "png-colours": (ValueError, r"a\.png is a damaged PNG \(colour type 9\)"),
+    "png-colors": (ValueError, r"a\.png is a damaged PNG \(color type 9\)"),
     "ngff-none": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
     "ngff-no-levels": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
     "ngff-list": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
@@ -880,7 +880,7 @@ def test_addresses_and_empty_files_are_refused(
         open_image(name)
 
 
-def test_palettes_that_say_they_are_grey_and_raw_pictures_are_refused(tmp_path: Path) -> None:
+def test_palettes_that_say_they_are_gray_and_raw_pictures_are_refused(tmp_path: Path) -> None:
     for tag, kind, count, value, message in ((320, 3, 768, (0,) * 768, "palette"), (50706, 1, 4, (1, 4, 0, 0), "DNG")):
         tags = [(tag, kind, count, value, True)]
         tifffile.imwrite(tmp_path / "x.tif", np.zeros((20, 20), np.uint8), photometric="minisblack", extratags=tags)

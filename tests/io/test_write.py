@@ -172,7 +172,7 @@ def test_tiff_carries_what_the_input_had(tmp_path: Path) -> None:
         (5, (0, 1, 2), 3, ["red", "green", "blue", "alpha", "undefined"]),
     ],
 )
-def test_tiff_colours(tmp_path: Path, bands: int, rgb: tuple[int, int, int], alpha: int | None, looks: Any) -> None:
+def test_tiff_colors(tmp_path: Path, bands: int, rgb: tuple[int, int, int], alpha: int | None, looks: Any) -> None:
     pixels = scene((30, 40, bands))
     names = tuple(f"band {band}" for band in range(1, bands + 1))
     like = image(pixels, rgb=rgb, alpha=alpha, bands=names)
@@ -184,7 +184,7 @@ def test_tiff_colours(tmp_path: Path, bands: int, rgb: tuple[int, int, int], alp
 
 
 def test_bands_without_names_get_none(tmp_path: Path) -> None:
-    for name, bands, photometric in (("grey", 1, "MINISBLACK"), ("rgb", 3, "RGB"), ("rgba", 4, "RGB")):
+    for name, bands, photometric in (("gray", 1, "MINISBLACK"), ("rgb", 3, "RGB"), ("rgba", 4, "RGB")):
         profile = {"driver": "GTiff", "width": 40, "height": 30, "count": bands, "dtype": "uint8"}
         with rasterio.open(tmp_path / f"{name}.tif", "w", photometric=photometric, **profile) as file:
             file.write(np.moveaxis(scene((30, 40, bands)), -1, 0))
@@ -238,7 +238,7 @@ def test_a_resolution_that_is_none_is_left_out(tmp_path: Path) -> None:
 
 @cache
 def profile() -> bytes:
-    """Return a real colour profile: of one that is none, nobody knows whether it fits."""
+    """Return a real color profile: of one that is none, nobody knows whether it fits."""
     from PIL import ImageCms
 
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -246,7 +246,7 @@ def profile() -> bytes:
 
 @pytest.mark.parametrize("source", ["hazy.tif", "hazy.jpg"])
 @pytest.mark.parametrize("name", ["clear.tif", "clear.png"])
-def test_a_colour_profile_is_kept(tmp_path: Path, source: str, name: str) -> None:
+def test_a_color_profile_is_kept(tmp_path: Path, source: str, name: str) -> None:
     PIL.Image.fromarray(scene((30, 40, 3))).save(tmp_path / source, icc_profile=profile())
     hazy = open_image(tmp_path / source)
     for _ in write(hazy.levels[0], tmp_path / name, hazy):
@@ -255,8 +255,8 @@ def test_a_colour_profile_is_kept(tmp_path: Path, source: str, name: str) -> Non
         assert file.info["icc_profile"] == profile()
 
 
-def test_a_colour_profile_stays_with_its_colours(tmp_path: Path) -> None:
-    """A single band of an RGB picture is grey."""
+def test_a_color_profile_stays_with_its_colors(tmp_path: Path) -> None:
+    """A single band of an RGB picture is gray."""
     PIL.Image.fromarray(scene((30, 40, 3))).save(tmp_path / "hazy.tif", icc_profile=profile())
     hazy = open_image(tmp_path / "hazy.tif")
     band = replace(hazy, levels=(hazy.levels[0][..., :1],), bands=("red",), rgb=(0, 0, 0))
@@ -312,7 +312,7 @@ def test_zarr_metadata(tmp_path: Path) -> None:
     assert [axis.unit for axis in multiscale.axes[1:]] == ["meter", "meter"]
     steps = [[t.model_dump() for t in dataset.coordinateTransformations] for dataset in multiscale.datasets]
     assert [step[0]["scale"] for step in steps] == [[1, 0.5, 0.25], [1, 1, 0.5], [1, 2, 1]]
-    # The first pixel of a level is centred on the pixels that it is the mean of.
+    # The first pixel of a level is centered on the pixels that it is the mean of.
     assert [step[1]["translation"] for step in steps] == [[0, 10, 20], [0, 10.25, 20.125], [0, 10.75, 20.375]]
     channels = ome.omero.channels
     assert [channel.label for channel in channels] == ["red", "green", "blue", "nir"]
@@ -363,7 +363,7 @@ def test_missing_pixels_do_not_mix(dtype: str, nodata: float | None, four: tuple
     np.testing.assert_equal(halve(pixels, nodata)[0, 0, 0], np.dtype(dtype).type(mean))
 
 
-def test_transparent_colours_do_not_show() -> None:
+def test_transparent_colors_do_not_show() -> None:
     pixels = np.zeros((2, 4, 4), "uint8")
     pixels[0, 0] = (200, 100, 50, 255)
     pixels[1, 0] = (100, 100, 50, 255)
@@ -540,7 +540,7 @@ def test_jpeg_pixels(tmp_path: Path, bands: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["clear.jpg", "clear.png"])
-def test_exif_and_colour_profile_are_kept(tmp_path: Path, name: str) -> None:
+def test_exif_and_color_profile_are_kept(tmp_path: Path, name: str) -> None:
     pixels = scene((60, 40, 3))
     exif = PIL.Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "DJI"
@@ -626,7 +626,7 @@ def test_like_must_be_an_image(tmp_path: Path) -> None:
         to_tiff(scene((50, 40, 3)), tmp_path / "a.tif", like="plain.tif")  # type: ignore[arg-type]
 
 
-def test_grey_pictures_without_a_band_axis(tmp_path: Path) -> None:
+def test_gray_pictures_without_a_band_axis(tmp_path: Path) -> None:
     with rasterio.open(to_tiff(RGB[..., 0], tmp_path / "a.tif")) as file:
         assert_same(file.read(1), RGB[..., 0])
 

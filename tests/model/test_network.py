@@ -136,7 +136,7 @@ VARIANTS = {
     "local": replace(TINY, local=3),
     "pooled by 8": replace(TINY, context_pool=8),
     "no context": replace(TINY, context_layers=0),
-    "normalised": replace(TINY, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1)),
+    "normalized": replace(TINY, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1)),
 }
 
 
@@ -182,7 +182,7 @@ def test_a_fresh_network_with_the_prior_is_the_dark_channel_prior() -> None:
     assert relative(corners, np.broadcast_to(expected, corners.shape)) < 0.02
 
 
-def test_the_airlight_is_the_colour_of_the_haziest_places_wherever_they_are() -> None:
+def test_the_airlight_is_the_color_of_the_haziest_places_wherever_they_are() -> None:
     torch.manual_seed(0)
     model = DehazeXL(replace(TINY, airlight="picture")).eval().requires_grad_(False)
     x = 0.5 * batch(600, 700)
@@ -201,8 +201,8 @@ def test_a_head_at_stride_4_is_smooth_within_a_tile() -> None:
     assert gain.diff(n=2, dim=3).abs().mean() < 0.2 * fine.diff(n=2, dim=3).abs().mean()
 
 
-def test_normalisation_is_undone() -> None:
-    # Weights that see (x - mean) / std and answer for it, on a picture, are those without, on the normalised one.
+def test_normalization_is_undone() -> None:
+    # Weights that see (x - mean) / std and answer for it, on a picture, are those without, on the normalized one.
     plain = randomised(replace(TINY, head="residual", inputs=()))
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.1]).view(3, 1, 1)
     spec = replace(plain.spec, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
@@ -210,9 +210,9 @@ def test_normalisation_is_undone() -> None:
     assert relative(model(x), plain((x - mean) / std) * std + mean) < 1e-6
 
 
-def test_an_airlight_is_as_bright_however_pictures_are_normalised() -> None:
-    for normalised in ({}, {"mean": OFFICIAL_MEAN, "std": OFFICIAL_STD}):
-        model = randomised(replace(TINY, head="scattering", airlight="pixels", **normalised))
+def test_an_airlight_is_as_bright_however_pictures_are_normalized() -> None:
+    for normalized in ({}, {"mean": OFFICIAL_MEAN, "std": OFFICIAL_STD}):
+        model = randomised(replace(TINY, head="scattering", airlight="pixels", **normalized))
         torch.nn.init.zeros_(model.decoder.output.weight)
         model.decoder.output.bias.data = torch.tensor([0.0, 0, 0, 4, 4, 4])
         gain, offset, _ = model.change(batch(256, 256))
@@ -466,9 +466,7 @@ def test_specs_that_cannot_be(change: dict[str, object], message: str) -> None:
         replace(TINY, **change)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"colour": 1}', '{"widths": 5}', '{"widths": ["a", 1, 2, 3]}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"color": 1}', '{"widths": 5}', '{"widths": ["a", 1, 2, 3]}'])
 def test_text_that_is_no_spec(text: str) -> None:
     with pytest.raises(ValueError):
         Spec.from_json(text)

@@ -124,14 +124,14 @@ MEAN = torch.tensor([0.45837133, 0.47633536, 0.44432645]).view(3, 1, 1)
 STD = torch.tensor([0.16936361, 0.15927625, 0.15468806]).view(3, 1, 1)
 
 
-def test_our_files_say_themselves_how_they_are_normalised(saved: Path) -> None:
-    with pytest.raises(ValueError, match="says itself how it is normalised: leave normalised out"):
-        load_model(saved, "cpu", "float32", normalised=True)
+def test_our_files_say_themselves_how_they_are_normalized(saved: Path) -> None:
+    with pytest.raises(ValueError, match="says itself how it is normalized: leave normalized out"):
+        load_model(saved, "cpu", "float32", normalized=True)
 
 
-def test_weights_of_normalised_pictures(official: DehazeXL, official_file: Path) -> None:
+def test_weights_of_normalized_pictures(official: DehazeXL, official_file: Path) -> None:
     x = torch.from_numpy(picture(256))[None]
-    model = load_model(official_file, "cpu", "float32", normalised=True)
+    model = load_model(official_file, "cpu", "float32", normalized=True)
     with torch.inference_mode():
         by_hand = official((x - MEAN) / STD) * STD + MEAN
         out = model(x)
@@ -140,7 +140,7 @@ def test_weights_of_normalised_pictures(official: DehazeXL, official_file: Path)
     assert relative(plain, by_hand) > 0.1
 
 
-def test_normalised_weights_stay_so_when_they_are_saved(tmp_path: Path) -> None:
+def test_normalized_weights_stay_so_when_they_are_saved(tmp_path: Path) -> None:
     model = randomised(replace(SMALL, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1)))
     again = load_model(save_model(model, tmp_path / "w.safetensors"), "cpu", "float32")
     x = torch.from_numpy(picture(50))[None]
@@ -285,7 +285,7 @@ def test_a_file_of_another_spec_is_refused(saved: Path) -> None:
     refused(saved, r"\.weight has shape .*, the network needs")
 
 
-@pytest.mark.parametrize("spec", ["", "null", "[]", '{"colour": 1}', '{"head": "magic"}', '{"widths": [1, 2]}'])
+@pytest.mark.parametrize("spec", ["", "null", "[]", '{"color": 1}', '{"head": "magic"}', '{"widths": [1, 2]}'])
 def test_a_file_without_a_spec_that_holds_is_refused(saved: Path, spec: str) -> None:
     rewritten(saved, lambda tensors: None, spec=spec)
     refused(saved, "spec|head|four numbers")

@@ -347,14 +347,14 @@ def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:
 
 def test_bands_are_known_by_their_place(make_napari_viewer_proxy, large, gate, told, qtbot) -> None:
     viewer = make_napari_viewer_proxy()
-    colours, further = viewer.open(str(large), plugin="napari-dehazexl")
+    colors, further = viewer.open(str(large), plugin="napari-dehazexl")
     assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9) and not further.visible
     further.name = "red"
     gate.set()
     qtbot.waitUntil(lambda: GROWING not in further.metadata, timeout=60_000)
     np.testing.assert_array_equal(np.asarray(further.data[0][:2]), tifffile.imread(large)[:2, :, 3])
     assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9)
-    assert GROWING not in colours.metadata and not told
+    assert GROWING not in colors.metadata and not told
 
 
 def test_alpha_is_shown_as_such(make_napari_viewer_proxy, dehaze, tmp_path, scene, qtbot) -> None:

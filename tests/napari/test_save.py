@@ -366,8 +366,8 @@ def test_file_save_keeps_bands_and_values(make_napari_viewer_proxy, scene, tmp_p
     pixels = np.dstack([scene, scene[..., 0]]).astype(np.uint16) * 10
     tifffile.imwrite(tmp_path / "four.tif", pixels, tile=(256, 256), photometric="rgb", extrasamples=["unspecified"])
     viewer = make_napari_viewer_proxy()
-    colours, band = viewer.open(str(tmp_path / "four.tif"), plugin="napari-dehazexl")
-    colours.save(str(tmp_path / "all.tif"), plugin="napari-dehazexl")
+    colors, band = viewer.open(str(tmp_path / "four.tif"), plugin="napari-dehazexl")
+    colors.save(str(tmp_path / "all.tif"), plugin="napari-dehazexl")
     np.testing.assert_array_equal(np.asarray(dehazexl.open_image(tmp_path / "all.tif").levels[0]), pixels)
     band.save(str(tmp_path / "band.tif"), plugin="napari-dehazexl")
     np.testing.assert_array_equal(np.asarray(dehazexl.open_image(tmp_path / "band.tif").levels[0]), pixels[..., 3:])
@@ -406,6 +406,6 @@ def test_file_save_refuses_stacks(make_napari_viewer_proxy, tmp_path) -> None:
     with pytest.raises(OSError, match="'stack' has 3 dimensions"):
         stack.save(str(tmp_path / "stack.tif"), plugin="napari-dehazexl")
     assert not list(tmp_path.iterdir())
-    grey = viewer.add_image(np.full((300, 400), 9, np.uint8), name="grey")
-    grey.save(str(tmp_path / "grey.tif"), plugin="napari-dehazexl")
-    assert dehazexl.open_image(tmp_path / "grey.tif").levels[0].shape == (300, 400, 1)
+    gray = viewer.add_image(np.full((300, 400), 9, np.uint8), name="gray")
+    gray.save(str(tmp_path / "gray.tif"), plugin="napari-dehazexl")
+    assert dehazexl.open_image(tmp_path / "gray.tif").levels[0].shape == (300, 400, 1)

@@ -60,8 +60,8 @@ def test_further_bands_are_a_hidden_layer(make_napari_viewer_proxy, tmp_path, sc
     bands = np.concatenate([scene, scene[..., :1]], axis=-1)
     tifffile.imwrite(tmp_path / "four.tif", bands, tile=(256, 256), photometric="rgb", extrasamples=["unspecified"])
     viewer = make_napari_viewer_proxy()
-    colours, further = viewer.open(str(tmp_path / "four.tif"), plugin="napari-dehazexl")
-    assert colours.visible and not further.visible
+    colors, further = viewer.open(str(tmp_path / "four.tif"), plugin="napari-dehazexl")
+    assert colors.visible and not further.visible
     np.testing.assert_array_equal(np.asarray(further.data[0]), scene[..., 0])
 
 
@@ -92,7 +92,7 @@ def test_napari_starts_without_torch() -> None:
 
 
 def alike(layer, pixels: np.ndarray, part) -> bool:
-    """Whether a part of a layer differs from pixels by a grey level at most."""
+    """Whether a part of a layer differs from pixels by a gray level at most."""
     return np.abs(layer.data[0][part].astype(int) - pixels[part]).max() <= 1
 
 
@@ -142,13 +142,13 @@ def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypa
     assert live.strength == 0.5
 
     camera(viewer).zoom = 4
-    for centre in ((300, 300), (800, 1000)):
-        camera(viewer).center = (0, *centre)
+    for center in ((300, 300), (800, 1000)):
+        camera(viewer).center = (0, *center)
         qtbot.wait(200)
         qtbot.waitUntil(lambda: live.status == "all in view is dehazed", timeout=60_000)
         qtbot.waitUntil(lambda: "all in view" in widget.status.value, timeout=5_000)
         level, window = live._view
-        assert level == 0 and window.y0 < centre[0] < window.y1 and window.x0 < centre[1] < window.x1
+        assert level == 0 and window.y0 < center[0] < window.y1 and window.x0 < center[1] < window.x1
     click(widget.preview)
     shown = viewer.layers["scene preview"]
     height, width, _ = shown.data[0].shape
@@ -297,10 +297,10 @@ def test_everything_says_what_it_is(widget) -> None:
 
 def test_what_cannot_be_dehazed_is_said_once(widget, opened, errors) -> None:
     viewer, layer = opened
-    grey = viewer.add_image(np.zeros((300, 300), np.uint8), name="grey")
+    gray = viewer.add_image(np.zeros((300, 300), np.uint8), name="gray")
     stack = viewer.add_image(np.zeros((4, 300, 300, 3), np.uint8), rgb=True, name="stack")
     before = len(viewer.layers)
-    for chosen, message in ((grey, "'grey' is not RGB"), (stack, "'stack' has 3 dimensions")):
+    for chosen, message in ((gray, "'gray' is not RGB"), (stack, "'stack' has 3 dimensions")):
         widget.input.value = chosen
         click(widget.dehaze)
         assert message in errors.pop() and not errors

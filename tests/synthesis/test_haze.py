@@ -9,13 +9,13 @@ import torch
 from dehazexl.synthesis.haze import (
     KINDS,
     LEVELS,
+    add_haze,
     clear_sight,
     degrade,
     noise,
     ramp,
     scatter,
     scatter_light,
-    synthesise,
     through_jpeg,
     wavelength_law,
 )
@@ -141,7 +141,7 @@ def test_long_waves_pass_better_and_thicker_haze_passes_less() -> None:
 def test_synthesis_keeps_shapes_and_ranges(kind: str, size: tuple[int, int]) -> None:
     clear = clear_pictures(2, *size)
     for seed in range(8):
-        hazy = synthesise(clear, seeded(seed), [kind])
+        hazy = add_haze(clear, seeded(seed), [kind])
         assert hazy.pixels.shape == hazy.transmission.shape == clear.shape
         assert hazy.airlight.shape == (2, 3, 1, 1)
         assert 0 <= hazy.pixels.min() <= hazy.pixels.max() <= 1
@@ -151,7 +151,7 @@ def test_synthesis_keeps_shapes_and_ranges(kind: str, size: tuple[int, int]) -> 
 
 def test_a_seed_makes_one_haze_of_one_picture_and_its_own_for_the_next() -> None:
     clear = clear_pictures(1).expand(2, -1, -1, -1)
-    one, same, other = (synthesise(clear, seeded(seed)) for seed in (5, 5, 6))
+    one, same, other = (add_haze(clear, seeded(seed)) for seed in (5, 5, 6))
     assert torch.equal(one.pixels, same.pixels)
     assert torch.equal(one.transmission, same.transmission)
     assert not torch.equal(one.pixels, other.pixels)
@@ -162,7 +162,7 @@ def test_a_seed_makes_one_haze_of_one_picture_and_its_own_for_the_next() -> None
 def test_without_a_camera_hazy_pictures_are_the_law(kind: str) -> None:
     clear = clear_pictures()
     for seed in range(4):
-        hazy = synthesise(clear, seeded(seed), [kind], camera=False, clear_share=0)
+        hazy = add_haze(clear, seeded(seed), [kind], camera=False, clear_share=0)
         assert (hazy.transmission < 1).flatten(1).any(1).all()
         assert torch.equal(hazy.pixels, scatter(clear, hazy.transmission, hazy.airlight))
         assert torch.allclose(clear_sight(hazy.pixels, hazy.transmission, hazy.airlight), clear, atol=1e-4)
@@ -172,8 +172,8 @@ def test_without_a_camera_hazy_pictures_are_the_law(kind: str) -> None:
 def test_haze_in_light_is_drawn_as_that_on_values(kind: str) -> None:
     clear = clear_pictures()
     for seed in range(3):
-        values = synthesise(clear, seeded(seed), [kind], camera=False, clear_share=0.3)
-        light = synthesise(clear, seeded(seed), [kind], camera=False, clear_share=0.3, linear=True)
+        values = add_haze(clear, seeded(seed), [kind], camera=False, clear_share=0.3)
+        light = add_haze(clear, seeded(seed), [kind], camera=False, clear_share=0.3, linear=True)
         assert torch.equal(light.transmission, values.transmission)
         assert torch.equal(light.airlight, values.airlight)
         t = values.transmission.double().numpy()
@@ -185,7 +185,7 @@ def test_haze_in_light_is_drawn_as_that_on_values(kind: str) -> None:
 def test_cameras_see_haze_in_light_too() -> None:
     clear = torch.full((1, 3, 32, 32), 0.3)
     for seed in range(20):
-        values, light = (synthesise(clear, seeded(seed), clear_share=0, linear=linear) for linear in (False, True))
+        values, light = (add_haze(clear, seeded(seed), clear_share=0, linear=linear) for linear in (False, True))
         assert torch.equal(light.transmission, values.transmission)
         assert (light.pixels - scatter_light(clear, light.transmission, light.airlight)).abs().max() < 0.12
 
@@ -194,7 +194,7 @@ def test_hazy_pictures_obey_the_law_up_to_what_a_camera_adds() -> None:
     clear = torch.full((1, 3, 32, 32), 0.3)  # blur leaves it alone
     means = []
     for seed in range(60):
-        hazy = synthesise(clear, seeded(seed), clear_share=0)
+        hazy = add_haze(clear, seeded(seed), clear_share=0)
         error = hazy.pixels - scatter(clear, hazy.transmission, hazy.airlight)
         assert error.abs().max() < 0.12  # gains of 3 %, gamma of 8 %, noise of 0.01
         means.append(float(error.abs().mean()))
@@ -204,22 +204,22 @@ def test_hazy_pictures_obey_the_law_up_to_what_a_camera_adds() -> None:
 
 def test_some_pictures_stay_clear() -> None:
     clear = torch.full((40, 3, 16, 16), 0.3)
-    hazy = synthesise(clear, seeded(), clear_share=0.5)
+    hazy = add_haze(clear, seeded(), clear_share=0.5)
     free = (hazy.transmission == 1).flatten(1).all(1)
     assert 8 < free.sum() < 32
     assert torch.equal(hazy.pixels[free], clear[free])  # whatever the camera adds to the others
-    assert (synthesise(clear, seeded(), clear_share=1).transmission == 1).all()
+    assert (add_haze(clear, seeded(), clear_share=1).transmission == 1).all()
 
 
 def test_thickness_bounds_the_haze() -> None:
-    hazy = synthesise(clear_pictures(30, 32, 32), seeded(), ["veil"], thickness=(1.0, 1.0), clear_share=0)
+    hazy = add_haze(clear_pictures(30, 32, 32), seeded(), ["veil"], thickness=(1.0, 1.0), clear_share=0)
     thickest = hazy.transmission.flatten(1).amin(1)
     assert thickest.min() > 0.36 * 0.7  # a thin veil may lie over it
     assert thickest.max() < 0.6  # the even veil is nowhere much thinner
 
 
-def test_airlight_is_nearly_grey_and_as_bright_as_told() -> None:
-    airlight = synthesise(clear_pictures(60, 8, 8), seeded(), brightness=(0.7, 0.9)).airlight.flatten(1)
+def test_airlight_is_nearly_gray_and_as_bright_as_told() -> None:
+    airlight = add_haze(clear_pictures(60, 8, 8), seeded(), brightness=(0.7, 0.9)).airlight.flatten(1)
     assert (airlight.amax(1) / airlight.amin(1)).max() < 1.35
     assert 0.6 < airlight.min() < airlight.max() <= 1
     assert airlight.std() > 0.03
@@ -227,11 +227,11 @@ def test_airlight_is_nearly_grey_and_as_bright_as_told() -> None:
 
 def test_some_airlights_are_tinted() -> None:
     clear = clear_pictures(40, 8, 8)
-    airlight = synthesise(clear, seeded(), clear_share=0, tinted_share=1.0).airlight.flatten(1)
+    airlight = add_haze(clear, seeded(), clear_share=0, tinted_share=1.0).airlight.flatten(1)
     assert (airlight.amax(1) / airlight.amin(1)).max() > 1.4
     brown = airlight[:, 0] > airlight[:, 2]
     assert 20 < brown.sum() < 40
-    plain = synthesise(clear, seeded(), clear_share=0).airlight.flatten(1)
+    plain = add_haze(clear, seeded(), clear_share=0).airlight.flatten(1)
     assert (plain.amax(1) / plain.amin(1)).max() < 1.35
 
 
@@ -241,7 +241,7 @@ def test_some_airlights_are_tinted() -> None:
 def test_the_presets_rise_in_density() -> None:
     means = []
     for level in LEVELS.values():
-        made = synthesise(clear_pictures(8), seeded(), level.kinds, level.thickness, level.brightness, clear_share=0)
+        made = add_haze(clear_pictures(8), seeded(), level.kinds, level.thickness, level.brightness, clear_share=0)
         means.append(float(made.transmission.mean()))
     assert means == sorted(means, reverse=True)
     assert means[0] - means[-1] > 0.3

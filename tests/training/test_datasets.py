@@ -132,10 +132,10 @@ def test_folders_of_different_layouts_are_not_mixed(tmp_path: Path) -> None:
         open_datasets([pairs(tmp_path / "pairs", 2), tmp_path / "other"])
 
 
-def test_grey_and_damaged_pictures_are_named(tmp_path: Path) -> None:
-    write(tmp_path / "a" / "grey.png", np.ascontiguousarray(photo(1)[..., 0]))
+def test_gray_and_damaged_pictures_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "gray.png", np.ascontiguousarray(photo(1)[..., 0]))
     write(tmp_path / "a" / "other.png", photo(1))
-    with pytest.raises(ValueError, match=r"grey\.png: 8-bit RGB pictures are needed"):
+    with pytest.raises(ValueError, match=r"gray\.png: 8-bit RGB pictures are needed"):
         open_datasets([tmp_path / "a"])
     write(tmp_path / "b" / "other.png", photo(1))
     (tmp_path / "b" / "broken.png").write_bytes(b"no picture")

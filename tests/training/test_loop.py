@@ -26,7 +26,7 @@ from dehazexl.model import SPECS, DehazeXL
 from dehazexl.model.network import Change
 from dehazexl.model.spec import spec_from_text
 from dehazexl.model.weights import describe
-from dehazexl.synthesis.haze import clear_sight, synthesise
+from dehazexl.synthesis.haze import add_haze, clear_sight
 from dehazexl.training.augment import beside, calmed, center_crop, random_crop
 from dehazexl.training.batches import Batch, make_step, steps, validation_set
 from dehazexl.training.checkpoint import State
@@ -57,7 +57,7 @@ NONE = dataset()
 def one_crop() -> Batch:
     clear = torch.from_numpy(picture(256))[None]
     generator = torch.Generator().manual_seed(0)
-    hazy = synthesise(clear, generator, ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False)
+    hazy = add_haze(clear, generator, ["veil"], thickness=(0.8, 0.8), clear_share=0, camera=False)
     return Batch(clear, hazy.pixels, -hazy.transmission.log(), hazy.airlight, torch.zeros(1, 1, 1, 1))
 
 
@@ -92,7 +92,7 @@ def test_a_small_network_learns_a_crop_by_heart() -> None:
 @pytest.mark.parametrize("thickness", [0.02, 0.8])
 def test_the_loss_of_the_truth_is_nothing(thickness: float) -> None:
     clear = torch.from_numpy(picture(256))[None]
-    hazy = synthesise(
+    hazy = add_haze(
         clear, torch.Generator().manual_seed(0), ["veil"], (thickness, thickness), clear_share=0, camera=False
     )
     crop, gain = (
@@ -106,11 +106,11 @@ def test_the_loss_of_the_truth_is_nothing(thickness: float) -> None:
     if thickness < 0.1:
         return
     tinted = shift * torch.tensor([1.1, 1.0, 1.0]).view(3, 1, 1)
-    colour = losses(crop, Change(gain, tinted), Recipe(airlight=1)) - losses(
+    color = losses(crop, Change(gain, tinted), Recipe(airlight=1)) - losses(
         crop, Change(gain, tinted), Recipe(airlight=0)
     )
     red = (1 - hazy.transmission[:, 0]) * 0.1 * hazy.airlight[:, 0]
-    assert colour == pytest.approx(float(red.mean()) / 3, rel=1e-3)
+    assert color == pytest.approx(float(red.mean()) / 3, rel=1e-3)
     unknown = replace(crop, optical=None, airlight=None, tone=None)
     assert losses(unknown, Change(gain, shift), Recipe()) < 1e-4
 
@@ -202,7 +202,7 @@ def test_the_average_follows_the_weights() -> None:
 
 def test_biases_and_norms_do_not_decay() -> None:
     state = State.start(TINY, replace(SHORT, decay=0.3), CPU)
-    matrices, vectors = state.optimiser.param_groups
+    matrices, vectors = state.optimizer.param_groups
     assert matrices["weight_decay"] == 0.3
     assert vectors["weight_decay"] == 0
     assert len(matrices["params"]) + len(vectors["params"]) == len(weights(state.model))
@@ -248,8 +248,8 @@ def test_going_on_equals_a_run_that_was_never_stopped(tmp_path: Path) -> None:
     assert whole["step"] == parts["step"] == 6
     for part in ("model", "average"):
         assert all(torch.equal(value, parts[part][name]) for name, value in whole[part].items())
-    for index, state in whole["optimiser"]["state"].items():
-        assert all(torch.equal(value, parts["optimiser"]["state"][index][name]) for name, value in state.items())
+    for index, state in whole["optimizer"]["state"].items():
+        assert all(torch.equal(value, parts["optimizer"]["state"][index][name]) for name, value in state.items())
 
 
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     assert math.isnan(step(state, [crop], 1e-3, SHORT))
     assert all(torch.equal(a, b) for a, b in zip(before, weights(state.model), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(average, weights(state.average), strict=True))
-    assert state.optimiser.state_dict()["state"] == {}
+    assert state.optimizer.state_dict()["state"] == {}
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:

@@ -274,6 +274,6 @@ def test_alpha_is_enlarged_too(start, hazy) -> None:
     live = DehazeSession(replace(image, levels=levels, alpha=3), lambda: gate.wait(60) and None)
     shown = Renderer(live).levels[0][VIEW]
     assert shown.shape == (400, 600, 4) and not shown[:180, :, 3].any() and shown[220:, :, 3].min() == 255
-    assert np.abs(shown[..., :3].astype(int) - hazy[VIEW]).max() <= 8, "what alpha hides has lost its colours"
+    assert np.abs(shown[..., :3].astype(int) - hazy[VIEW]).max() <= 8, "what alpha hides has lost its colors"
     gate.set()
     live.close(60)
