@@ -5,7 +5,7 @@
 
 It needs torch, numpy, Pillow and safetensors alone, and runs on a CPU, too, to be rehearsed there. Training makes its
 haze on the device, from images that `benchmarks/weights/pack.py` packed. What comes back lies in OUT, in pieces of
-at most 15 MiB: ``weights.00``, ``weights.01``... (``cat weights.* > weights.safetensors``), and ``log.csv``.
+at most 15 MiB: ``weights.00``, ``weights.01``... (``cat weights.* > weights.safetensors``), and ``log.jsonl``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip, foreach=True)
-        # A step that is not finite changes nothing, without a look at it from the processor.
+        # The gradient of a step that is not finite is left out, without a look at it from the processor.
         good = torch.isfinite(norm) & torch.isfinite(loss)
         for p in self.model.parameters():
             if p.grad is not None:
@@ -268,6 +268,7 @@ def train(args: argparse.Namespace) -> None:
         from dehazexl.model.weights import load_model
 
         init = load_model(args.init, device="cpu", dtype="float32")
+        spec = init.spec
     trainer = Trainer(spec, recipe, device, init)
     if args.state and args.state.exists():
         trainer.load(torch.load(args.state, map_location=device, weights_only=True))
@@ -280,7 +281,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.tune:
         tune(trainer, make_batch(images, args.tiles, spec, recipe.seed, 10**6, generator), args.tiles)
-    log = (args.out / "log.csv").open("a")
+    log = (args.out / "log.jsonl").open("a")
     first, begun, losses, parts = trainer.step, time.perf_counter(), [], [0.0, 0.0]
     limit = 60 * args.minutes - args.reserve
     for count in itertools.count():
@@ -294,7 +295,8 @@ def train(args: argparse.Namespace) -> None:
             break
         random = np.random.default_rng((recipe.seed, trainer.step, 7))
         # Some steps see the images at another scale, so that the weights serve that, too.
-        trainer.model.spec = replace(spec, scale=3 - spec.scale) if random.random() < args.other_scale else spec
+        other = spec.scale < 4 and random.random() < args.other_scale
+        trainer.model.spec = replace(spec, scale=3 - spec.scale) if other else spec
         batch = make_batch(images, args.tiles, trainer.model.spec, recipe.seed, trainer.step, generator)
         far = tuple(int(n) for n in random.integers(FARTHEST, size=2)) if random.random() < 0.5 else (0, 0)
         if args.profile and device.type == "cuda":

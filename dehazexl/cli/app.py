@@ -215,7 +215,7 @@ def dehaze_all(
     for result in work.run(tasks, folder, settings, loader(device, dtype, nor), say):
         print(result, flush=True)
         if result.note:
-            say(result.note)
+            print(f"dehazexl: {result.note}", file=sys.stderr)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tasks)} pictures could not be dehazed, see above")
 

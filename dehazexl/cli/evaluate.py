@@ -57,7 +57,7 @@ def score(
     ----------
     folders
         Pairs, which are scored whole; 8KDehaze, of which those are that training holds out; or clear pictures, on the
-        middle of which four kinds of haze are synthesized with a fixed seed. See `data.open_datasets`.
+        middle of which four kinds of haze are synthesized with a fixed seed. See `training.datasets.open_datasets`.
     weights, load
         Weights files by name, and what turns one into a network.
     overlap
@@ -68,15 +68,15 @@ def score(
         Folder that gets ``scores.csv`` (a row for each picture and method, written as they come), ``summary.csv``
         (means by method, light and kind of haze) and ``sheet.png``, which are replaced.
     hold_out
-        Patterns of the pictures to score, see `data.open_for_evaluation`.
+        Patterns of the pictures to score, see `training.datasets.open_for_evaluation`.
     light
         Out of `LIGHTS`; None is both. Of clear pictures alone.
 
     Raises
     ------
     ValueError
-        If scikit-image is missing, the overlap is not 0 to 128, or there is no such light; see `data.open_datasets`
-        for what else.
+        If scikit-image is missing, the overlap is not 0 to 128, or there is no such light; see
+        `training.datasets.open_datasets` for what else.
     """
     from tqdm import tqdm
 

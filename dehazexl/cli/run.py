@@ -31,7 +31,7 @@ WEIGHTS = (".safetensors", ".pth")
 
 @dataclass(frozen=True)
 class Settings:
-    """How every picture of a run is dehazed and written: see `pipeline.dehaze` and `sink.write`.
+    """How every picture of a run is dehazed and written: see `engine.dehaze.dehaze` and `io.write.write`.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def writing(self) -> dict[str, Any]:
-        """The options of `sink.write`."""
+        """The options of `io.write.write`."""
         return {"ngff": self.ngff, "compression": self.compression, "overwrite": self.overwrite}
 
     def opened(self, source: Path) -> Image:
@@ -237,7 +237,7 @@ def run(
     Raises
     ------
     FileExistsError, FileNotFoundError, TypeError, ValueError, OSError
-        See `plan`, `image.open_image`, `sink.write`.
+        See `plan`, `io.open.open_image`, `io.write.write`.
     """
     files = list(dict.fromkeys(task.weights for task in tasks))
     with made(folder):

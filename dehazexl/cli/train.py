@@ -56,7 +56,8 @@ def train_with_bar(
     FileNotFoundError
         If `out` holds none and `resume` is True.
     FloatingPointError, OSError, ValueError
-        See `train.train`, `data.open_datasets`; ValueError also if `init` contradicts other arguments.
+        See `training.loop.train`, `training.datasets.open_datasets`; ValueError also if `init` contradicts other
+        arguments.
     """
     with processes(device) as (target, rank):
         say: Callable[[str], None] = partial(print, file=sys.stderr) if rank == 0 else lambda _: None

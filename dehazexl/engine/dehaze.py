@@ -130,6 +130,8 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     free, _ = torch.cuda.mem_get_info(model.device)
     # The largest activations are the hidden layers at stride 4: some eight of (64 x 64, 8 x width).
     tile = 8 * 64 * 64 * 8 * model.spec.widths[0] * model.dtype.itemsize
+    # And, in float32, some twelve of the pixels themselves.
+    tile += 12 * 3 * model.spec.tile**2 * 4
     return int(min(64, max(1, free // 2 // tile)))
 
 

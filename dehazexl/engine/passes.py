@@ -1,6 +1,6 @@
 """The passes over a picture's tiles: where its arrays meet the network.
 
-``encode`` every tile, ``fuse`` all tokens, ``decode`` any window. See `pipeline.dehaze` for their order.
+``encode`` every tile, ``fuse`` all tokens, ``decode`` any window. See `engine.dehaze.dehaze` for their order.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dehazexl.engine.memory import TilesAtOnce
-from dehazexl.engine.tokens import BLOCK, TokenStore
+from dehazexl.engine.tokens import TokenStore
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import SIDE, TOKEN, TileGrid, Window
 from dehazexl.image.image import Image, colors, valid_mask
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
-
-FUSE_TILES, FUSE_SHARE = 256, 64
-"""Tiles whose tokens ask at once while fusing: at most, and for each tile of a batch, so that a smaller batch helps a
-device that is short of memory there, too."""
 
 # One network computes at a time: two would only share the same cores, or the memory of the same device.
 _network = threading.Lock()
@@ -176,7 +173,7 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
     int
         Tiles done since the last, whether computed now or found in the store.
     """
-    blocks = list(job.grid.blocks(BLOCK))
+    blocks = list(job.grid.blocks(job.grid.block))
     missing = [block for block in blocks if not store.done(block)]
     if found := job.grid.count - sum(block.height * block.width for block in missing):
         yield found
@@ -250,7 +247,7 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     overview = None
     if job.model.spec.overview:
         with _computing():
-            overview = _overview(job, colors)
+            overview, shown = _overview(job, colors, seen)
             whole = context.embed_overview(overview[..., :width], job.grid.rows * SIDE, job.grid.cols * SIDE)
     # Torch's inference mode is entered batch by batch: left on at a yield, it would be on for whoever works meanwhile.
     for chunk, embedded in _chunks(job, lambda chunk: _embedded(job, _on_device(x[chunk], job), chunk.start)):
@@ -262,7 +259,7 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
         if overview is not None:
             with _computing():
                 whole = whole if layer.local is None else layer.local(whole)
-                more = layer.keys_values(whole, side=1)
+                more = layer.keys_values(whole, None if bool(shown.all()) else shown, side=1)
                 keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
                 whole = layer(whole.flatten(1, 2), keys, values).view(whole.shape)
         for chunk, fused in _chunks(job, partial(_attended, job, layer, x, keys, values)):
@@ -275,7 +272,7 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
         ]
         colors[:] = airlight.elected(torch.cat(votes, dim=1)).to(colors)
     if job.model.field is not None:
-        others = () if overview is None else ((whole, overview[..., width:]),)
+        others = () if overview is None else ((whole[shown][None], overview[..., width:][shown][None]),)
         _find_haze(job, job.model.field, x, colors, seen, others)
     store.put_fused(array)
 
@@ -287,7 +284,7 @@ def _chunks(job: Job, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]
         with _computing():
             return compute(chunk)
 
-    return job.memory.each(job.grid.count, alone, FUSE_SHARE, FUSE_TILES)
+    return job.memory.each(job.grid.count, alone, "fuse")
 
 
 def _attended(job: Job, layer: ContextLayer, x: Tensor, keys: Tensor, values: Tensor, chunk: slice) -> Tensor:
@@ -297,9 +294,19 @@ def _attended(job: Job, layer: ContextLayer, x: Tensor, keys: Tensor, values: Te
     return fused.view(queries.shape)
 
 
-def _overview(job: Job, colors: Tensor) -> Tensor:
-    """Encode the picture, shrunk to one tile, from the colors ``(tiles, 8, 8, c)`` of its tokens."""
-    return job.model.encode_overview(_on_device(tiles_to_grid(colors, job.grid.rows, job.grid.cols), job))
+def _overview(job: Job, colors: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode the picture, shrunk to one tile, from the colors ``(tiles, 8, 8, c)`` of its tokens.
+
+    Tokens without data show the mean color of the others. Returns tokens ``(1, 8, 8, c)``, and which of them show any
+    data ``(1, 8, 8)``.
+    """
+    grid = tiles_to_grid(colors, job.grid.rows, job.grid.cols)
+    known = tiles_to_grid(seen[..., None], job.grid.rows, job.grid.cols)[..., 0]
+    if not known.all():
+        mean = mean_colors(grid[known]).mean(0).repeat(grid.shape[-1] // 3)
+        grid = torch.where(known[..., None], grid, mean.to(grid))
+    shown = F.adaptive_max_pool2d(known[:, None].float(), SIDE)[:, 0] > 0
+    return job.model.encode_overview(_on_device(grid, job)), shown.to(job.model.device)
 
 
 def _convolve(job: Job, local: Local, x: Tensor) -> None:
@@ -324,7 +331,7 @@ def _find_haze(
 ) -> None:
     """Let all tokens vote on the haze, and replace their colors by what they keep of it, see `field.KEPT`.
 
-    `others` are the tokens and colors of the overview, if it takes part.
+    `others` are the tokens ``(1, tokens, c)`` of the overview that show data, and their colors, if it takes part.
     """
 
     def voters(chunk: slice) -> tuple[Tensor, Tensor]:
@@ -332,7 +339,7 @@ def _find_haze(
         some, theirs = (_on_device(part[chunk], job)[mask][None] for part in (fused, colors))
         return some, mean_colors(theirs)
 
-    flat = [(some.flatten(1, 2), mean_colors(theirs).flatten(1, 2)) for some, theirs in others]
+    flat = [(some, mean_colors(theirs)) for some, theirs in others]
     scores = [each for _, each in _chunks(job, lambda chunk: field.scores(*voters(chunk)))]
     with _computing():
         scores += [field.scores(some, theirs) for some, theirs in flat]
@@ -502,7 +509,8 @@ def _finished(
     """
     with _computing():
         job.scale.from_unit(clear)
-        if raw.dtype == np.uint8 and job.strength == 1:  # finished pixels are a quarter of what would leave the device
+        # Finished pixels are a quarter of what would leave the device.
+        if raw.dtype == np.uint8 and job.strength == 1 and len(set(job.image.rgb)) == 3:
             clear = clear.nan_to_num_().round_().clamp_(0, 255).to(torch.uint8)
         colors = clear.permute(1, 2, 0).cpu().numpy()
     out = raw.copy()
@@ -513,7 +521,7 @@ def _finished(
         own = raw[..., band][valid]
         if job.strength != 1:
             color = job.strength * color + (1 - job.strength) * own.astype(np.result_type(raw.dtype, np.float32))
-        answer = color if color.dtype == raw.dtype else to_dtype(color, raw.dtype)
+        answer = color if color.dtype == np.uint8 else to_dtype(color, raw.dtype)
         out[valid, band] = _around_nodata(answer, own, job.image.nodata)
     return out
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from dehazexl.engine.passes import encode, fuse
@@ -36,18 +35,20 @@ class Cancelled(Exception):
 
 
 class Cancel:
-    """Whether a run is to end, for any thread."""
+    """Whether a run is to end, for any thread.
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
+    Parameters
+    ----------
+    wanted
+        Asked after each batch, from several threads.
+    """
 
-    def __call__(self) -> None:
-        """Cancel: the run ends within a batch of tiles."""
-        self._event.set()
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self._wanted = wanted
 
     def check(self, _: int = 0) -> None:
         """Raise `Cancelled` if the run is to end."""
-        if self._event.is_set():
+        if self._wanted():
             raise Cancelled
 
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 FORMAT = 2
 """To be raised whenever code changes what the tokens of the same picture, weights and settings are."""
 
-BLOCK = 8
-"""Side, in tiles, of the squares that are read, encoded and recorded together."""
-
 
 class TokenStore(Protocol):
     """What the passes need of a store. Shapes: ``rows`` and ``cols`` in tiles, 64 tokens a tile, c channels."""
@@ -103,9 +100,10 @@ class ZarrTokens:
     """
 
     def __init__(self, path: str | Path, grid: TileGrid, channels: int, dtype: DTypeLike, fingerprint: str) -> None:
-        blocks = (-(-grid.rows // BLOCK), -(-grid.cols // BLOCK))
+        self._side = grid.block
+        blocks = (-(-grid.rows // self._side), -(-grid.cols // self._side))
         shape = (grid.rows, grid.cols, SIDE**2, channels)
-        chunks = (BLOCK, BLOCK, SIDE**2, channels)
+        chunks = (self._side, self._side, SIDE**2, channels)
         self._path = Path(path)
         with self._room():
             group = _open(self._path, fingerprint)
@@ -117,7 +115,7 @@ class ZarrTokens:
 
     def done(self, block: Window) -> bool:
         """See `TokenStore.done`."""
-        return bool(self._done[block.y0 // BLOCK, block.x0 // BLOCK])
+        return bool(self._done[block.y0 // self._side, block.x0 // self._side])
 
     def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         """See `TokenStore.put`."""
@@ -125,7 +123,7 @@ class ZarrTokens:
         with self._room():
             self._array[rows, cols] = tokens
             self._valid[rows, cols] = valid
-            self._done[block.y0 // BLOCK, block.x0 // BLOCK] = True
+            self._done[block.y0 // self._side, block.x0 // self._side] = True
 
     def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `TokenStore.tokens`."""

@@ -22,7 +22,7 @@ CACHE = 64 * 2**20
 CACHE_ROW = 2**30
 """Bytes at most that are kept where chunks are as wide as strips: all windows of a row need the same ones."""
 
-REACH = 2048 + 3 * TILE
+REACH = 2048 + 5 * TILE
 """Rows and columns of the largest window that a pass reads: a block of pixels and the tiles that share some of them."""
 
 

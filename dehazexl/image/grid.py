@@ -21,6 +21,9 @@ SIDE = TILE // TOKEN
 OVERLAP = 32
 """Pixels by which the tiles of networks overlap that decode each by itself, unless another number is asked for."""
 
+BLOCK = 2048
+"""Side in pixels, without overlap, of the squares of tiles that are read, encoded and recorded together."""
+
 MAX_OVERLAP = TILE // 2
 """With more, a pixel would lie in more than two tiles along an axis."""
 
@@ -116,6 +119,11 @@ class TileGrid:
     def count(self) -> int:
         """Number of tiles."""
         return self.rows * self.cols
+
+    @property
+    def block(self) -> int:
+        """Side, in tiles, of the squares that are read, encoded and recorded together: about 2048 pixels."""
+        return max(1, BLOCK // self.side)
 
     @property
     def tiles(self) -> Window:

@@ -173,7 +173,8 @@ class DehazeXL(nn.Module):
         x = self.inputs(tiles)
         maps: list[Tensor] = self.encoder(x)
         if self.field is not None:
-            colors = F.avg_pool2d(x[:, :3].float(), TOKEN // PATCHES).unfold(2, PATCHES, PATCHES)
+            inner = crop(tiles, self.spec.halo // self.spec.scale)
+            colors = F.avg_pool2d(inner.float(), TOKEN // PATCHES).unfold(2, PATCHES, PATCHES)
             colors = colors.unfold(3, PATCHES, PATCHES).permute(0, 2, 3, 4, 5, 1).flatten(3)
             maps[-1] = torch.cat([maps[-1], colors.to(maps[-1].dtype)], dim=-1)
         if self.spec.airlight == "picture":
@@ -219,7 +220,7 @@ class DehazeXL(nn.Module):
         picture = picture.reshape(n, 3, h * PATCHES, w * PATCHES)
         picture = F.interpolate(picture, size=(TILE, TILE), mode="bilinear", antialias=True)
         halo = self.spec.halo // self.spec.scale
-        x = self.inputs(F.pad(picture * self.std + self.mean, (halo,) * 4, mode="reflect"))
+        x = self.inputs(F.pad(picture, (halo,) * 4, mode="reflect"))
         maps: list[Tensor] = self.encoder(x)
         colors = F.avg_pool2d(picture, TOKEN).permute(0, 2, 3, 1).repeat(1, 1, 1, PATCHES**2)
         return torch.cat([maps[-1], colors.to(maps[-1].dtype)], dim=-1)

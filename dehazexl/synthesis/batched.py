@@ -48,7 +48,7 @@ class Synthesis:
     pale
         Share of the images that get pale rectangles which are no haze: roofs, snow, borders of scans.
     soften, grade, noise, jpeg
-        Shares of the hazy images that are blurred where haze is thick, recolored, made noisy, compressed.
+        Shares of the images that are blurred where haze is thick, recolored, made noisy, compressed.
     """
 
     thickness: tuple[float, float] = (0.05, 2.8)
@@ -119,8 +119,9 @@ def synthesize(clear: Tensor, upright: Tensor, generator: Generator, how: Synthe
     blurred = soften(clear, 1 - t, draw, how.soften)
     straight = blurred * t + around * (1 - t)
     linear = from_linear(to_linear(blurred) * t + to_linear(around) * (1 - t))
-    hazy = degrade(torch.where(tone > 0, linear, straight), draw, how)
-    return HazyBatch(clear, torch.where(hidden, clear, hazy), optical, airlight, tone)
+    # Images without haze are degraded, too, and so is their truth: noise must not give haze away.
+    hazy = degrade(torch.where(hidden, clear, torch.where(tone > 0, linear, straight)), draw, how)
+    return HazyBatch(torch.where(hidden, hazy, clear), hazy, optical, airlight, tone)
 
 
 class Draw:

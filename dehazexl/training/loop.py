@@ -46,7 +46,7 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train a network.
 
-    In several processes (torch.distributed initialized, see `commands.train`) each takes its share of every step,
+    In several processes (torch.distributed initialized, see `cli.train`) each takes its share of every step,
     and the first one writes.
 
     Parameters
@@ -98,7 +98,7 @@ def train(
     state.about = {**(about or {}), "processes": ranks, "recipe": asdict(recipe)}
     state.about["held_out"] = list(held_out.names)
     answer = shared(state.model)
-    cases = validation_set(held_out) if rank == 0 else []
+    cases = validation_set(held_out, max(512, 2 * spec.tile)) if rank == 0 else []
     if rank == 0:
         forget_after(folder / "log.csv", state.step)
     started, before, failed, due = time.perf_counter(), state.seconds, 0, False

@@ -66,7 +66,9 @@ def haze_losses(batch: Batch | HazyBatch, haze: Haze, recipe: Recipe) -> Tensor:
     as much as there is haze to show them.
     """
     assert batch.optical is not None and batch.airlight is not None and batch.tone is not None
-    optical = haze.exponents * haze.thickness.clamp(max=THICKEST) - batch.optical.clamp(max=THICKEST)
+    optical = haze.exponents * haze.thickness - batch.optical
+    # Beyond what can be recovered, thicker is as right.
+    optical = torch.where(batch.optical >= THICKEST, (haze.exponents * haze.thickness - THICKEST).clamp(max=0), optical)
     hidden = (1 - torch.exp(-batch.optical)).mean((1, 2, 3), keepdim=True)
     color = (hidden * (haze.airlight - batch.airlight).abs()).mean()
     # A choice between two: its probability goes wrong by the logarithm, and so never gets stuck.

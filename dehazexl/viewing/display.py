@@ -49,7 +49,7 @@ def render(
     Returns
     -------
     ndarray
-        ``(y, x, 3)``, or 4 with the picture's alpha, see `live.DehazeSession.read`.
+        ``(y, x, 3)``, or 4 with the picture's alpha, see `session.DehazeSession.read`.
     """
     scale = ValueScale(*limits)
     # In place where it can be: a viewer waits for this.

@@ -8,7 +8,7 @@ Three answers, each better than the one before:
 3. the network's own answer at the level on show, tile by tile, those nearest the middle of the view first.
 
 One thread owns the network. Nothing here needs a viewer: `Level` is what any viewer of lazy arrays can cut, and
-`painter.RenderedLevel` is for those whose window must not wait for a file.
+`renderer.RenderedLevel` is for those whose window must not wait for a file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.engine.memory import short_of_memory
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength, value_range
@@ -60,7 +61,7 @@ class DehazeSession:
     load
         Returns the network; called in the thread that computes, so that nobody waits for it.
     overlap, strength, limits
-        As in `pipeline.dehaze`; limits are the values of black and white, None takes those of `image.value_range`.
+        As in `engine.dehaze.dehaze`; limits are the values of black and white, None takes those of `image.value_range`.
     cache
         Bytes of dehazed tiles to keep.
 
@@ -283,7 +284,7 @@ class DehazeSession:
         try:
             self._advance(*task)
         except Exception as error:
-            unreadable = expected(error, f"dehazing {self.image.name}") and not isinstance(error, MemoryError)
+            unreadable = expected(error, f"dehazing {self.image.name}") and not short_of_memory(error)
             if worker is self._worker:
                 self.lost = self.lost or (self._model is not None and unreadable)
                 self._fail(error, worker)

@@ -62,7 +62,7 @@ def read_network(weights: str, device: str, dtype: str) -> ModelInfo:
     ours = find_weights(weights).suffix == ".safetensors"
     spec = Spec.from_json(json.dumps(describe(weights)["spec"])) if ours else SPECS["official"]
     itemsize = min(4, choose_dtype(dtype, target).itemsize)
-    return ModelInfo(spec.widths[-1], itemsize, spec.tile, spec.overlap, spec.context_pool, target.type == "cpu")
+    return ModelInfo(spec.channels, itemsize, spec.tile, spec.overlap, spec.context_pool, target.type == "cpu")
 
 
 def devices() -> list[tuple[str, str]]:

@@ -79,7 +79,6 @@ def save(
         See `dehazexl.io.write.write`. ValueError also while the same file is being written.
     """
     from dehazexl.engine.dehaze import prepare
-    from dehazexl.engine.tokens import BLOCK
     from dehazexl.io.write import check
 
     with claimed(path):
@@ -90,7 +89,7 @@ def save(
         try:
             return (yield from _passes(job, store, path, overwrite, stopped))
         finally:
-            if not any(store.done(block) for block in job.grid.blocks(BLOCK)):
+            if not any(store.done(block) for block in job.grid.blocks(job.grid.block)):
                 shutil.rmtree(tokens_of(path), ignore_errors=True)
 
 
@@ -101,12 +100,7 @@ def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: C
     from dehazexl.io.write import total, write
     from dehazexl.viewing.level import STAGES
 
-    cancel, noted = Cancel(), False
-
-    def check(_: int = 0) -> None:
-        if stopped():
-            cancel()
-        cancel.check()
+    cancel, noted = Cancel(stopped), False
 
     def progress(stage: str, share: float) -> Progress:
         nonlocal noted
@@ -119,8 +113,7 @@ def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: C
             for some in stage.steps:
                 done += some
                 yield progress(STAGES[stage.name], done / stage.total)
-                check()
-        clear = decode_lazily(job, store, check)
+        clear = decode_lazily(job, store, cancel.check)
         for pixels in write(clear, path, job.image, overwrite=overwrite):
             if pixels == total(clear):
                 # Before the last yield, which is where a window that closes leaves the work.

@@ -23,7 +23,7 @@ from reference import interleaved, picture, randomised, relative, whole
 import dehazexl
 from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
 from dehazexl.engine.passes import decode, encode, fuse
-from dehazexl.engine.tokens import BLOCK, FORMAT
+from dehazexl.engine.tokens import FORMAT
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Image
 from dehazexl.io.open import open_image
@@ -332,7 +332,7 @@ def test_pixels_that_are_no_numbers_stay_and_reach_no_one(tiny: DehazeXL, value:
 
 @pytest.mark.parametrize("batch", [1, 3])  # of which the tokens fused at a time depend
 def test_pixels_without_data_do_not_vote_on_the_airlight(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dehazexl.engine.passes.FUSE_SHARE", 1)
+    monkeypatch.setattr("dehazexl.engine.memory.FUSE_SHARE", 1)
     model, (pixels, valid) = randomised(replace(SPECS["tiny"], airlight="picture")), with_holes()
     torch.nn.init.normal_(model.context.airlight.output.bias)
     filled = np.where(valid[..., None], pixels, np.nan)
@@ -472,8 +472,8 @@ def test_encoding_goes_on_after_it_was_stopped(tmp_path: Path, stop: int, encode
     # 9 x 8 tiles are two blocks; the smallest network there is, as they are many.
     spec = replace(SPECS["tiny"], depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1), inputs=())
     model, pixels = randomised(spec), np.tile(hazy(256, 256), (9, 8, 1))
-    assert BLOCK == 8
     job = prepare(pixels, model, 0, value_range=(0, 1), batch=1)
+    assert job.grid.block == 8
     folder = tmp_path / "tokens" if kept else None
     store = open_tokens(job, folder)
     passing = encode(job, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -34,12 +35,18 @@ def test_parts_cover_all_in_order_and_shrink_for_good() -> None:
     assert memory.batch == 2 and memory.note == "memory was short: 2 tiles are computed at once from now on"
 
 
-def test_a_share_for_each_tile_shrinks_with_the_batch() -> None:
-    memory = TilesAtOnce(8)
-    sizes = [part.stop - part.start for part, _ in memory.each(100, lambda part: None, share=64, most=40)]
-    assert sizes == [40, 40, 20]
-    memory.batch = 1
-    assert [part.stop for part, _ in memory.each(100, lambda part: None, share=16)] == [16, 32, 48, 64, 80, 96, 100]
+def test_fusing_has_a_number_of_its_own() -> None:
+    memory, asked = TilesAtOnce(2), []
+
+    def compute(part: slice) -> None:
+        asked.append(part.stop - part.start)
+        if asked[-1] > 40:
+            raise MemoryError
+
+    assert [part.stop for part, _ in memory.each(90, compute, "fuse")] == [22, 44, 66, 88, 90]
+    assert asked == [90, 45, 22, 22, 22, 22, 2]
+    assert (memory.batch, memory.fuse) == (2, 22)
+    assert TilesAtOnce(64).fuse == 256
 
 
 def test_what_one_tile_does_not_fit_in_is_raised() -> None:
@@ -61,7 +68,7 @@ def test_every_pass_goes_on_with_fewer_tiles(spec: str, stage: str, monkeypatch:
     wanted = np.asarray(dehazexl.dehaze(pixels, model, value_range=(0, 1), batch=4))
     place: tuple[object, str] = (model, "decode" if stage == "decode" else "encode")
     if stage == "fuse":
-        monkeypatch.setattr("dehazexl.engine.passes.FUSE_SHARE", 1)
+        monkeypatch.setattr("dehazexl.engine.memory.FUSE_SHARE", 1)
         place = (model.context.layers[0], "forward")
     whole: Callable = getattr(*place)
 
@@ -76,7 +83,8 @@ def test_every_pass_goes_on_with_fewer_tiles(spec: str, stage: str, monkeypatch:
     for each in stages(job, store):
         assert sum(each.steps) == each.total
     clear = np.asarray(decode_lazily(job, store))
-    assert job.memory.batch == 2 and job.memory.note == "memory was short: 2 tiles are computed at once from now on"
+    assert (job.memory.fuse if stage == "fuse" else job.memory.batch) == 2
+    assert job.memory.note == "memory was short: 2 tiles are computed at once from now on"
     assert relative(clear, wanted) < 1e-5
 
 
@@ -90,13 +98,14 @@ def test_short_memory_is_known_by_what_torch_says() -> None:
 def test_cancelled_a_run_ends_within_a_batch_and_can_be_taken_up() -> None:
     model, pixels = randomised("tiny"), scene()
     job = prepare(pixels, model, value_range=(0, 1), batch=1)
-    store, cancel, done = open_tokens(job), Cancel(), 0
+    store, wanted, done = open_tokens(job), threading.Event(), 0
+    cancel = Cancel(wanted.is_set)
     with pytest.raises(Cancelled):
         for stage in stages(job, store, cancel):
             for some in stage.steps:
                 done += some
                 if done == 3:
-                    cancel()
+                    wanted.set()
     assert done == 3
     assert [stage.name for stage in stages(job, store) if sum(stage.steps) == stage.total] == ["encode", "fuse"]
     with pytest.raises(Cancelled):

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dehazexl.engine.tokens import BLOCK, MemoryTokens, TokenStore, ZarrTokens, check_apart
+from dehazexl.engine.tokens import MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.image.grid import TileGrid, Window
 
 GRID = TileGrid(256 * 11, 256 * 10)
-BLOCKS = list(GRID.blocks(BLOCK))
+BLOCKS = list(GRID.blocks(GRID.block))
 CHANNELS = 6
 Make = Callable[[], TokenStore]
 
@@ -197,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_told_and_what_is_done_is_kept(small_disk: Path) -> None:
     grid = TileGrid(256 * 24, 256 * 24)
-    blocks = list(grid.blocks(BLOCK))
+    blocks = list(grid.blocks(grid.block))
     store = ZarrTokens(small_disk / "t", grid, 40, np.float32, "abc")
     store.put(blocks[0], tokens_of(blocks[0], 40), valid_of(blocks[0]))
     with pytest.raises(OSError, match=rf"No space left.*{small_disk}/t.*kept.*make room and run it again") as caught:

@@ -97,7 +97,7 @@ def test_no_seam_where_no_border_or_no_change_is() -> None:
 # ---- Cases ------------------------------------------------------------------------------------------
 
 
-def test_synthesised_haze_is_always_the_same() -> None:
+def test_synthesized_haze_is_always_the_same() -> None:
     pictures = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
     one, again = list(synthesized(pictures, 64)), list(synthesized(pictures, 64))
     assert [(c.name, c.kind) for c in one[:4]] == [("a", k) for k in ("veil", "patches", "depth", "ridges")]

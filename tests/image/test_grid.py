@@ -55,7 +55,7 @@ def test_tiles_at_are_those_that_share_a_pixel(grid: TileGrid) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_without_overlap_tiles_at_is_the_inverse_of_pixels_of(size: tuple[int, int]) -> None:
+def test_without_overlap_tiles_touching_is_the_inverse_of_tile_window(size: tuple[int, int]) -> None:
     grid = TileGrid(*size)
     for row, col in grid.tiles.cells():
         for tiles in (Window(row, row + 1, col, col + 1), Window(0, row + 1, col, grid.cols)):

@@ -21,7 +21,6 @@ import zarr
 from make_pictures import png, smooth, write_gdal, write_ngff, write_pyramid
 
 from dehazexl.engine.dehaze import CHUNK
-from dehazexl.engine.tokens import BLOCK
 from dehazexl.image.chunk_cache import CACHE_ROW, ChunkCache
 from dehazexl.image.grid import TileGrid, Window
 from dehazexl.image.image import Image, valid_mask, value_range
@@ -290,7 +289,7 @@ def test_strips_are_decoded_once_a_pass(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Plane, "decode", counted)
     level = open_image(path).levels[0]
     reader, grid = ChunkCache(level), TileGrid(4400, 16384, overlap=32)
-    for block in grid.blocks(BLOCK):
+    for block in grid.blocks(grid.block):
         reader.read(grid.tile_window(block))
     assert sorted(decoded) == list(range(220))
 

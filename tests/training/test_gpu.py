@@ -61,7 +61,7 @@ def test_a_run_leaves_weights_in_pieces_and_can_be_taken_up(tmp_path: Path) -> N
     joined.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
     assert load_model(joined, device="cpu", dtype="float32").spec.head == "field"
     assert {"values", "light", "clear"} <= set(describe(joined)["trained"])
-    rows = [json.loads(line) for line in (tmp_path / "out" / "log.csv").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     said = run(tmp_path, "--steps", "1", "--state", str(tmp_path / "state.pt"), "--validate", "1")
     assert "resumed at step 2" in said and "'step': 3" in said

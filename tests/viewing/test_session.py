@@ -259,7 +259,7 @@ def test_short_memory_halves_the_batch(watch, hazy) -> None:
 
 def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:
     """Fewer tiles ask at once then, too, and the answer stays."""
-    monkeypatch.setattr("dehazexl.engine.passes.FUSE_SHARE", 4)  # of the 35 tiles 16 ask at once
+    monkeypatch.setattr("dehazexl.engine.memory.FUSE_SHARE", 4)  # of the 12 tiles of the overview all ask at once
     torch.manual_seed(0)
     network = DehazeXL(SPECS["tiny"]).eval()
     wanted = np.asarray(dehazexl.dehaze(hazy, network)[VIEW]).astype(int)
@@ -275,7 +275,7 @@ def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:
     live = watch(opened(hazy), lambda: network)
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
-    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"]
+    assert live.notes == ["memory was short: 6 tiles are computed at once from now on"]
     assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
 
 
