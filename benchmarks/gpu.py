@@ -240,6 +240,14 @@ def keep_weights(model: DehazeXL, out: Path, about: dict) -> None:
         (out / f"weights.{i:02d}").write_bytes(data[start : start + PIECE])
 
 
+def fitted(model: DehazeXL, spec: Spec) -> DehazeXL:
+    """Return a new network of a spec with the weights of another one where name and shape agree."""
+    new = DehazeXL(spec)
+    own, theirs = new.state_dict(), model.state_dict()
+    new.load_state_dict(own | {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape})
+    return new
+
+
 def keep(trainer: Trainer, args: argparse.Namespace, scores: dict) -> None:
     """Write the averaged weights, and what training needs to go on."""
     about = {
@@ -268,6 +276,9 @@ def train(args: argparse.Namespace) -> None:
         from dehazexl.model.weights import load_model
 
         init = load_model(args.init, device="cpu", dtype="float32")
+        if args.fitting:
+            init, taken = fitted(init, spec), init
+            print(f"what fits of {args.init} ({taken.spec.head}) is taken over", flush=True)
         spec = init.spec
     trainer = Trainer(spec, recipe, device, init)
     if args.state and args.state.exists():
@@ -382,6 +393,7 @@ def main() -> None:
     one.add_argument("--data", type=Path, default=Path(".crops/images.zip"))
     one.add_argument("--state", type=Path)
     one.add_argument("--init")
+    one.add_argument("--fitting", action="store_true", help="of --init take over what fits the spec, by name and shape")
     one.add_argument("--spec")
     one.add_argument("--scale", type=int, default=2)
     one.add_argument("--minutes", type=float, default=9.0)

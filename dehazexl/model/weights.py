@@ -52,8 +52,8 @@ def load_model(
     Parameters
     ----------
     source
-        ``"compact"`` or ``"fast"`` (the bundled weights), or the path of a ``.safetensors`` file written by
-        `save_model`, or of an official ``.pth`` file.
+        ``"compact"`` (the bundled weights), or the path of a ``.safetensors`` file written by `save_model`, or
+        of an official ``.pth`` file.
     device
         ``"auto"`` (CUDA, else Apple's MPS, else the CPU) or a torch device.
     dtype

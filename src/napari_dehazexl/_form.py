@@ -62,7 +62,7 @@ class Form(Container):  # type: ignore[type-arg]
         self.region.null_string = "the whole picture"  # instead of five dashes
         self.weights = FileEdit(
             label="Weights", nullable=True, value=None, filter="*.safetensors *.pth",
-            tooltip="A weights file of dehazexl train, an official .pth, or the name fast. Empty: the bundled compact.",
+            tooltip="A weights file of dehazexl train, or an official .pth. Empty: the bundled weights.",
         )  # fmt: skip
         self.device = ComboBox(
             label="Device", choices=["auto"], value="auto",
