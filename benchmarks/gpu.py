@@ -1,4 +1,4 @@
-"""All that a lent GPU is used for, in one call: checks on CUDA, a table of speed and memory, and training.
+"""What a GPU is used for, in one call: a table of speed and memory, and training.
 
     python benchmarks/gpu.py train --data .crops/images.zip --out OUT --state .run/state.pt --minutes 9
     python benchmarks/gpu.py table --out OUT
