@@ -194,6 +194,16 @@ class Spec:
             raise ValueError(f"not a DehazeXL spec: {error}") from None
 
 
+_FIELD: dict[str, Any] = {
+    "head": "field",
+    "head_stride": 4,
+    "local": 5,
+    "context_local": 5,
+    "overview": True,
+    "scale": 2,
+    "inputs": ("dark", "bright"),
+}
+
 SPECS = {
     "official": Spec(),
     "official-small": Spec(depths=(2, 2, 18, 2)),
@@ -225,13 +235,7 @@ SPECS = {
         context_pool=4,
         decoder_depths=(2, 2, 2, 1),
         decoder_heads=(16, 8, 4, 2),
-        head="field",
-        head_stride=4,
-        local=5,
-        context_local=5,
-        overview=True,
-        scale=2,
-        inputs=("dark", "bright"),
+        **_FIELD,
     ),
     "tiny-field": Spec(
         widths=(8, 16, 32, 64),
@@ -241,13 +245,7 @@ SPECS = {
         context_pool=4,
         decoder_depths=(1, 1, 2, 1),
         decoder_heads=(8, 4, 2, 1),
-        head="field",
-        head_stride=4,
-        local=5,
-        context_local=5,
-        overview=True,
-        scale=2,
-        inputs=("dark", "bright"),
+        **_FIELD,
     ),
     "tiny": Spec(
         widths=(8, 16, 32, 64),
