@@ -75,7 +75,7 @@ class Trainer:
     def train(self, batch: HazyBatch, offset: tuple[int, int], lr: float) -> Tensor:
         """Make a step; return the loss, still on the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            change = self.model.change(batch.hazy, offset)
+            change = self.model.predict_affine(batch.hazy, offset)
         loss = loss_of(batch, change, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -171,7 +171,7 @@ def tune(trainer: Trainer, batch: HazyBatch, tiles: int) -> None:
             before = time.perf_counter()
             for _ in range(repeat):
                 with torch.autocast(trainer.device.type, torch.bfloat16):
-                    change = trainer.model.change(batch.hazy)
+                    change = trainer.model.predict_affine(batch.hazy)
                 loss_of(batch, change, trainer.recipe).backward()
             synchronize(trainer.device)
         return (time.perf_counter() - before) / count
@@ -223,8 +223,8 @@ def validate(model: DehazeXL, some: list[HazyBatch]) -> dict[str, float]:
     scores: list[float] = []
     for batch in some:
         with torch.autocast(batch.hazy.device.type, torch.bfloat16, enabled=True):
-            change = model.change(batch.hazy)
-        out = (change.gain * batch.hazy + change.offset).clamp(0, 1)
+            change = model.predict_affine(batch.hazy)
+        out = (change.gain * batch.hazy + change.bias).clamp(0, 1)
         scores.append(min(100.0, -10 * math.log10(max(float((out - batch.clear).square().mean()), 1e-10))))
     return {name: sum(scores[i::3]) / len(scores[i::3]) for i, name in enumerate(("values", "light", "clear"))}
 
@@ -357,7 +357,7 @@ def table(args: argparse.Namespace) -> None:
                 for _ in range(3 if side < 8192 else 2):
                     synchronize(device)
                     before = time.perf_counter()
-                    model.change(x, part=64)
+                    model.predict_affine(x, part=64)
                     synchronize(device)
                     times.append(time.perf_counter() - before)
                 memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else math.nan

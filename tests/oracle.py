@@ -24,7 +24,7 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
     tile_window, maps, tokens, seen = (
         {},
         {},
-        np.zeros((rows * 8, cols * 8, model.spec.channels), np.float32),
+        np.zeros((rows * 8, cols * 8, model.channels), np.float32),
         np.zeros((rows, cols, 64)),
     )
     for row, col in np.ndindex(rows, cols):
@@ -45,7 +45,7 @@ def plainly(model: DehazeXL, pixels: np.ndarray, overlap: int = 0, valid: np.nda
     for row, col in np.ndindex(rows, cols):
         y, x = row * stride, col * stride
         own = fused[None, row * 8 : row * 8 + 8, col * 8 : col * 8 + 8]
-        gain, offset = model.decode(own, maps[row, col], tile_window[row, col])
+        gain, offset, _ = model.decode(own, maps[row, col], tile_window[row, col])
         inner = wide[y + halo : y + halo + 256, x + halo : x + halo + 256]
         answer = gain[0].permute(1, 2, 0).numpy() * np.nan_to_num(inner) + offset[0].permute(1, 2, 0).numpy()
         weight = (
@@ -98,7 +98,7 @@ def attended(model: DehazeXL, tokens: torch.Tensor, keys: np.ndarray) -> torch.T
 
 def airlight(model: DehazeXL, fused: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
     """Weigh the tokens' ``(n, c)`` votes: their colors ``(n, 3)``, as logits, with what their features add."""
-    module = model.context.airlight
+    module = model.head.airlight
     learned = module.output(fused * module.norm.weight / (fused.square().mean(1, keepdim=True) + 1e-5).sqrt())
     darkest = colors.min(1).values
     weight = torch.exp(torch.where(darkest < 0.98, 40 * darkest, 0) + learned[:, 0])

@@ -64,8 +64,8 @@ def randomised(spec: Spec | str, seed: int = 0) -> DehazeXL:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    if model.decoder.output.bias is not None:
-        torch.nn.init.normal_(model.decoder.output.bias)
+    if model.head.output.bias is not None:
+        torch.nn.init.normal_(model.head.output.bias)
     with torch.no_grad():
         for layer in model.context.layers:  # so that tiles have much to say to each other
             layer.attn.qkv.weight *= 2

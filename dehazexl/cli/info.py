@@ -31,10 +31,12 @@ def describe(source: str) -> dict[str, Any]:
 
 def describe_picture(path: Path) -> dict[str, Any]:
     """Gather what is known of a picture; up to a million pixels are read, for the value range."""
+    from dehazexl.model.heads import channels, head_of
+
     image = open_image(path)
     height, width, _ = image.levels[0].shape
     spec = _usual_spec()
-    grid = TileGrid(height, width, spec.overlap, spec.tile)
+    grid = TileGrid(height, width, head_of(spec).overlap, spec.tile)
     low, high = value_range(image)
     return {
         "picture": str(path),
@@ -50,7 +52,7 @@ def describe_picture(path: Path) -> dict[str, Any]:
         "units": image.units,
         "geo": _place(image),
         "tiles": {"rows": grid.rows, "columns": grid.cols, "overlap": grid.overlap},
-        "tokens_bytes": grid.count * SIDE**2 * spec.channels * 4,  # in single precision
+        "tokens_bytes": grid.count * SIDE**2 * channels(spec) * 4,  # in single precision
     }
 
 

@@ -20,7 +20,6 @@ from dehazexl.io.write import PICTURE, TIFF, ZARR, check, part_of, write
 from dehazexl.io.zarr_write import Ngff
 
 if TYPE_CHECKING:
-    from dehazexl.engine.passes import Job
     from dehazexl.model import DehazeXL
 
 KINDS = (*TIFF, ".btf", *PICTURE, *ZARR)
@@ -314,18 +313,8 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
         with bar(stage.name, stage.total, keep_bars) as tell:
             for done in stage.steps:
                 tell(done)
-    with bar("decode", tiles_to_decode(job), keep_bars) as tell:
+    with bar("decode", job.grid.count, keep_bars) as tell:
         for _ in write(decode_lazily(job, store, tell), task.output, image, **settings.writing):
             pass
     height, width, _ = image.levels[0].shape
     return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)
-
-
-def tiles_to_decode(job: Job) -> int:
-    """Count the tiles that all chunks of the output need; those on a border of chunks are needed more than once."""
-    from dehazexl.engine.dehaze import CHUNK
-
-    height, width = job.grid.height, job.grid.width
-    corners = ((y, x) for y in range(0, height, CHUNK) for x in range(0, width, CHUNK))
-    chunks = (Window(y, min(y + CHUNK, height), x, min(x + CHUNK, width)) for y, x in corners)
-    return sum(tiles.height * tiles.width for tiles in map(job.grid.tiles_touching, chunks))

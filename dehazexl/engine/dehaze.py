@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from dehazexl.engine.decode import decode
+from dehazexl.engine.job import Job
 from dehazexl.engine.memory import TilesAtOnce
-from dehazexl.engine.passes import Job, decode
 from dehazexl.engine.run import stages
 from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.image.grid import TileGrid, Window, check_overlap
@@ -105,7 +106,7 @@ def prepare(
     check_overlap(overlap)  # before weights are loaded
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
-    grid = TileGrid(height, width, model.spec.overlap if overlap is None else overlap, model.spec.tile)
+    grid = TileGrid(height, width, model.head.overlap if overlap is None else overlap, model.spec.tile)
     memory = batch if isinstance(batch, TilesAtOnce) else TilesAtOnce(choose_batch(batch, model))
     return Job(image, grid, model, limits, memory, check_strength(strength))
 
@@ -162,7 +163,7 @@ def fingerprint(job: Job) -> str:
 
 
 def decode_lazily(job: Job, store: TokenStore, tell: Callable[[int], object] | None = None) -> da.Array:
-    """Return the dehazed picture as a lazy dask array ``(y, x, c)``; `tell` as in `passes.decode`."""
+    """Return the dehazed picture as a lazy dask array ``(y, x, c)``; `tell` as in `decode.decode`."""
     import dask.array as da
 
     return da.from_array(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from dehazexl.engine.passes import encode, fuse
+from dehazexl.engine.encode import encode
+from dehazexl.engine.fuse import fuse
 
 if TYPE_CHECKING:
-    from dehazexl.engine.passes import Job
+    from dehazexl.engine.job import Job
     from dehazexl.engine.tokens import TokenStore
 
 

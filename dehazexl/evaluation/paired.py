@@ -180,8 +180,7 @@ class ByNetwork:
     @property
     def tiles(self) -> tuple[int, int]:
         """By how much its tiles overlap, and their side."""
-        spec = self.model.spec
-        return spec.overlap if self.overlap is None else self.overlap, spec.tile
+        return self.model.head.overlap if self.overlap is None else self.overlap, self.model.spec.tile
 
 
 def tiles_of(dehazer: Dehazer, overlap: int) -> tuple[int, int]:

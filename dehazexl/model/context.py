@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -11,13 +11,8 @@ from torch.nn import functional as F
 
 from dehazexl.image.grid import SIDE
 from dehazexl.model.spec import Spec
+from dehazexl.model.tokens import Tokens
 from dehazexl.model.windows import Local
-
-SHARPNESS = 40.0
-"""How much more tokens weigh in the airlight, the brighter their darkest color: by a factor of e for each 1/40."""
-
-SATURATED = 0.98
-"""Tokens that are brighter throughout tell nothing of haze: borders of scans, clouds, what the camera has blown out."""
 
 
 def positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
@@ -163,50 +158,8 @@ class ContextLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Airlight(nn.Module):
-    """One airlight for the whole picture: all tokens vote, and the haziest weigh most.
-
-    Haze that is thick enough has the airlight's color, wherever in the picture it lies; the dark channel prior
-    takes it from there, too (He, Sun and Tang, 2011). How a token's vote differs from its color, and its weight from
-    its haze, is learned.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = RMSNorm(width)
-        self.output = nn.Linear(width, 4)
-
-    def votes(self, fused: Tensor, colors: Tensor) -> Tensor:
-        """Return each token's vote.
-
-        Parameters
-        ----------
-        fused
-            Fused tokens ``(n, tokens, c)``.
-        colors
-            Their mean colors ``(n, tokens, 3)`` in [0, 1].
-
-        Returns
-        -------
-        Tensor
-            ``(n, tokens, 4)``, float32: the logarithm of the vote's weight, and logits of the airlight.
-        """
-        with torch.autocast(fused.device.type, enabled=False):
-            colors = colors.float()
-            learned = F.linear(self.norm(fused).float(), self.output.weight.float(), self.output.bias.float())
-            darkest = colors.amin(-1, keepdim=True)
-            hazy = SHARPNESS * darkest * (darkest < SATURATED)
-            return learned + torch.cat([hazy, torch.logit(colors.clamp(0.02, 0.98))], dim=-1)
-
-    @staticmethod
-    def elected(votes: Tensor) -> Tensor:
-        """Count votes ``(n, tokens, 4)``: logits of the airlight ``(n, 1, 3)``, float32."""
-        weights = votes[..., :1].softmax(1)
-        return (weights * votes[..., 1:]).sum(1, keepdim=True)
-
-
 class Context(nn.Module):
-    """The bottleneck: project, add positions, a few layers of global attention; with them, the airlight."""
+    """The bottleneck: project, add positions, a few layers of global attention; see `dehazexl.model.fusing.fuse`."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -217,69 +170,25 @@ class Context(nn.Module):
             for _ in range(spec.context_layers)
         )
         self.whole = nn.Parameter(torch.zeros(width)) if spec.overview else None
-        self.airlight = Airlight(width) if spec.airlight == "picture" else None
 
-    def embed(self, tokens: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Project tokens ``(..., c)`` and add the code of their rows and columns ``(...)``."""
-        x: Tensor = self.input_proj(tokens)
-        return x + positions(rows, cols, x.shape[-1]).to(x.dtype)
+    def __iter__(self) -> Iterator[ContextLayer]:
+        """Iterate over the layers."""
+        return iter(cast("list[ContextLayer]", self.layers))
 
-    def embed_overview(self, tokens: Tensor, h: int, w: int, offset: tuple[int, int] = (0, 0)) -> Tensor:
-        """Project the tokens ``(n, 8, 8, c)`` of the shrunk image; their positions are spread over its h x w tokens."""
+    def embed(self, tokens: Tokens) -> Tensor:
+        """Project the features of tokens and add the code of their positions: ``(n, h, w, c)``."""
+        x: Tensor = self.input_proj(tokens.features)
+        return x + positions(tokens.rows, tokens.cols, x.shape[-1]).to(x.dtype)
+
+    def embed_overview(self, tokens: Tokens) -> Tensor:
+        """Project the features of the shrunk image's tokens, likewise; they are marked as such."""
         assert self.whole is not None
-        place = torch.arange(SIDE, device=tokens.device)
-        rows, cols = (first + (2 * place + 1) * size // (2 * SIDE) for first, size in zip(offset, (h, w), strict=True))
-        rows, cols = torch.meshgrid(rows, cols, indexing="ij")
-        return self.embed(tokens, rows, cols) + self.whole
+        return self.embed(tokens) + self.whole
 
-    def attend(
-        self, tokens: Tensor, offset: tuple[int, int] = (0, 0), overview: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Let all tokens of a picture attend to each other.
 
-        Parameters
-        ----------
-        tokens
-            ``(n, h, w, c)``: the grid of tokens of the whole picture.
-        offset
-            Row and column of the first token. Training varies it, so that the network meets the
-            positions of pictures larger than its crops.
-        overview
-            Tokens ``(n, 8, 8, c)`` of the whole picture shrunk to one tile, which take part.
-
-        Returns
-        -------
-        fused, overview
-            Of the same shapes.
-        """
-        _, h, w, _ = tokens.shape
-        rows, cols = torch.meshgrid(
-            torch.arange(h, device=tokens.device) + offset[0],
-            torch.arange(w, device=tokens.device) + offset[1],
-            indexing="ij",
-        )
-        grids = [self.embed(tokens, rows, cols)]
-        if overview is not None:
-            grids.append(self.embed_overview(overview, h, w, offset))
-        for layer in cast("Iterable[ContextLayer]", self.layers):
-            if layer.local is not None:
-                grids = [layer.local(grid) for grid in grids]
-            sides = (None, 1)
-            pairs = [layer.keys_values(grid, side=side) for grid, side in zip(grids, sides, strict=False)]
-            keys, values = (torch.cat(some, dim=2) for some in zip(*pairs, strict=True))
-            grids = [layer(grid.flatten(1, 2), keys, values).view(grid.shape) for grid in grids]
-        return grids[0], None if overview is None else grids[1]
-
-    def forward(self, tokens: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
-        """Fuse all tokens of a picture at once, see `attend`.
-
-        Where the spec's airlight is the picture's, three more channels of the tokens hold their colors; in their
-        place stand the logits of the airlight, everywhere the same.
-        """
-        width = self.input_proj.in_features
-        fused, _ = self.attend(tokens[..., :width], offset)
-        if self.airlight is None:
-            return fused
-        votes = self.airlight.votes(fused.flatten(1, 2), tokens[..., width:].flatten(1, 2))
-        airlight = self.airlight.elected(votes)[:, None].expand(*fused.shape[:3], -1)
-        return torch.cat([fused, airlight.to(fused.dtype)], dim=-1)
+def overview_positions(h: int, w: int, origin: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows and columns ``(8, 8)`` of an overview's tokens, spread over the image's h x w tokens."""
+    place = torch.arange(SIDE, device=device)
+    rows, cols = (first + (2 * place + 1) * size // (2 * SIDE) for first, size in zip(origin, (h, w), strict=True))
+    rows, cols = torch.meshgrid(rows, cols, indexing="ij")
+    return rows, cols

@@ -6,18 +6,14 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dehazexl.image.grid import OVERLAP, TILE
+from dehazexl.image.grid import TILE
 
 DARK_RADIUS = 7
 """Radius in pixels of the neighborhood of the dark channel (15 x 15, He et al. 2009)."""
 
-HEADS = ("residual", "gain", "scattering", "field")
 INPUTS = ("dark", "bright")
 AIRLIGHTS = ("pixels", "picture")
 
-
-PATCHES = 4
-"""Patches along a token's side whose mean colors go with the token where the head is ``field``."""
 
 MAPS = tuple(TILE // 4 // 2**stage for stage in range(4))
 """Sides of a tile's feature maps, in cells."""
@@ -98,24 +94,12 @@ class Spec:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"unknown head {self.head!r}; choose one of {', '.join(HEADS)}")
         if unknown := set(self.inputs) - set(INPUTS):
             raise ValueError(f"unknown inputs {sorted(unknown)}; choose among {', '.join(INPUTS)}")
         if self.head_stride not in (1, 4):
             raise ValueError(f"head_stride is 1 or 4, not {self.head_stride}")
-        if self.prior and not (self.head == "scattering" and self.head_stride == 4 and "dark" in self.inputs):
-            raise ValueError("prior needs the head 'scattering', head_stride 4 and 'dark' among the inputs")
         if self.airlight not in AIRLIGHTS:
             raise ValueError(f"airlight is one of {', '.join(AIRLIGHTS)}, not {self.airlight!r}")
-        if self.airlight == "picture" and not (self.head == "scattering" and self.head_stride == 4):
-            raise ValueError("airlight 'picture' needs the head 'scattering' and head_stride 4")
-        if self.guided and not (self.head == "scattering" and self.head_stride == 4):
-            raise ValueError("guided needs the head 'scattering' and head_stride 4")
-        if self.head == "field" and self.head_stride != 4:
-            raise ValueError("the head 'field' needs head_stride 4")
-        if self.head != "field" and (self.overview or self.scale != 1):
-            raise ValueError("overview and scale need the head 'field'")
         if self.scale not in (1, 2, 4):
             raise ValueError(f"scale is 1, 2 or 4, not {self.scale}")
         for name in ("local", "context_local"):
@@ -159,15 +143,9 @@ class Spec:
         return self.scale * TILE
 
     @property
-    def overlap(self) -> int:
-        """Pixels by which tiles overlap unless another number is asked for: none where one field spans them all."""
-        return 0 if self.head == "field" else OVERLAP
-
-    @property
-    def channels(self) -> int:
-        """Channels of a token: its features, and its colors where the airlight is the image's."""
-        colors = 3 * PATCHES**2 if self.head == "field" else 3 if self.airlight == "picture" else 0
-        return self.widths[-1] + colors
+    def features(self) -> int:
+        """Channels of the decoder's features."""
+        return 2 * self.widths[0] if self.head_stride == 4 else self.widths[0] // 8
 
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` is the inverse."""

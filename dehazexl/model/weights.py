@@ -32,6 +32,13 @@ _OFFICIAL_NAMES = (
     (r"^decoder\.layers_up\.", r"decoder.levels."),
     (r"\.relative_position_bias_table$", r".bias.table"),
     (r"^decoder\.up_x2\.", r"decoder.upscale."),
+    (r"^decoder\.output\.", r"head.output."),
+)
+# Where weights written before 0.1 do.
+_EARLIER_NAMES = (
+    (r"^decoder\.(output|slopes)\.", r"head.\1."),
+    (r"^context\.airlight\.", r"head.airlight."),
+    (r"^field\.", r"head."),
 )
 _CONSTANTS = re.compile(r"\.(relative_position_index|attn_mask)$")
 
@@ -212,10 +219,15 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         if _CONSTANTS.search(name):
             continue
-        for theirs, ours in _OFFICIAL_NAMES:
-            name = re.sub(theirs, ours, name)
-        renamed[name] = value
+        renamed[_renamed(name, _OFFICIAL_NAMES)] = value
     return renamed
+
+
+def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    """Apply all replacements of a table to the name of a tensor."""
+    for theirs, ours in table:
+        name = re.sub(theirs, ours, name)
+    return name
 
 
 def _load_safetensors(path: Path) -> DehazeXL:
@@ -228,7 +240,7 @@ def _load_safetensors(path: Path) -> DehazeXL:
         raise ValueError(f"{path}: its spec makes no network ({error}); download or copy it again") from error
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
-    _fill(model, {k: v.float() for k, v in load_file(path).items()}, path)
+    _fill(model, {_renamed(k, _EARLIER_NAMES): v.float() for k, v in load_file(path).items()}, path)
     return model
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dehazexl.model import DehazeXL, Spec
-from dehazexl.model.network import Change
+from dehazexl.model.heads import Affine
 from dehazexl.model.weights import save_model
 from dehazexl.training.batches import Batch, steps, validation_set
 from dehazexl.training.checkpoint import State
@@ -26,8 +26,8 @@ from dehazexl.training.losses import losses
 PATIENCE = 20
 """Consecutive steps that may fail (a loss that is not finite) before training gives up."""
 
-Answer = Callable[[Tensor, tuple[int, int], int | None], Change]
-"""From hazy pictures, offset and tiles at once to what is done to them, see `DehazeXL.change`."""
+Answer = Callable[[Tensor, tuple[int, int], int | None], Affine]
+"""From hazy pictures, offset and tiles at once to what is done to them, see `DehazeXL.predict_affine`."""
 
 
 def train(
@@ -168,14 +168,14 @@ def step(state: State, batches: Sequence[Batch], lr: float, recipe: Recipe, answ
 
     A step whose loss or gradient is not finite is left out, in all processes, and its loss is NaN.
     """
-    answer, device = answer or state.model.change, state.model.device
+    answer, device = answer or state.model.predict_affine, state.model.device
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for batch in (batch.to(device) for batch in batches):
         with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
             change = answer(batch.hazy, batch.offset, recipe.part)
-        loss = losses(batch, change, recipe, scattering=state.model.spec.head == "scattering") / len(batches)
+        loss = losses(batch, change, recipe, scattering=state.model.head.scattering) / len(batches)
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     total = mean_of_all(total, device)
@@ -230,7 +230,7 @@ def similarity(one: Tensor, other: Tensor) -> float:
 def shared(model: DehazeXL) -> Answer:
     """Return the network's `change`; of several processes (torchrun) each has a copy, and gradients are averaged."""
     if not dist.is_initialized():
-        return model.change
+        return model.predict_affine
     from torch.nn.parallel import DistributedDataParallel
 
     devices = [model.device] if model.device.type == "cuda" else None
@@ -245,9 +245,9 @@ class Answering(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, offset: tuple[int, int], part: int | None) -> Change:
+    def forward(self, x: Tensor, offset: tuple[int, int], part: int | None) -> Affine:
         """Return what is done to pictures."""
-        return self.model.change(x, offset, part)
+        return self.model.predict_affine(x, offset, part)
 
 
 def mean_of_all(value: float, device: torch.device) -> float:

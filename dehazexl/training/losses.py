@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dehazexl.image.grid import TILE
-from dehazexl.model.field import THICKEST
+from dehazexl.model.haze import THICKEST
 
 if TYPE_CHECKING:
-    from dehazexl.model.field import Haze
-    from dehazexl.model.network import Change
+    from dehazexl.model.haze import Haze
+    from dehazexl.model.heads import Affine
     from dehazexl.synthesis.batched import HazyBatch
     from dehazexl.training.batches import Batch
     from dehazexl.training.config import Recipe
@@ -23,7 +23,7 @@ FAINT = 1e-3
 """Mean squared error (of 30 dB) about which the loss turns from its logarithm to the error itself."""
 
 
-def losses(batch: Batch, change: Change, recipe: Recipe, *, scattering: bool = True) -> Tensor:
+def losses(batch: Batch, change: Affine, recipe: Recipe, *, scattering: bool = True) -> Tensor:
     """Compute the loss of what a network answered to a batch.
 
     The answer is clamped near [0, 1], or what dense haze hides would rule the rest; and of each picture the logarithm
@@ -31,7 +31,7 @@ def losses(batch: Batch, change: Change, recipe: Recipe, *, scattering: bool = T
     counts as `haze_losses` says, with the head ``field``, or `scattering_losses`, with a head that follows the
     scattering model (`scattering`) and haze that was put on the values of the file.
     """
-    out = (change.gain * batch.hazy + change.offset).clamp(-0.1, 1.1)
+    out = (change.gain * batch.hazy + change.bias).clamp(-0.1, 1.1)
     error = out - batch.clear
     noise = (error.square().mean((1, 2, 3)) / FAINT).log1p().mean()
     loss = error.abs().mean() + recipe.psnr * noise
@@ -44,7 +44,7 @@ def losses(batch: Batch, change: Change, recipe: Recipe, *, scattering: bool = T
     return loss + scattering_losses(batch, change, recipe) if scattering and batch.optical is not None else loss
 
 
-def scattering_losses(batch: Batch, change: Change, recipe: Recipe) -> Tensor:
+def scattering_losses(batch: Batch, change: Affine, recipe: Recipe) -> Tensor:
     """Compute the loss of gain and offset by the scattering model, of the images whose haze lies on the file's values.
 
     The gain is one over the transmission t, and the offset is (1 - gain) times the airlight, whose error counts by
@@ -54,7 +54,7 @@ def scattering_losses(batch: Batch, change: Change, recipe: Recipe) -> Tensor:
     known = 1 - batch.tone
     density = known * (change.gain.clamp(min=0.05).log() - batch.optical.clamp(max=THICKEST))
     # The offset's error over 1 - gain is the airlight's; where that is next to nothing, so must be the offset's.
-    wrong = (change.offset + (change.gain - 1) * batch.airlight) / (change.gain - 1).clamp(min=0.05)
+    wrong = (change.bias + (change.gain - 1) * batch.airlight) / (change.gain - 1).clamp(min=0.05)
     color = (known * (1 - torch.exp(-batch.optical)) * wrong.abs()).mean()
     return recipe.transmission * density.abs().mean() + recipe.smooth * slope(density) + recipe.airlight * color
 

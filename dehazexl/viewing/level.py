@@ -15,8 +15,8 @@ from dehazexl.image.grid import Window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dehazexl.engine.job import Job
     from dehazexl.engine.memory import TilesAtOnce
-    from dehazexl.engine.passes import Job
     from dehazexl.engine.tokens import TokenStore
     from dehazexl.image.image import Image
     from dehazexl.model import DehazeXL
@@ -97,14 +97,15 @@ class LevelRun:
         dict
             By row and column: the colors ``(tile, tile, 3)`` on the scale of the network, not clipped to it.
         """
-        from dehazexl.engine.passes import Tiles, decoded
+        from dehazexl.engine.decode import decode_tiles
+        from dehazexl.engine.tiles import Tiles
 
         side = max(1, math.isqrt(self.job.memory.batch))
         row, col = (n // side * side for n in cells[0])
         tiles = Window(row, row + side, col, col + side).intersection(self.job.grid.tiles)
         started = time.perf_counter()
         clear: dict[tuple[int, int], NDArray[np.float16]] = {}
-        for batch in decoded(self.job, self.store, Tiles.read(self.job, tiles), tiles):
+        for batch in decode_tiles(self.job, self.store, Tiles.read(self.job, tiles), list(tiles.cells())):
             colors = batch.clear.clamp(-FAR, FAR).permute(0, 2, 3, 1).cpu().numpy().astype(np.float16)
             clear.update(zip(batch.cells, colors, strict=True))
         self.seconds["decode"] = (time.perf_counter() - started) / len(clear)
@@ -114,7 +115,8 @@ class LevelRun:
         """Return gain and offset of every pixel of the level, ``(2, 3, y, x)``, or None if it was stopped."""
         import torch
 
-        from dehazexl.engine.passes import Tiles, decoded
+        from dehazexl.engine.decode import decode_tiles
+        from dehazexl.engine.tiles import Tiles
 
         grid = self.job.grid
         whole = Window(0, grid.height, 0, grid.width)
@@ -123,8 +125,8 @@ class LevelRun:
             if stopped():
                 return None
             started, tiles = time.perf_counter(), Window(row, row + 1, 0, grid.cols)
-            for batch in decoded(self.job, self.store, Tiles.read(self.job, tiles), tiles):
-                both = torch.stack([batch.gain, batch.bias], dim=1).cpu().numpy()  # (n, 2, 3, side, side)
+            for batch in decode_tiles(self.job, self.store, Tiles.read(self.job, tiles), list(tiles.cells())):
+                both = torch.stack([batch.affine.gain, batch.affine.bias], dim=1).cpu().numpy()  # (n, 2, 3, side, side)
                 for cell, change in zip(batch.cells, both, strict=True):
                     tile = grid.tile(*cell)
                     part = tile.intersection(whole)

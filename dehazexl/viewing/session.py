@@ -316,7 +316,7 @@ class DehazeSession:
         model = self._model
         if model is None:
             model = self.load()
-            self._answers.cut(model.spec.tile, model.spec.overlap if self.overlap is None else self.overlap)
+            self._answers.cut(model.spec.tile, model.head.overlap if self.overlap is None else self.overlap)
             self._model = model
         work = self._works.get(level)
         if work is None:

@@ -56,13 +56,16 @@ def read_network(weights: str, device: str, dtype: str) -> ModelInfo:
         See `dehazexl.load_model`.
     """
     from dehazexl.model import SPECS, Spec
+    from dehazexl.model.heads import channels, head_of
     from dehazexl.model.weights import choose_device, choose_dtype, describe, find_weights
 
     target = choose_device(device)
     ours = find_weights(weights).suffix == ".safetensors"
     spec = Spec.from_json(json.dumps(describe(weights)["spec"])) if ours else SPECS["official"]
     itemsize = min(4, choose_dtype(dtype, target).itemsize)
-    return ModelInfo(spec.channels, itemsize, spec.tile, spec.overlap, spec.context_pool, target.type == "cpu")
+    return ModelInfo(
+        channels(spec), itemsize, spec.tile, head_of(spec).overlap, spec.context_pool, target.type == "cpu"
+    )
 
 
 def devices() -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import napari.layers
 
-    from dehazexl.engine.passes import Job
+    from dehazexl.engine.job import Job
     from dehazexl.engine.tokens import TokenStore
     from dehazexl.image.image import Image
     from dehazexl.model import DehazeXL

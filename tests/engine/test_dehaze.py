@@ -21,8 +21,10 @@ from oracle import plainly
 from reference import interleaved, picture, randomised, relative, whole
 
 import dehazexl
+from dehazexl.engine.decode import decode
 from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
-from dehazexl.engine.passes import decode, encode, fuse
+from dehazexl.engine.encode import encode
+from dehazexl.engine.fuse import fuse
 from dehazexl.engine.tokens import FORMAT
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Image
@@ -230,7 +232,7 @@ def test_values_beyond_the_range_are_dehazed_by_the_same_rule(tiny: DehazeXL) ->
     pixels = hazy(200, 200) * 1.5 - 0.2
     x = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
     with torch.inference_mode():
-        gain, offset, _ = tiny.change(x.clamp(0, 1))
+        gain, offset, _ = tiny.predict_affine(x.clamp(0, 1))
     assert relative(dehazed(pixels, tiny), interleaved((gain * x + offset)[0].numpy())) < 1e-5
 
 
@@ -334,7 +336,7 @@ def test_pixels_that_are_no_numbers_stay_and_reach_no_one(tiny: DehazeXL, value:
 def test_pixels_without_data_do_not_vote_on_the_airlight(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dehazexl.engine.memory.FUSE_SHARE", 1)
     model, (pixels, valid) = randomised(replace(SPECS["tiny"], airlight="picture")), with_holes()
-    torch.nn.init.normal_(model.context.airlight.output.bias)
+    torch.nn.init.normal_(model.head.airlight.output.bias)
     filled = np.where(valid[..., None], pixels, np.nan)
     expected = plainly(model, filled, 32, valid)
     assert relative(dehazed(filled, model, overlap=32, batch=batch)[valid], expected[valid]) < 1e-5
@@ -386,9 +388,9 @@ def test_no_pixel_comes_to_lie_on_the_nodata_value(dtype: str, nodata: int) -> N
 
 def test_float_pixels_leave_a_nodata_value_of_zero(tiny: DehazeXL) -> None:
     model = randomised(replace(SPECS["tiny"], head="gain"))
-    torch.nn.init.zeros_(model.decoder.output.weight)
+    torch.nn.init.zeros_(model.head.output.weight)
     with torch.no_grad():
-        model.decoder.output.bias.copy_(torch.tensor([-1.0, -1, -1, 0, 0, 0]))  # out = 0
+        model.head.output.bias.copy_(torch.tensor([-1.0, -1, -1, 0, 0, 0]))  # out = 0
     image = replace(open_image(hazy(50, 50)), nodata=0.0)
     out = dehazed(image, model)
     assert not (out == 0).all(-1).any()

@@ -13,7 +13,8 @@ from dehazexl.engine.dehaze import open_tokens, prepare
 from dehazexl.engine.run import stages
 from dehazexl.image.grid import Window
 from dehazexl.model import SPECS, DehazeXL
-from dehazexl.model import field as f
+from dehazexl.model import haze as h
+from dehazexl.model.heads import field as f
 from dehazexl.synthesis.srgb import from_linear, to_linear
 
 TINY = SPECS["tiny-field"]
@@ -38,8 +39,8 @@ def whole(model: DehazeXL, pixels: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
 
 
-def even_haze(thickness: torch.Tensor, airlight: float) -> f.Haze:
-    return f.Haze(thickness, torch.full((1, 3, 1, 1), airlight), torch.ones(1, 3, 1, 1), torch.ones(1, 1, 1, 1))
+def even_haze(thickness: torch.Tensor, airlight: float) -> h.Haze:
+    return h.Haze(thickness, torch.full((1, 3, 1, 1), airlight), torch.ones(1, 3, 1, 1), torch.ones(1, 1, 1, 1))
 
 
 # ---- The scattering model ------------------------------------------------------------------------------
@@ -52,9 +53,9 @@ def test_removal_is_the_inverse_of_the_scattering_model(tone: float) -> None:
     airlight = torch.tensor([0.9, 0.85, 0.8], dtype=torch.float64).view(1, 3, 1, 1).expand(2, -1, -1, -1)
     exponents = torch.tensor([0.8, 1.0, 1.3], dtype=torch.float64).view(1, 3, 1, 1).expand(2, -1, -1, -1)
     light = torch.full((2, 1, 1, 1), tone, dtype=torch.float64)
-    haze = f.Haze(2 * torch.rand(2, 1, 40, 40, dtype=torch.float64), airlight, exponents, light)
+    haze = h.Haze(2 * torch.rand(2, 1, 40, 40, dtype=torch.float64), airlight, exponents, light)
     t = torch.exp(-exponents * haze.thickness)
-    hazy = f.from_light(f.to_light(clear, light) * t + f.to_light(airlight, light) * (1 - t), light)
+    hazy = h.from_light(h.to_light(clear, light) * t + h.to_light(airlight, light) * (1 - t), light)
     gain, bias = haze.removal(hazy)
     assert torch.allclose(gain * hazy + bias, clear, atol=3e-5)  # next to the airlight the tangent serves
 
@@ -76,8 +77,8 @@ def test_pixels_as_bright_as_the_air_have_a_finite_gain() -> None:
 def test_light_is_srgbs_for_values_above_its_linear_part() -> None:
     x = torch.linspace(0.05, 1, 50).view(1, 1, 1, -1)
     tone = torch.ones(1, 1, 1, 1)
-    assert torch.allclose(f.to_light(x, tone), to_linear(x), atol=1e-6)
-    assert torch.allclose(f.from_light(to_linear(x), tone), x, atol=1e-5)
+    assert torch.allclose(h.to_light(x, tone), to_linear(x), atol=1e-6)
+    assert torch.allclose(h.from_light(to_linear(x), tone), x, atol=1e-5)
     assert torch.allclose(from_linear(to_linear(x)), x, atol=1e-6)
 
 
@@ -85,9 +86,9 @@ def test_light_is_srgbs_for_values_above_its_linear_part() -> None:
 def test_values_below_black_come_back(tone: float) -> None:
     x = torch.linspace(-0.2, 1.3, 60, dtype=torch.float64).view(1, 1, 1, -1)
     light = torch.full((1, 1, 1, 1), tone, dtype=torch.float64)
-    y = f.to_light(x, light)
+    y = h.to_light(x, light)
     assert (y.diff() > 0).all()
-    assert torch.allclose(f.from_light(y, light), x, atol=1e-9)
+    assert torch.allclose(h.from_light(y, light), x, atol=1e-9)
 
 
 # ---- One field over all tiles --------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_the_field_has_no_step_between_tiles(scale: int) -> None:
     y, x = np.mgrid[0 : 2 * side, 0 : 2 * side] / (2 * side)
     pixels = np.stack([0.4 + 0.3 * y, 0.5 + 0.2 * x, 0.6 + 0.1 * y * x]).astype(np.float32)
     with torch.inference_mode():
-        change = model.change(torch.from_numpy(pixels)[None])
+        change = model.predict_affine(torch.from_numpy(pixels)[None])
     assert change.haze is not None
     jumps = change.haze.thickness.diff(dim=3).abs().mean((0, 1, 2))
     assert jumps[side - 1] < 3 * jumps.median()
@@ -155,13 +156,13 @@ def test_the_overview_takes_part() -> None:
 def test_recomputed_activations_and_parts_change_nothing() -> None:
     model = randomized()
     x = torch.from_numpy(uneven(600, 700)).permute(2, 0, 1)[None]
-    assert torch.equal(model.change(x).gain, model.change(x, part=1).gain)
+    assert torch.equal(model.predict_affine(x).gain, model.predict_affine(x, part=1).gain)
 
 
 def test_gradients_reach_every_weight() -> None:
     model = randomized().requires_grad_(True).train()
-    change = model.change(torch.from_numpy(uneven(600, 700)).permute(2, 0, 1)[None])
-    (change.gain.mean() + change.offset.square().mean()).backward()
+    change = model.predict_affine(torch.from_numpy(uneven(600, 700)).permute(2, 0, 1)[None])
+    (change.gain.mean() + change.bias.square().mean()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -206,7 +207,7 @@ def test_half_precision_says_about_the_same(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"head_stride": 1}, "head_stride 4"),
+        ({"head_stride": 1}, "needs head_stride 4"),
         ({"head": "scattering"}, "need the head 'field'"),
         ({"scale": 3}, "scale is 1, 2 or 4, not 3"),
         ({"context_local": 4}, "context_local is 0, 3, 5 or 7, not 4"),
@@ -214,4 +215,4 @@ def test_half_precision_says_about_the_same(dtype: torch.dtype) -> None:
 )
 def test_specs_that_cannot_be(wrong: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        replace(TINY, **wrong)
+        DehazeXL(replace(TINY, **wrong))

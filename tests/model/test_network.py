@@ -17,6 +17,7 @@ from dehazexl.image.grid import TILE
 from dehazexl.model import SPECS, DehazeXL, Spec
 from dehazexl.model.context import positions
 from dehazexl.model.network import from_tiles, grid_to_tiles, pad, tiles_to_grid, to_tiles
+from dehazexl.model.tokens import Tokens
 from dehazexl.model.weights import OFFICIAL_MEAN, OFFICIAL_STD, from_official
 from dehazexl.model.windows import CachedBias, partition, shift_mask, unpartition, window_and_shift
 
@@ -45,7 +46,7 @@ def test_official_network_has_the_official_sizes() -> None:
     assert parameters(model) == 125_484_996
     assert parameters(model.encoder) == 27_576_618
     assert parameters(model.context) == 19_474_176
-    assert parameters(model.decoder) == 78_434_202
+    assert parameters(model.decoder) + parameters(model.head) == 78_434_202
 
 
 def test_official_state_dict_fills_every_entry_and_no_other() -> None:
@@ -68,7 +69,7 @@ def test_official_outputs_are_reproduced(official: DehazeXL, side: int) -> None:
     with torch.inference_mode():
         maps = official.encode(tiles)
         fused = official.fuse(tiles_to_grid(maps[-1], rows, rows))
-        gain, offset = official.decode(grid_to_tiles(fused), maps, tiles)
+        gain, offset, _ = official.decode(grid_to_tiles(fused), maps, tiles)
     out = from_tiles(gain * tiles + offset, rows, rows)
     step = 5 if side == 256 else 7
     assert relative(x[0, :, ::17, ::17], GOLDEN[f"in{side}"]) <= 1e-6
@@ -168,12 +169,12 @@ def test_a_fresh_network_changes_little(head: str) -> None:
 def test_a_fresh_network_with_the_prior_is_the_dark_channel_prior() -> None:
     torch.manual_seed(0)
     model = DehazeXL(replace(TINY, prior=True)).eval().requires_grad_(False)
-    torch.nn.init.zeros_(model.decoder.output.weight)
+    torch.nn.init.zeros_(model.head.output.weight)
     pixels = interleaved(picture(256, 256)) * 0.4 + 0.3
     dark = minimum_filter(pixels.min(2), 15, mode="mirror").reshape(64, 4, 64, 4).mean((1, 3))
     airlight = 1 / (1 + np.exp(-1.4))
     transmission = 0.05 + 0.95 * np.clip(1 - 0.95 * dark / airlight, 0.05, 0.98)
-    gain, _, _ = model.change(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    gain, _, _ = model.predict_affine(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     # Where four cells of the head meet, interpolation leaves the logits' mean: compare where they are equal.
     logits = np.log((transmission - 0.05) / (1 - transmission))
     mean = (logits[:-1, :-1] + logits[1:, :-1] + logits[:-1, 1:] + logits[1:, 1:]) / 4
@@ -188,7 +189,7 @@ def test_the_airlight_is_the_color_of_the_haziest_places_wherever_they_are() -> 
     x = 0.5 * batch(600, 700)
     x[..., 300:400, 500:600] = torch.tensor([0.7, 0.8, 0.9]).view(3, 1, 1)
     x[..., :96, :96] = 1  # a white border tells nothing
-    gain, shift, _ = model.change(x)
+    gain, shift, _ = model.predict_affine(x)
     airlight = shift / (1 - gain)
     expected = torch.sigmoid(torch.logit(torch.tensor([0.7, 0.8, 0.9])) + 0.5)
     assert torch.allclose(airlight[0].mean((1, 2)), expected, atol=0.01)
@@ -196,8 +197,8 @@ def test_the_airlight_is_the_color_of_the_haziest_places_wherever_they_are() -> 
 
 
 def test_a_head_at_stride_4_is_smooth_within_a_tile() -> None:
-    gain, _, _ = randomised(VARIANTS["gain at stride 4"]).change(batch(256, 256))
-    fine, _, _ = randomised(replace(VARIANTS["gain at stride 4"], head_stride=1)).change(batch(256, 256))
+    gain, _, _ = randomised(VARIANTS["gain at stride 4"]).predict_affine(batch(256, 256))
+    fine, _, _ = randomised(replace(VARIANTS["gain at stride 4"], head_stride=1)).predict_affine(batch(256, 256))
     assert gain.diff(n=2, dim=3).abs().mean() < 0.2 * fine.diff(n=2, dim=3).abs().mean()
 
 
@@ -213,9 +214,9 @@ def test_normalization_is_undone() -> None:
 def test_an_airlight_is_as_bright_however_pictures_are_normalized() -> None:
     for normalized in ({}, {"mean": OFFICIAL_MEAN, "std": OFFICIAL_STD}):
         model = randomised(replace(TINY, head="scattering", airlight="pixels", **normalized))
-        torch.nn.init.zeros_(model.decoder.output.weight)
-        model.decoder.output.bias.data = torch.tensor([0.0, 0, 0, 4, 4, 4])
-        gain, offset, _ = model.change(batch(256, 256))
+        torch.nn.init.zeros_(model.head.output.weight)
+        model.head.output.bias.data = torch.tensor([0.0, 0, 0, 4, 4, 4])
+        gain, offset, _ = model.predict_affine(batch(256, 256))
         assert torch.allclose(offset / (1 - gain), torch.sigmoid(torch.tensor(4.0)), atol=1e-5)
 
 
@@ -310,7 +311,7 @@ def test_an_offset_is_that_of_the_tokens_positions(tiny: DehazeXL) -> None:
     wide = torch.zeros(1, 24, 24, 64)
     wide[:, 16:, 8:] = tokens
     rows, cols = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
-    embedded = tiny.context.embed(wide.flatten(1, 2), rows.flatten(), cols.flatten()).view(1, 24, 24, 64)
+    embedded = tiny.context.embed(Tokens(wide, wide[..., :0], rows, cols))
     x = embedded[:, 16:, 8:].flatten(1, 2)
     for layer in tiny.context.layers:
         x = layer(x, *layer.keys_values(x.view(1, 8, 16, 64)))
@@ -444,9 +445,12 @@ def test_a_spec_comes_back_from_its_text(spec: Spec) -> None:
         ({"head": "magic"}, "unknown head 'magic'"),
         ({"inputs": ("depth",)}, r"unknown inputs \['depth'\]"),
         ({"head_stride": 2}, "head_stride is 1 or 4, not 2"),
-        ({"guided": True, "head": "gain"}, "guided needs the head 'scattering'"),
+        ({"guided": True, "head": "gain"}, "prior, guided and airlight need the head 'scattering', not 'gain'"),
         ({"airlight": "stars"}, "airlight is one of pixels, picture, not 'stars'"),
-        ({"airlight": "picture", "head": "gain"}, "airlight 'picture' needs the head 'scattering' and head_stride 4"),
+        ({"airlight": "picture", "head": "gain"}, "prior, guided and airlight need the head"),
+        ({"airlight": "picture", "head_stride": 1}, "airlight 'picture' needs head_stride 4"),
+        ({"prior": True, "inputs": ()}, "prior needs 'dark' among the inputs"),
+        ({"scale": 2}, "overview and scale need the head 'field', not 'scattering'"),
         ({"local": 4}, "local is 0, 3, 5 or 7, not 4"),
         ({"window": 12}, r"window must divide each of \(64, 32, 16, 8\) that is larger, and be 2 or more, not 12"),
         ({"window": 1}, "window must divide"),
@@ -463,7 +467,7 @@ def test_a_spec_comes_back_from_its_text(spec: Spec) -> None:
 )
 def test_specs_that_cannot_be(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(TINY, **change)
+        DehazeXL(replace(TINY, **change))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"color": 1}', '{"widths": 5}', '{"widths": ["a", 1, 2, 3]}'])

@@ -1,12 +1,4 @@
-"""Head ``field``: one field of haze over the whole image, one airlight, removed pixel by pixel.
-
-The atmospheric scattering model (Koschmieder, 1924) with few numbers: an optical thickness L for each place, and for
-the whole image the color of the air, how the thickness differs between colors, and the light in which haze adds up::
-
-    f(hazy_c) = f(clear_c) exp(-e_c L) + f(A_c) (1 - exp(-e_c L)),    f(x) = ((x + a) / (1 + a))^q
-
-``f`` lies between the identity (a = 0, q = 1: haze put on the values of the file) and the electro-optical transfer
-function of sRGB (a = 0.055, q = 2.4, IEC 61966-2-1: haze put on light, before the camera's tone curve).
+"""Head ``field``: one field of haze over the whole image, removed pixel by pixel, see `dehazexl.model.haze`.
 
 All tokens vote on the numbers of the whole image. The low frequencies of the field come from the tokens, as one number
 for each 16 x 16 pixels, and are interpolated over the whole grid of tiles by a quadratic B-spline, so that tiles meet
@@ -17,13 +9,19 @@ the edges of the image by a local linear model of the colors (He, Sun and Tang, 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dehazexl.image.grid import SIDE, TILE, TOKEN
+from dehazexl.model.haze import Haze
+from dehazexl.model.heads.base import Affine, Head, Survey, convolution, enlarge, haziness, linear, logits
+from dehazexl.model.tokens import Tokens, vote
+
+if TYPE_CHECKING:
+    from dehazexl.model.spec import Spec
 
 CELLS = 2
 """Cells of the field along the side of a token."""
@@ -32,109 +30,60 @@ CELL = TOKEN // CELLS
 """Side of a cell, in pixels as the network sees them."""
 
 WINDOW = CELLS + 2
-"""Side of what a token keeps of the field: its own cells and one around them."""
+"""Side of the window of cells that a token carries to the decoder: its own and one around them."""
+
+PATCHES = 4
+"""Patches along a token's side whose mean colors it carries to the attention."""
 
 STRIDE = 4
-"""Side of what the decoder's correction has one number for, in pixels as the network sees them."""
+"""Side of a cell of the decoder's correction, in pixels as the network sees them."""
 
 FADE = 4
-"""Numbers of the decoder's correction that fade out at a tile's border."""
+"""Cells of the correction that fade out at a tile's border."""
 
 VALUES = 6
 """Numbers of the whole image: logits of the airlight (3), logarithms of the exponents of red and blue, the tone."""
 
-KEPT = WINDOW**2 + VALUES
-"""Channels that a fused token keeps beside its features."""
-
 CORRECTION = 4
-"""Channels of the decoder's answer: the correction, and its slopes by red, green and blue."""
-
-THICKEST = 3.0
-"""Optical thickness, at most: beyond it the image holds nothing to be recovered."""
+"""Numbers of the correction: its own, and its slopes by red, green and blue."""
 
 VOTERS = 4
 """Ways to weigh the tokens when they vote."""
 
-SHARPNESS = 40.0
-"""How much more tokens weigh in the first way, the brighter their darkest color: by a factor of e for each 1/40."""
 
-SATURATED = 0.98
-"""Tokens that are brighter throughout say nothing of haze: borders of scans, clouds, blown-out highlights."""
+class Field(Head):
+    """One field of optical thickness over the whole image, and its airlight, exponents and tone."""
 
+    outputs = CORRECTION
+    scattering = True
+    overlap = 0
+    known = 5  # logits of the thickness, the airlight, the tone
+    surveys = True
 
-class Haze(NamedTuple):
-    """The haze of images.
-
-    Attributes
-    ----------
-    thickness
-        Optical thickness of green ``(n, 1, h, w)``, 0 and more.
-    airlight
-        ``(n, 3, 1, 1)`` in [0, 1].
-    exponents
-        Thickness of each color over that of green ``(n, 3, 1, 1)``.
-    tone
-        ``(n, 1, 1, 1)``: 0 where haze adds up in the values of the file, 1 where it does in light.
-    """
-
-    thickness: Tensor
-    airlight: Tensor
-    exponents: Tensor
-    tone: Tensor
-
-    def removal(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gain and bias ``(n, 3, h, w)`` that take the haze from ``x`` ``(n, 3, h, w)``: gain * x + bias."""
-        transmission = torch.exp(-self.exponents * self.thickness.clamp(max=THICKEST)).clamp(min=0.03)
-        air = to_light(self.airlight, self.tone)
-        clear = from_light(air + (to_light(x, self.tone) - air) / transmission, self.tone)
-        # Where a pixel is as bright as the air, the secant from the air to it is the tangent.
-        distance = x - self.airlight
-        near = distance.abs() < 1e-4
-        gain = torch.where(near, 1 / transmission, (clear - self.airlight) / torch.where(near, 1.0, distance))
-        return gain, self.airlight * (1 - gain)
-
-
-def to_light(x: Tensor, tone: Tensor) -> Tensor:
-    """Go from values of the file to those in which haze adds up; `from_light` is the inverse.
-
-    Parameters
-    ----------
-    x
-        ``(n, c, h, w)``; negative values continue the curve by its tangent at 0.
-    tone
-        ``(n, 1, 1, 1)``, see `Haze`.
-    """
-    a, q, black, slope = _curve(tone)
-    return torch.where(x > 0, ((x.clamp(min=0) + a) / (1 + a)) ** q, black + slope * x)
-
-
-def from_light(y: Tensor, tone: Tensor) -> Tensor:
-    """Go back to the values of the file, see `to_light`."""
-    a, q, black, slope = _curve(tone)
-    return torch.where(y > black, (1 + a) * torch.maximum(y, black) ** (1 / q) - a, (y - black) / slope)
-
-
-def _curve(tone: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return offset and exponent of the curve, its value and its slope at 0."""
-    # Not quite the identity at 0, where the slope would be no number.
-    tone = tone.clamp(min=1e-2)
-    a, q = 0.055 * tone, 1 + 1.4 * tone
-    black = (a / (1 + a)) ** q
-    return a, q, black, q * black / a
-
-
-class Field(nn.Module):
-    """What fused tokens say of the haze: their cells of the field, and their votes on the whole image's numbers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        width = spec.widths[-1]
         self.norm = nn.LayerNorm(width)
         self.coarse = nn.Linear(width, CELLS**2)
         self.score = nn.Linear(width, VOTERS)
         self.elect = nn.Sequential(nn.Linear(VOTERS * (width + 3), width), nn.GELU(), nn.Linear(width, VALUES))
 
+    @classmethod
+    def check(cls, spec: Spec) -> None:
+        """See `Head.check`."""
+        if spec.head_stride != 4:
+            raise ValueError("the head 'field' needs head_stride 4")
+        if spec.prior or spec.guided or spec.airlight != "pixels":
+            raise ValueError(f"prior, guided and airlight need the head 'scattering', not {spec.head!r}")
+
+    @classmethod
+    def extra(cls, spec: Spec) -> int:
+        """See `Head.extra`."""
+        return 3 * PATCHES**2
+
     def initialize(self) -> None:
         """Start with a thin haze, and an airlight a little brighter than the haziest places."""
+        super().initialize()
         nn.init.normal_(self.coarse.weight, std=0.02)
         nn.init.constant_(self.coarse.bias, -1.0)
         nn.init.zeros_(self.score.weight)
@@ -143,39 +92,62 @@ class Field(nn.Module):
         nn.init.zeros_(last.weight)
         last.bias.data = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])
 
-    def normalized(self, fused: Tensor) -> Tensor:
+    def describe(self, tiles: Tensor) -> Tensor | None:
+        """Return the mean colors of 4 x 4 patches of each token, see `Head.describe`."""
+        colors = F.avg_pool2d(tiles.float(), TOKEN // PATCHES).unfold(2, PATCHES, PATCHES).unfold(3, PATCHES, PATCHES)
+        return colors.permute(0, 2, 3, 4, 5, 1).flatten(3)
+
+    def survey(self, tokens: Tokens) -> Survey:
+        """Return each token's cells of the field, and the votes of all, see `Head.survey`."""
+        with torch.autocast(tokens.features.device.type, enabled=False):
+            features, patches = tokens.select()
+            features, colors = self.normalized_features(features), mean_colors(patches)
+            weights = linear(self.score, features) + F.pad(haziness(colors), (0, VOTERS - 1))
+            cells = linear(self.coarse, self.normalized_features(tokens.features))
+            return Survey(vote(weights, torch.cat([features, logits(colors)], dim=-1)), cells)
+
+    def normalized_features(self, fused: Tensor) -> Tensor:
         """Normalize fused tokens ``(..., c)``, in float32."""
         weight, bias = self.norm.weight.float(), self.norm.bias.float()
         return F.layer_norm(fused.float(), self.norm.normalized_shape, weight, bias)
 
-    def cells(self, fused: Tensor) -> Tensor:
-        """Return the cells ``(n, 2 h, 2 w)`` of grids of fused tokens ``(n, h, w, c)``, float32."""
-        n, h, w, _ = fused.shape
-        cells = linear(self.coarse, self.normalized(fused)).view(n, h, w, CELLS, CELLS)
-        return cells.transpose(2, 3).reshape(n, h * CELLS, w * CELLS)
+    def carried(self, votes: Tensor, cells: Tensor | None, shape: tuple[int, int, int], overlap: float) -> Tensor:
+        """Return the window of cells around each token, and the numbers of the whole image, see `Head.carried`."""
+        assert cells is not None
+        n, h, w, _ = cells.shape
+        with torch.autocast(votes.device.type, enabled=False):
+            first, _, last = self.elect
+            assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+            values = linear(last, F.gelu(linear(first, votes.flatten(1))))
+            values = torch.cat([values[:, :3] + votes[:, 0, -3:], values[:, 3:]], dim=1)
+            field = cells.unflatten(-1, (CELLS, CELLS)).transpose(2, 3).reshape(n, h * CELLS, w * CELLS)
+            return torch.cat(
+                [windows(field, overlap / CELL), values.to(cells.device)[:, None, None].expand(n, h, w, -1)], dim=-1
+            )
 
-    def scores(self, fused: Tensor, colors: Tensor) -> Tensor:
-        """Return logarithms of the weights ``(n, tokens, VOTERS)`` of tokens ``(n, tokens, c)`` with mean colors."""
-        darkest = colors.float().amin(-1, keepdim=True)
-        hazy = SHARPNESS * darkest * (darkest < SATURATED)
-        return linear(self.score, self.normalized(fused)) + F.pad(hazy, (0, VOTERS - 1))
+    def guide(self, carried: Tensor) -> Tensor | None:
+        """Return the field as far as the tokens tell it, the airlight and the tone, see `Head.guide`."""
+        cells, values = unpacked(carried)
+        field = upsample(cells, CELL // STRIDE)[..., None]
+        whole = torch.sigmoid(values[:, None, None, [0, 1, 2, 5]])
+        return torch.cat([field, whole.expand(*field.shape[:3], -1)], dim=-1)
 
-    def opinions(self, weights: Tensor, fused: Tensor, colors: Tensor) -> Tensor:
-        """Sum what tokens ``(n, tokens, c)`` say by weights ``(n, tokens, VOTERS)``: ``(n, VOTERS, c + 3)``."""
-        said = torch.cat([self.normalized(fused), torch.logit(colors.float().clamp(0.02, 0.98))], dim=-1)
-        return weights.transpose(1, 2) @ said
-
-    def elected(self, opinions: Tensor) -> Tensor:
-        """Return the numbers of the whole image ``(n, VALUES)``, float32, from all opinions ``(n, VOTERS, c + 3)``."""
-        first, _, last = self.elect
-        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-        values = linear(last, F.gelu(linear(first, opinions.flatten(1))))
-        return torch.cat([values[:, :3] + opinions[:, 0, -3:], values[:, 3:]], dim=1)
+    def forward(self, features: Tensor, carried: Tensor, inputs: Tensor, tiles: Tensor) -> Affine:
+        """See `Head.forward`."""
+        cells, values = unpacked(carried)
+        found = haze(thickness(cells, convolution(self.output, features), tiles), values)
+        return Affine(*found.removal(tiles), found)
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a layer in float32."""
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+def mean_colors(patches: Tensor) -> Tensor:
+    """Return the mean colors ``(..., 3)`` of tokens from those of their patches ``(..., 3 * PATCHES * PATCHES)``."""
+    return patches.float().unflatten(-1, (PATCHES**2, 3)).mean(-2)
+
+
+def unpacked(carried: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cells ``(n, 18, 18)`` and the numbers of the whole image ``(n, VALUES)`` that tokens carry."""
+    carried = carried[..., : WINDOW**2 + VALUES].float()
+    return join(carried[..., : WINDOW**2]), carried[:, 0, 0, WINDOW**2 :]
 
 
 def windows(cells: Tensor, overlap: float = 0) -> Tensor:
@@ -294,13 +266,8 @@ def thickness(cells: Tensor, correction: Tensor, colors: Tensor) -> Tensor:
     return F.softplus(logits + (enlarge(slopes, side) * detail).sum(1, keepdim=True))
 
 
-def enlarge(x: Tensor, size: int) -> Tensor:
-    """Interpolate ``(n, c, h, w)`` linearly to ``(n, c, size, size)``."""
-    return F.interpolate(x, size=(size, size), mode="bilinear")
-
-
-def haze_of(thickness: Tensor, values: Tensor) -> Haze:
-    """Put the haze of images together from its thickness ``(n, 1, h, w)`` and the numbers ``(n, VALUES)``."""
-    airlight, red, blue, tone = values.float()[:, :, None, None].split([3, 1, 1, 1], dim=1)
+def haze(thickness: Tensor, values: Tensor) -> Haze:
+    """Put haze together from its thickness ``(n, 1, h, w)`` and the numbers of the image ``(n, VALUES)``."""
+    airlight, red, blue, tone = values[:, :, None, None].split([3, 1, 1, 1], dim=1)
     exponents = torch.cat([red, torch.zeros_like(red), blue], dim=1).clamp(-1, 1).exp()
     return Haze(thickness, torch.sigmoid(airlight), exponents, torch.sigmoid(tone))

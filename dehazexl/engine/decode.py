@@ -1,0 +1,176 @@
+"""The last pass: decode any window of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dehazexl.engine.job import Job, computing
+from dehazexl.engine.tiles import Tiles
+from dehazexl.engine.tokens import TokenStore
+from dehazexl.image.grid import SIDE, TileGrid, Window
+from dehazexl.image.nodata import beside, held
+from dehazexl.image.value_scale import to_dtype
+from dehazexl.model.heads import Affine
+from dehazexl.model.network import crop
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], object] | None = None) -> NDArray[Any]:
+    """Dehaze a window of the image: a function of its pixels, the fused tokens and the weights alone.
+
+    Parameters
+    ----------
+    job, store
+        The image, and its fused tokens.
+    window
+        Pixels of the image.
+    tell
+        Called with the number of tiles after each batch, from the thread that decodes; what it raises ends the work.
+        A tile that was decoded for another window, and is still kept, does not count again.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, c)``, with dtype, bands and value range of the image.
+    """
+    read = Tiles.read(job, job.grid.tiles_touching(window))
+    whole = Window(0, job.grid.height, 0, job.grid.width)
+    with job.remainders.lock:
+        with computing():
+            clear = torch.zeros(3, window.height, window.width, device=job.model.device)
+            missing = [cell for cell in read.tiles.cells() if not _add_kept(job, cell, window, clear)]
+        for batch in decode_tiles(job, store, read, missing, tell):
+            with computing():
+                for cell, tile, weighted in batch.weighted(job.grid):
+                    add(weighted, tile, clear, window)
+                    job.remainders.put(cell, tile, weighted, window, whole)
+    inside = window.to_slices(read.window)
+    return _finished(job, read.raw[inside], clear, read.valid[inside])
+
+
+def _add_kept(job: Job, cell: tuple[int, int], window: Window, total: Tensor) -> bool:
+    """Add a tile that was decoded for another window to a window's sum, or return False."""
+    part = job.grid.tile(*cell).intersection(window)
+    kept = job.remainders.get(cell, part)
+    if kept is not None:
+        add(kept, part, total, window)
+    return kept is not None
+
+
+@dataclass(frozen=True)
+class DecodedTiles:
+    """Some tiles with the output of the network, on its device.
+
+    Attributes
+    ----------
+    cells
+        Row and column of each.
+    pixels
+        ``(n, 3, side, side)``, on the unit scale, not clipped to it; holes hold the tile's mean.
+    affine
+        Gain and bias ``(n, 3, side, side)``, float32: the dehazed tile is gain times its pixels plus bias.
+    """
+
+    cells: list[tuple[int, int]]
+    pixels: Tensor
+    affine: Affine
+
+    @property
+    def clear(self) -> Tensor:
+        """The dehazed tiles ``(n, 3, side, side)``, on the unit scale, not clipped to it."""
+        return torch.addcmul(self.affine.bias, self.affine.gain, self.pixels)
+
+    def weighted(self, grid: TileGrid) -> Iterator[tuple[tuple[int, int], Window, Tensor]]:
+        """Yield each tile's row and column, its pixels, and its share ``(3, side, side)`` in the dehazed image."""
+        for cell, clear in zip(self.cells, self.clear, strict=True):
+            weight = torch.from_numpy(grid.blend_weight(*cell)).to(clear.device)
+            yield cell, grid.tile(*cell), weight * clear
+
+
+def decode_tiles(
+    job: Job,
+    store: TokenStore,
+    read: Tiles,
+    cells: list[tuple[int, int]],
+    tell: Callable[[int], object] | None = None,
+) -> Iterator[DecodedTiles]:
+    """Decode some of the tiles that have been read, batch by batch; `tell` as in `decode`."""
+    tiles, halo = read.tiles, job.model.spec.halo
+    fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
+
+    def compute(part: slice) -> DecodedTiles:
+        some = cells[part]
+        x, _ = read.stack(job, some)
+        own = torch.from_numpy(np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in some]))
+        with computing():
+            seen = x.clamp(0, 1)
+            affine = job.model.decode(own.to(job.model.device), _maps(job, some, seen), seen)
+            return DecodedTiles(some, crop(x, halo), affine)
+
+    for part, batch in job.memory.each(len(cells), compute):
+        yield batch
+        if tell is not None:
+            tell(part.stop - part.start)
+
+
+def _maps(job: Job, cells: list[tuple[int, int]], x: Tensor) -> list[Tensor]:
+    """Return the feature maps of tiles, those that were kept or new ones."""
+    kept = [job.feature_cache[cell] for cell in cells if cell in job.feature_cache]
+    if len(kept) < len(cells):
+        return job.model.encode(x)
+    return [torch.stack(level) for level in zip(*kept, strict=True)]
+
+
+def add(part: Tensor, place: Window, total: Tensor, window: Window) -> None:
+    """Add pixels ``(3, height, width)`` that lie at `place` to those of a window, where they lie in it."""
+    both = place.intersection(window)
+    inside, target = both.to_slices(place), both.to_slices(window)
+    total[:, target[0], target[1]] += part[:, inside[0], inside[1]]
+
+
+def _finished(
+    job: Job,
+    raw: NDArray[Any],
+    clear: Tensor,
+    valid: NDArray[np.bool_],
+) -> NDArray[Any]:
+    """Go back to the picture's values, weaken the change, and keep what is not to be dehazed.
+
+    `clear` ``(3, y, x)`` is on the unit scale, on the network's device, and is overwritten.
+    """
+    with computing():
+        job.scale.from_unit(clear)
+        # Finished pixels are a quarter of what would leave the device.
+        if raw.dtype == np.uint8 and job.strength == 1 and len(set(job.image.rgb)) == 3:
+            clear = clear.nan_to_num_().round_().clamp_(0, 255).to(torch.uint8)
+        colors = clear.permute(1, 2, 0).cpu().numpy()
+    out = raw.copy()
+    for band in dict.fromkeys(job.image.rgb):
+        seen = [i for i, shown in enumerate(job.image.rgb) if shown == band]
+        # A band that is seen as several colors gets their mean.
+        color = (colors[..., seen[0]] if len(seen) == 1 else colors[..., seen].mean(-1, dtype=np.float32))[valid]
+        own = raw[..., band][valid]
+        if job.strength != 1:
+            color = job.strength * color + (1 - job.strength) * own.astype(np.result_type(raw.dtype, np.float32))
+        answer = color if color.dtype == np.uint8 else to_dtype(color, raw.dtype)
+        out[valid, band] = _around_nodata(answer, own, job.image.nodata)
+    return out
+
+
+def _around_nodata(values: NDArray[Any], before: NDArray[Any], nodata: float | None) -> NDArray[Any]:
+    """Keep a band's nodata where it was, and move other values that came to lie on it by the least step away.
+
+    Readers such as GDAL mask each band by itself.
+    """
+    mark = held(nodata, values.dtype)
+    if mark is None:
+        return values
+    return np.where(before == mark, before, np.where(values == mark, beside(mark, values.dtype), values))

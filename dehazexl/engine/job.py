@@ -1,0 +1,105 @@
+"""A job: one image to be dehazed, with everything that its passes share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dehazexl.engine.memory import TilesAtOnce
+from dehazexl.engine.remainders import Remainders
+from dehazexl.image.chunk_cache import ChunkCache
+from dehazexl.image.grid import TileGrid
+from dehazexl.image.image import Image
+from dehazexl.image.value_scale import ValueScale
+from dehazexl.model import DehazeXL
+from dehazexl.model.spec import MAPS
+
+# One network computes at a time: two would only share the same cores, or the memory of the same device.
+_network = threading.Lock()
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Compute alone, and without gradients."""
+    with _network, torch.inference_mode():
+        yield
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image to be dehazed, and how.
+
+    Attributes
+    ----------
+    image, grid, model
+        The image, its tiles, and the network in eval mode.
+    value_range
+        Values of the image that the network sees as 0 and 1.
+    memory
+        Policy for the number of tiles computed at once.
+    strength
+        0 returns the input, 1 the output of the network.
+    keep
+        Bytes of feature maps and of parts of decoded tiles that may be kept. An image whose feature maps fit is encoded
+        once; a larger one again while decoding.
+    """
+
+    image: Image
+    grid: TileGrid
+    model: DehazeXL
+    value_range: tuple[float, float]
+    memory: TilesAtOnce
+    strength: float = 1.0
+    keep: int = 512 * 2**20
+
+    @cached_property
+    def pixels(self) -> ChunkCache:
+        """The finest level, to be read in windows."""
+        return ChunkCache(self.image.levels[0])
+
+    @cached_property
+    def feature_cache(self) -> dict[tuple[int, int], list[Tensor]]:
+        """Feature maps ``(h, w, c)`` of encoded tiles by row and column, if the image is small."""
+        return {}
+
+    @cached_property
+    def remainders(self) -> Remainders:
+        """Parts of decoded tiles that lie in other windows than those they were decoded for."""
+        return Remainders(self.keep)
+
+    @property
+    def caches_features(self) -> bool:
+        """Whether the feature maps of all tiles fit in the memory allowed for them."""
+        spec = self.model.spec
+        maps = list(zip(spec.widths, MAPS, strict=True))
+        if spec.head_stride == 4:
+            maps.append((3 + len(spec.inputs), MAPS[0]))  # the input channels, see `DehazeXL.encode`
+        numbers = sum(channels * side**2 for channels, side in maps)
+        return self.grid.count * numbers * self.model.dtype.itemsize <= self.keep
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is merely cached, for other processes."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def scale(self) -> ValueScale:
+        """Map between the image's values and those that the network sees."""
+        return ValueScale(*self.value_range)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token."""
+        return self.model.channels
+
+    @property
+    def token_dtype(self) -> type[np.floating[Any]]:
+        """Precision in which tokens are kept: float16 where the network computes in half, of either kind."""
+        return np.float16 if self.model.dtype.itemsize == 2 else np.float32

@@ -1,0 +1,62 @@
+"""Parts of decoded tiles that lie in other windows than those they were decoded for."""
+
+from __future__ import annotations
+
+import threading
+
+from cachetools import LRUCache
+from torch import Tensor
+
+from dehazexl.image.grid import Window
+
+Cell = tuple[int, int]
+
+
+class Remainders:
+    """The parts of decoded tiles that other windows need, so that no tile is decoded for each window it reaches into.
+
+    Parameters
+    ----------
+    size
+        Bytes to keep at most; the parts that were used longest ago go first.
+
+    Attributes
+    ----------
+    lock : threading.RLock
+        To be held while a window is decoded.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.lock = threading.RLock()
+        self._parts: LRUCache[Cell, list[tuple[Window, Tensor]]] = LRUCache(size, getsizeof=_bytes)
+
+    def put(self, cell: Cell, tile: Window, weighted: Tensor, window: Window, image: Window) -> None:
+        """Keep a tile's part of the image outside a window.
+
+        Parameters
+        ----------
+        cell
+            Row and column of the tile.
+        tile, window, image
+            Pixels of the tile, of the window that it was decoded for, and of the whole image.
+        weighted
+            The tile's share ``(3, side, side)`` in each of its pixels.
+        """
+        parts = []
+        for part in tile.intersection(image).split(window)[1]:
+            inside = part.to_slices(tile)
+            parts.append((part, weighted[:, inside[0], inside[1]].clone()))
+        if parts and _bytes(parts) <= self._parts.maxsize:
+            self._parts[cell] = parts
+
+    def get(self, cell: Cell, part: Window) -> Tensor | None:
+        """Return a tile's share ``(3, height, width)`` in some of its pixels, if it is kept."""
+        for kept, weighted in self._parts.get(cell, ()):
+            if kept.intersection(part) == part:
+                inside = part.to_slices(kept)
+                return weighted[:, inside[0], inside[1]]
+        return None
+
+
+def _bytes(parts: list[tuple[Window, Tensor]]) -> int:
+    return sum(weighted.nbytes for _, weighted in parts)

@@ -1,0 +1,71 @@
+"""Pixels of tiles, read a rectangle of tiles at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dehazexl.engine.job import Job
+from dehazexl.image.grid import Window
+from dehazexl.image.image import colors, valid_mask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Pixels of a rectangle of tiles, read at once.
+
+    Attributes
+    ----------
+    raw
+        ``(y, x, c)`` as in the image, with the network's halo.
+    rgb
+        ``(y, x, 3)``, float32: colors on the scale of the network.
+    valid
+        ``(y, x)``: pixels with data.
+    tiles
+        Rows and columns of the tiles.
+    window
+        Their pixels, with the halo.
+    """
+
+    raw: NDArray[Any]
+    rgb: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    tiles: Window
+    window: Window
+
+    @classmethod
+    def read(cls, job: Job, tiles: Window) -> Tiles:
+        """Read a rectangle of tiles."""
+        window = job.grid.tile_window(tiles).expand(job.model.spec.halo)
+        raw = job.pixels.read(window)
+        rgb = job.scale.to_unit(colors(raw, job.image))
+        valid = valid_mask(raw, job.image)
+        rgb[~valid] = 0  # so that NaN and infinities go nowhere
+        return cls(raw, rgb, valid, tiles, window)
+
+    def tile(self, job: Job, row: int, col: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Cut out a tile with its halo: ``(y, x, 3)`` without holes, and its validity ``(y, x)``."""
+        inside = job.grid.tile(row, col).expand(job.model.spec.halo).to_slices(self.window)
+        rgb, valid = self.rgb[inside], self.valid[inside]
+        if not valid.all():
+            # Holes get the tile's mean, so that they say nothing. It depends on the tile alone.
+            mean = rgb[valid].mean(0) if valid.any() else np.float32(0.5)
+            rgb = np.where(valid[..., None], rgb, mean)
+        return rgb, valid
+
+    def stack(self, job: Job, cells: list[tuple[int, int]]) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return some tiles ``(n, 3, side, side)`` on the network's device, and their validity ``(n, side, side)``.
+
+        They are on the unit scale, not clipped to it, and have the network's halo.
+        """
+        cut = [self.tile(job, row, col) for row, col in cells]
+        x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2)
+        return x.to(job.model.device), np.stack([valid for _, valid in cut])

@@ -1,0 +1,200 @@
+"""The interface of all heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dehazexl.image.grid import OVERLAP, TILE
+
+if TYPE_CHECKING:
+    from dehazexl.model.haze import Haze
+    from dehazexl.model.spec import Spec
+    from dehazexl.model.tokens import Tokens, Votes
+
+
+class Affine(NamedTuple):
+    """The dehazed image as an affine function of the hazy one: gain times its pixels in [0, 1] plus bias.
+
+    So the change can be blended, interpolated or weakened apart from the image's detail.
+
+    Attributes
+    ----------
+    gain, bias
+        ``(n, 3, h, w)``, float32.
+    haze
+        The haze that is removed, for heads that find it.
+    """
+
+    gain: Tensor
+    bias: Tensor
+    haze: Haze | None = None
+
+
+class Survey(NamedTuple):
+    """Findings of a head about some tokens, see `Head.survey`.
+
+    Attributes
+    ----------
+    votes
+        On numbers of the whole image.
+    cells
+        Numbers of each token ``(n, h, w, k)``, or None.
+    """
+
+    votes: Votes
+    cells: Tensor | None = None
+
+
+class Head(nn.Module):
+    """From the decoder's features to gain and bias of each pixel.
+
+    A head may ask tokens to carry more than their features: `describe` gives what they carry to the attention over
+    the whole image. Afterwards `survey` looks at the fused tokens part by part, and `carried` gives what they carry to
+    the decoder instead, once the votes of all parts have been counted.
+
+    Attributes
+    ----------
+    outputs
+        Numbers that the last layer computes for each cell.
+    scattering
+        Whether gain and bias follow the atmospheric scattering model.
+    surveys
+        Whether `survey` is to be called.
+    known
+        Channels of `guide`.
+    overlap
+        Pixels by which tiles overlap unless another number is asked for.
+    """
+
+    scattering: ClassVar[bool] = False
+    overlap: ClassVar[int] = OVERLAP
+    known: ClassVar[int] = 0
+    outputs = 0
+    surveys = False
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: Spec, bias: bool = True) -> None:
+        super().__init__()
+        self.stride = spec.head_stride
+        self.output = nn.Conv2d(spec.features, self.outputs, kernel_size=1, bias=bias)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def check(cls, spec: Spec) -> None:
+        """Raise a ValueError for a spec that the head cannot serve."""
+        if spec.prior or spec.guided or spec.airlight != "pixels":
+            raise ValueError(f"prior, guided and airlight need the head 'scattering', not {spec.head!r}")
+        if spec.overview or spec.scale != 1:
+            raise ValueError(f"overview and scale need the head 'field', not {spec.head!r}")
+
+    @classmethod
+    def extra(cls, spec: Spec) -> int:
+        """Return the number of channels that a token carries for the head, as well as its features."""
+        return 0
+
+    def initialize(self) -> None:
+        """Start from random weights that change the image slightly."""
+        nn.init.normal_(self.output.weight, std=0.02)
+        if self.output.bias is not None:
+            nn.init.zeros_(self.output.bias)
+
+    def describe(self, tiles: Tensor) -> Tensor | None:
+        """Return what the tokens of tiles ``(n, 3, 256, 256)`` in [0, 1] carry: ``(n, 8, 8, extra)``, or None."""
+        return None
+
+    def survey(self, tokens: Tokens) -> Survey:
+        """Look at some fused tokens."""
+        raise NotImplementedError
+
+    def carried(self, votes: Tensor, cells: Tensor | None, shape: tuple[int, int, int], overlap: float) -> Tensor:
+        """Return what fused tokens carry to the decoder.
+
+        Parameters
+        ----------
+        votes
+            Weighted mean of the votes of all tokens ``(n, ways, numbers)``.
+        cells
+            Those of the surveys, of the whole grid of tokens ``(n, h, w, k)``.
+        shape
+            n, h and w.
+        overlap
+            Of the tiles, in pixels as the network sees them.
+
+        Returns
+        -------
+        Tensor
+            ``(n, h, w, k)``, k at most `extra`.
+        """
+        raise NotImplementedError
+
+    def guide(self, carried: Tensor) -> Tensor | None:
+        """Return what the decoder is told of ``(n, 8, 8, extra)``: ``(n, 64, 64, known)``, or None."""
+        return None
+
+    def forward(self, features: Tensor, carried: Tensor, inputs: Tensor, tiles: Tensor) -> Affine:
+        """Compute gain and bias of tiles, in float32.
+
+        Parameters
+        ----------
+        features
+            Of the decoder ``(n, c, 256 / stride, 256 / stride)``.
+        carried
+            What the fused tokens carry ``(n, 8, 8, extra)``.
+        inputs
+            With a stride of 4, the input channels at that stride ``(n, 64, 64, 3 + inputs)``, else anything.
+        tiles
+            Their pixels ``(n, 3, side, side)`` in [0, 1].
+        """
+        raise NotImplementedError
+
+    def normalized(self, tiles: Tensor) -> Tensor:
+        """Normalize pixels as the spec says."""
+        return (tiles - self.mean.float()) / self.std.float()
+
+    def denormalized(self, gain: Tensor, bias: Tensor) -> Affine:
+        """Go from gain and bias of normalized pixels to those of pixels in [0, 1]."""
+        return Affine(gain, bias * self.std.float() + (1 - gain) * self.mean.float())
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a layer in float32."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a layer in float32 to features ``(n, c, h, w)``."""
+    return F.conv2d(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
+
+
+def enlarge(x: Tensor, size: int = TILE) -> Tensor:
+    """Interpolate ``(n, c, h, w)`` linearly to ``(n, c, size, size)``."""
+    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bilinear")
+
+
+def haziness(colors: Tensor) -> Tensor:
+    """Return the logarithm of the weight of tokens by their colors ``(n, tokens, 3)``: ``(n, tokens, 1)``.
+
+    Haze is bright in its darkest color, too (the dark channel prior, He, Sun and Tang, 2011). Tokens that are white
+    throughout show no haze: borders of scans, clouds, blown-out highlights.
+    """
+    darkest = colors.amin(-1, keepdim=True)
+    return SHARPNESS * darkest * (darkest < SATURATED)
+
+
+def logits(colors: Tensor) -> Tensor:
+    """Return the logits of colors in [0, 1], kept off the ends."""
+    return torch.logit(colors.clamp(0.02, 0.98))
+
+
+SHARPNESS = 40.0
+"""How much more tokens weigh, the brighter their darkest color: by a factor of e for each 1/40."""
+
+SATURATED = 0.98
+"""Darkest color from which on tokens count as saturated."""
