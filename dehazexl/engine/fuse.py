@@ -128,9 +128,7 @@ class StreamedTokens:
 
     def _part(self, chunk: slice) -> Tokens:
         """Return consecutive tiles as a grid, one above the other ``(1, 8 tiles, 8, c)``."""
-        features, extra = (
-            self._on_device(each[chunk]).flatten(0, 1)[None] for each in (self.features, self.extra)
-        )
+        features, extra = (self._on_device(each[chunk]).flatten(0, 1)[None] for each in (self.features, self.extra))
         tiles = torch.arange(chunk.start, chunk.stop, device=features.device)
         inside = torch.arange(SIDE, device=features.device)
         rows = ((tiles // self.job.grid.cols * SIDE)[:, None] + inside).view(-1, 1).expand(-1, SIDE)

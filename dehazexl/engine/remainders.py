@@ -30,6 +30,11 @@ class Remainders:
         self.lock = threading.RLock()
         self._parts: LRUCache[Cell, list[tuple[Window, Tensor]]] = LRUCache(size, getsizeof=_bytes)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return int(self._parts.currsize)
+
     def put(self, cell: Cell, tile: Window, weighted: Tensor, window: Window, image: Window) -> None:
         """Keep a tile's part of the image outside a window.
 
