@@ -1,4 +1,4 @@
-"""Blocks of a lazy picture: each computed once, in order, a few at a time."""
+"""Blocks of a lazy image: each computed once, in order, a few at a time."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     import dask.array as da
 
 Block = tuple[int, int, NDArray[Any]]  # row and column of its first pixel, pixels (y, x, c)
 
 
-def computed(array: da.Array, at_once: int) -> Generator[Block, None, None]:
-    """Compute the blocks of a picture in row-major order, a few ahead of the one that is asked for.
+def computed(
+    array: da.Array, at_once: int, wanted: Callable[[int, int, int, int], bool] | None = None
+) -> Generator[Block, None, None]:
+    """Compute the blocks of an image in row-major order, a few ahead of the one that is asked for.
 
     Parameters
     ----------
     array
-        The picture ``(y, x, c)``, all channels in one block. Each block is computed once.
+        The image ``(y, x, c)``, all channels in one block. Each block is computed once.
     at_once
         Blocks under way at the same time, besides the one that was handed out.
+    wanted
+        Tells of a block's row, column, height and width whether it is to be computed; None computes all.
 
     Yields
     ------
@@ -39,6 +43,8 @@ def computed(array: da.Array, at_once: int) -> Generator[Block, None, None]:
     waiting: deque[tuple[int, int, Future[Any]]] = deque()
     try:
         for y, x, block in _lazy(array):
+            if wanted is not None and not wanted(y, x, *block.shape[:2]):
+                continue
             waiting.append((y, x, pool.submit(block.compute)))
             if len(waiting) > at_once:
                 y, x, future = waiting.popleft()

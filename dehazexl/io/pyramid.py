@@ -56,17 +56,64 @@ class Levels:
             sizes.append((-(-height // 2), -(-width // 2)))
         return tuple(sizes)
 
+    def touched(self, y: int, x: int, height: int, width: int) -> Iterator[tuple[int, int]]:
+        """Yield row and column of each tile that shares a pixel with a block at row `y`, column `x`."""
+        for row in range(y // self.tile, -(-(y + height) // self.tile)):
+            for col in range(x // self.tile, -(-(x + width) // self.tile)):
+                yield row, col
+
     def grid(self, level: int) -> tuple[int, int]:
         """Rows and columns of tiles in a level."""
         height, width = self.sizes[level]
         return -(-height // self.tile), -(-width // self.tile)
 
 
+class Assembler:
+    """Cuts blocks into the tiles of one level, whatever the blocks.
+
+    Every pixel is given once, in any order. Unfinished tiles are held, which for blocks in row-major order is less
+    than one row of tiles.
+
+    Parameters
+    ----------
+    levels, level
+        The sizes, and the level that the blocks are of.
+    """
+
+    def __init__(self, levels: Levels, level: int = 0) -> None:
+        self.levels, self.level = levels, level
+        self._open: dict[tuple[int, int], tuple[NDArray[Any], int]] = {}
+
+    def paste(self, y: int, x: int, block: NDArray[Any]) -> Iterator[Tile]:
+        """Put a block ``(y, x, c)`` at row `y`, column `x` and yield the tiles that it completes."""
+        for row, col in self.levels.touched(y, x, *block.shape[:2]):
+            pixels = self._completed(row, col, y, x, block)
+            if pixels is not None:
+                yield Tile(self.level, row, col, pixels)
+
+    def _completed(self, row: int, col: int, y: int, x: int, block: NDArray[Any]) -> NDArray[Any] | None:
+        """Pixels of a tile if the block completes them; a view of the block where it holds them all."""
+        tile, (height, width) = self.levels.tile, self.levels.sizes[self.level]
+        top, left = row * tile, col * tile
+        bottom, right = min(top + tile, height), min(left + tile, width)
+        y0, y1 = max(y, top), min(y + block.shape[0], bottom)
+        x0, x1 = max(x, left), min(x + block.shape[1], right)
+        part = block[y0 - y : y1 - y, x0 - x : x1 - x]
+        area = (bottom - top) * (right - left)
+        if part.shape[0] * part.shape[1] == area:
+            return part
+        empty = np.empty((bottom - top, right - left, block.shape[2]), block.dtype)
+        pixels, missing = self._open.pop((row, col), (empty, area))
+        pixels[y0 - top : y1 - top, x0 - left : x1 - left] = part
+        missing -= part.shape[0] * part.shape[1]
+        if missing == 0:
+            return pixels
+        self._open[row, col] = pixels, missing
+        return None
+
+
 class Pyramid:
     """Cuts blocks into tiles and halves each finished tile into the level above.
-
-    Every pixel is given once, in any order; what is held is the unfinished tiles only, which for blocks in
-    row-major order is less than one row of tiles.
 
     Parameters
     ----------
@@ -79,46 +126,18 @@ class Pyramid:
     """
 
     def __init__(self, levels: Levels, nodata: float | None = None, alpha: int | None = None) -> None:
-        self.levels = levels
         self.nodata = nodata
         self.alpha = alpha
-        self._open: dict[tuple[int, int, int], tuple[NDArray[Any], int]] = {}
+        self._levels = [Assembler(levels, level) for level in range(len(levels.sizes))]
 
     def paste(self, y: int, x: int, block: NDArray[Any], level: int = 0) -> Iterator[Tile]:
         """Put a block ``(y, x, c)`` at row `y`, column `x` (pixels of `level`) and yield the tiles it completes."""
-        tile = self.levels.tile
-        for row in range(y // tile, -(-(y + block.shape[0]) // tile)):
-            for col in range(x // tile, -(-(x + block.shape[1]) // tile)):
-                pixels = self._completed((level, row, col), y, x, block)
-                if pixels is not None:
-                    yield Tile(level, row, col, pixels)
-                    yield from self._above(level, row, col, pixels)
-
-    def _above(self, level: int, row: int, col: int, pixels: NDArray[Any]) -> Iterator[Tile]:
-        if level + 1 < len(self.levels.sizes):
-            half = self.levels.tile // 2
-            yield from self.paste(row * half, col * half, halve(pixels, self.nodata, self.alpha), level + 1)
-
-    def _completed(self, key: tuple[int, int, int], y: int, x: int, block: NDArray[Any]) -> NDArray[Any] | None:
-        """Pixels of tile `key` if the block completes them; a view of the block where it holds them all."""
-        level, row, col = key
-        tile, (height, width) = self.levels.tile, self.levels.sizes[level]
-        top, left = row * tile, col * tile
-        bottom, right = min(top + tile, height), min(left + tile, width)
-        y0, y1 = max(y, top), min(y + block.shape[0], bottom)
-        x0, x1 = max(x, left), min(x + block.shape[1], right)
-        part = block[y0 - y : y1 - y, x0 - x : x1 - x]
-        area = (bottom - top) * (right - left)
-        if part.shape[0] * part.shape[1] == area:
-            return part
-        empty = np.empty((bottom - top, right - left, block.shape[2]), block.dtype)
-        pixels, missing = self._open.pop(key, (empty, area))
-        pixels[y0 - top : y1 - top, x0 - left : x1 - left] = part
-        missing -= part.shape[0] * part.shape[1]
-        if missing == 0:
-            return pixels
-        self._open[key] = pixels, missing
-        return None
+        half = self._levels[0].levels.tile // 2
+        for tile in self._levels[level].paste(y, x, block):
+            yield tile
+            if level + 1 < len(self._levels):
+                halved = halve(tile.pixels, self.nodata, self.alpha)
+                yield from self.paste(tile.row * half, tile.col * half, halved, level + 1)
 
 
 def halve(pixels: NDArray[Any], nodata: float | None = None, alpha: int | None = None) -> NDArray[Any]:

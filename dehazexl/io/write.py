@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -14,7 +15,7 @@ from dehazexl.io.blocks import computed
 from dehazexl.io.disk import meet, room
 from dehazexl.io.photo_write import check_picture, write_picture
 from dehazexl.io.tiff_write import Compression, write_tiff
-from dehazexl.io.zarr_write import Ngff, write_ome_zarr
+from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ZARR, TIFF, PICTURE = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
 _BLOCK = 2048  # pixels: the side of the blocks that a numpy array is cut into
+_IMAGE, _MARKS = "image", "done"  # in the folder of an image that is under way
 
 
 def to_zarr(
@@ -119,13 +121,17 @@ def write(
     compression: Compression = "deflate",
     overwrite: bool = False,
     blocks_at_once: int = 2,
+    resume: str | None = None,
 ) -> Generator[int, None, None]:
-    """Write a picture in the format that the suffix names, block by block.
+    """Write an image in the format that the suffix names, block by block.
 
-    The arguments are checked at once, the work is done as the result is iterated. Each block of `clear`
-    is computed once; the overviews are made from the blocks as they come. Held in memory are the blocks
-    under way and less than a row of 512 x 512 tiles. Everything is written under a temporary name beside `path`
-    (``.NAME.part``), which is removed when the work fails or the generator is closed, and renamed when it is complete.
+    The arguments are checked at once, the work is done as the result is iterated. Each block of `clear` is computed
+    once. Held in memory are the blocks under way and less than a row of 512 x 512 tiles. Everything is written into the
+    folder ``.NAME.part`` next to `path`, and renamed when it is complete.
+
+    A Zarr is written in two phases: its finest level, then the overviews from that. With `resume` the other formats
+    are, too, where the disk has room for both: the finest level goes into a temporary Zarr, from which the file is
+    made.
 
     Parameters
     ----------
@@ -148,11 +154,15 @@ def write(
     blocks_at_once
         Blocks computed at the same time: 2 keep a network busy while the next block is read and the last
         is written; on a dask cluster, take two for each worker.
+    resume
+        Identifies the work. The folder is then kept when the work fails, is closed or killed, and the same work goes on
+        from there: blocks that were written are not computed again. None removes the folder.
 
     Yields
     ------
     int
-        Pixels done so far, after each block, the last time `total(clear)` when the picture has its name.
+        Pixels done so far, after each block and each part of the second phase; `total(clear)` only at the end, when the
+        image has its name.
 
     Raises
     ------
@@ -171,14 +181,34 @@ def write(
     path = Path(path).expanduser()
     target = check(clear, path, like, ngff=ngff, compression=compression, overwrite=overwrite)
     part = part_of(path)
-    blocks = computed(target.levels[0], blocks_at_once)
     if path.suffix.lower() in ZARR:
-        steps = write_ome_zarr(blocks, part, target, ngff)
-    elif path.suffix.lower() in TIFF:
-        steps = write_tiff(blocks, part, target, compression)
+        steps = write_ome_zarr(part / _IMAGE, target, ngff, blocks_at_once, part / _MARKS)
     else:
-        steps = write_picture(blocks, part, target, path.suffix.lower())
-    return _written(blocks, steps, part, path, total(clear))
+        steps = _write_file(path, part, target, compression, blocks_at_once, resume is not None)
+    return _written(steps, part, path, total(clear), resume)
+
+
+def _write_file(
+    path: Path, part: Path, target: Image, compression: Compression, at_once: int, staged: bool
+) -> Generator[int, None, None]:
+    """Write a file block by block; `staged`, from a temporary Zarr of the finest level."""
+    blocks: Generator[Block, None, None]
+    if staged and target.levels[0].nbytes < shutil.disk_usage(path.parent).free / 2:
+        level0 = yield from write_level0(part / "level0", target, at_once, part / _MARKS)
+        blocks, counts = level0.read(), False
+    else:
+        blocks, counts = computed(target.levels[0], at_once), True
+    suffix, image = path.suffix.lower(), part / _IMAGE
+    if suffix in TIFF:
+        steps = write_tiff(blocks, image, target, compression)
+    else:
+        steps = write_picture(blocks, image, target, suffix)
+    try:
+        for pixels in steps:
+            yield pixels if counts else 0
+    finally:
+        steps.close()
+        blocks.close()
 
 
 def check(
@@ -215,7 +245,7 @@ def total(clear: da.Array | NDArray[Any]) -> int:
 
 
 def part_of(path: Path) -> Path:
-    """Name what is beside `path` until it is complete."""
+    """Return the folder of an image that is under way."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -284,38 +314,50 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
 
 
 def _written(
-    blocks: Generator[Block, None, None], steps: Generator[int, None, None], part: Path, path: Path, pixels: int
+    steps: Generator[int, None, None], part: Path, path: Path, pixels: int, resume: str | None
 ) -> Generator[int, None, None]:
-    """Go through the steps, then give the result its name; leave nothing behind if that fails."""
-    done = 0
-    remedy = f"make room, or write {path.name} to another disk"
-    with room(f"writing {part}, which was removed", remedy):
+    """Go through the steps, then give the result its name; leave nothing behind if that fails, unless to resume."""
+    done = told = 0
+    left = "which is kept, so make room and run it again" if resume else "which was removed"
+    with room(f"writing {part}, {left}", f"make room, or write {path.name} to another disk"):
         try:
-            _remove(part)
+            _begin(part, resume)
             for step in steps:
                 done += step
-                if done < pixels:
-                    yield done
-            _rename(part, path)
+                # All pixels are not told before the image has its name.
+                told = done if done < pixels else told
+                yield told
+            _rename(part / _IMAGE, path)
+            _remove(part)
         except BaseException:
             # First stop the threads and close the file.
             steps.close()
-            blocks.close()
-            _remove(part)
+            if resume is None:
+                _remove(part)
             raise
     yield pixels
 
 
-def _rename(part: Path, path: Path) -> None:
-    """Put `part` in the place of `path`: a folder cannot replace another in one step, a file can."""
-    if not path.is_dir() and not (part.is_dir() and path.exists()):
-        part.replace(path)
+def _begin(part: Path, resume: str | None) -> None:
+    """Make the folder for an image that is under way, or keep the one that the same work left."""
+    job = part / "job.json"
+    if resume is not None and job.exists() and json.loads(job.read_text())["fingerprint"] == resume:
+        return
+    _remove(part)
+    part.mkdir()
+    job.write_text(json.dumps({"fingerprint": resume}))
+
+
+def _rename(source: Path, path: Path) -> None:
+    """Put `source` in the place of `path`: a folder cannot replace another in one step, a file can."""
+    if not path.is_dir() and not (source.is_dir() and path.exists()):
+        source.replace(path)
         return
     old = path.with_name(f".{path.name}.old")
     _remove(old)
     path.rename(old)
     try:
-        part.rename(path)
+        source.rename(path)
     except BaseException:
         old.rename(path)
         raise

@@ -1,26 +1,27 @@
-"""Pictures out as OME-Zarr: a pyramid of chunked arrays, written block by block."""
+"""Images out as OME-Zarr: the finest level block by block, then the overviews from it."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from dehazexl.image.nodata import as_json
-from dehazexl.io.pyramid import Levels, Pyramid, Tile
+from dehazexl.io.level0 import Level0
+from dehazexl.io.pyramid import Levels, halve
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     import zarr
     from numpy.typing import NDArray
 
     from dehazexl.image.image import Image
-    from dehazexl.io.blocks import Block
 
 Ngff = Literal["0.5", "0.4"]
 
@@ -29,47 +30,75 @@ _COLORS = ("FF0000", "00FF00", "0000FF")
 _UNITS = ("nanometer", "micrometer", "millimeter", "centimeter", "meter", "kilometer", "inch", "foot", "yard", "mile")
 
 
-def write_ome_zarr(blocks: Iterable[Block], path: Path, target: Image, ngff: Ngff) -> Generator[int, None, None]:
-    """Write blocks into an OME-Zarr with a pyramid, as they come.
+def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: Path) -> Generator[int, None, None]:
+    """Write an image as OME-Zarr: its finest level block by block, then the overviews from it.
 
-    The arrays are ``(c, y, x)``: NGFF puts channels before space. Each chunk is all channels of 512 x 512
-    pixels and is written once and whole, so no two writes ever meet in one chunk.
+    The arrays are ``(c, y, x)``: NGFF puts channels before space. Each chunk is all channels of 512 x 512 pixels.
 
     Parameters
     ----------
-    blocks
-        Row, column and pixels ``(y, x, c)`` of blocks that cover the picture once.
     path
-        Folder to make; a Zarr that is there is overwritten.
+        Folder to make, or one that this function was stopped in.
     target
-        The picture: shape and dtype are those of its first level.
+        The image; the blocks of its first level are computed.
     ngff
         ``"0.5"`` (Zarr version 3) or ``"0.4"`` (Zarr version 2).
+    at_once
+        Blocks computed at the same time.
+    marks
+        Folder for the marks of finished tiles, see `Level0`.
 
     Yields
     ------
     int
-        Pixels of the picture that each block brought.
+        Pixels of the image that each block brought; 0 while the overviews are made.
     """
     import zarr
 
     height, width, _ = target.levels[0].shape
     levels = Levels(height, width)
-    pyramid = Pyramid(levels, target.nodata, target.alpha)
-    group = zarr.open_group(path, mode="w", zarr_format=3 if ngff == "0.5" else 2)
+    group = zarr.open_group(path, mode="a" if marks.exists() else "w", zarr_format=3 if ngff == "0.5" else 2)
     # At once, so that what NGFF refuses is known before anything is computed; the values' window comes last.
     _describe(group, target, levels, ngff, np.zeros((target.levels[0].shape[2], 0, 0), target.levels[0].dtype))
     arrays = [_array(group, target, levels, level) for level in range(len(levels.sizes))]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for y, x, block in blocks:
-            for _ in pool.map(partial(_put, arrays, levels.tile), pyramid.paste(y, x, block)):
-                pass
-            yield block.shape[0] * block.shape[1]
+    yield from Level0(arrays[0], marks, levels).fill(target.levels[0], at_once)
+    for below, above in pairwise(arrays):
+        yield from _overview(below, above, levels.tile, partial(halve, nodata=target.nodata, alpha=target.alpha))
     _describe(group, target, levels, ngff, np.asarray(arrays[-1][:]))
 
 
+def write_level0(path: Path, target: Image, at_once: int, marks: Path) -> Generator[int, None, Level0]:
+    """Write the finest level of an image alone, to be read again; parameters and yields as of `write_ome_zarr`."""
+    import zarr
+
+    height, width, _ = target.levels[0].shape
+    levels = Levels(height, width)
+    group = zarr.open_group(path, mode="a" if marks.exists() else "w")
+    level0 = Level0(_array(group, target, levels, 0), marks, levels)
+    yield from level0.fill(target.levels[0], at_once)
+    return level0
+
+
+def _overview(
+    below: zarr.Array[Any], above: zarr.Array[Any], side: int, halve: Callable[[NDArray[Any]], NDArray[Any]]
+) -> Iterator[int]:
+    """Compute an overview from the level below it, a row of tiles at a time; yields 0 after each."""
+    _, height, width = above.shape
+
+    def compute(x: int, y: int) -> None:
+        source = np.moveaxis(np.asarray(below[:, 2 * y : 2 * (y + side), 2 * x : 2 * (x + side)]), 0, 2)
+        above[:, y : y + side, x : x + side] = np.moveaxis(halve(source), 2, 0)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for y in range(0, height, side):
+            list(pool.map(partial(compute, y=y), range(0, width, side)))
+            yield 0
+
+
 def _array(group: zarr.Group, target: Image, levels: Levels, level: int) -> zarr.Array[Any]:
-    """Make the empty array of one level."""
+    """Make the empty array of one level, or open the one that is there."""
+    if str(level) in group:
+        return cast("zarr.Array[Any]", group[str(level)])
     new = group.metadata.zarr_format == 3
     bands, dtype = target.levels[0].shape[2], target.levels[0].dtype
     blosc: dict[str, Any] = {"cname": "zstd", "clevel": 3}
@@ -84,12 +113,6 @@ def _array(group: zarr.Group, target: Image, levels: Levels, level: int) -> zarr
         dimension_names=("c", "y", "x") if new else None,
         chunk_key_encoding={"name": "default" if new else "v2", "separator": "/"},
     )
-
-
-def _put(arrays: list[zarr.Array[Any]], side: int, tile: Tile) -> None:
-    height, width = tile.pixels.shape[:2]
-    y, x = tile.row * side, tile.col * side
-    arrays[tile.level][:, y : y + height, x : x + width] = np.moveaxis(tile.pixels, 2, 0)
 
 
 def _describe(group: zarr.Group, target: Image, levels: Levels, ngff: Ngff, coarsest: NDArray[Any]) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from dehazexl import load_model
 from dehazexl.image.grid import TILE
 from dehazexl.model import SPECS, DehazeXL
-from dehazexl.model.network import Change
+from dehazexl.model.heads import Affine
 from dehazexl.model.spec import spec_from_text
 from dehazexl.model.weights import describe
 from dehazexl.synthesis.haze import add_haze, clear_sight
@@ -100,33 +100,33 @@ def test_the_loss_of_the_truth_is_nothing(thickness: float) -> None:
         1 / hazy.transmission,
     )
     shift = clear_sight(torch.zeros_like(clear), hazy.transmission, hazy.airlight)
-    assert losses(crop, Change(gain, shift), Recipe()) < 1e-4
-    unchanged = losses(crop, Change(torch.ones_like(gain), torch.zeros_like(gain)), Recipe())
+    assert losses(crop, Affine(gain, shift), Recipe()) < 1e-4
+    unchanged = losses(crop, Affine(torch.ones_like(gain), torch.zeros_like(gain)), Recipe())
     assert unchanged > 0.05 * thickness
     if thickness < 0.1:
         return
     tinted = shift * torch.tensor([1.1, 1.0, 1.0]).view(3, 1, 1)
-    color = losses(crop, Change(gain, tinted), Recipe(airlight=1)) - losses(
-        crop, Change(gain, tinted), Recipe(airlight=0)
+    color = losses(crop, Affine(gain, tinted), Recipe(airlight=1)) - losses(
+        crop, Affine(gain, tinted), Recipe(airlight=0)
     )
     red = (1 - hazy.transmission[:, 0]) * 0.1 * hazy.airlight[:, 0]
     assert color == pytest.approx(float(red.mean()) / 3, rel=1e-3)
     unknown = replace(crop, optical=None, airlight=None, tone=None)
-    assert losses(unknown, Change(gain, shift), Recipe()) < 1e-4
+    assert losses(unknown, Affine(gain, shift), Recipe()) < 1e-4
 
 
 def test_a_head_that_knows_no_transmission_is_not_asked_for_one() -> None:
     crop = one_crop()
     gain, shift = torch.ones_like(crop.hazy), crop.clear - crop.hazy  # the residual head's best answer
-    assert losses(crop, Change(gain, shift), Recipe(), scattering=False) < 1e-4
-    assert losses(crop, Change(gain, shift), Recipe()) > 0.1
+    assert losses(crop, Affine(gain, shift), Recipe(), scattering=False) < 1e-4
+    assert losses(crop, Affine(gain, shift), Recipe()) > 0.1
 
 
 def test_of_a_batch_of_thin_and_dense_haze_the_thin_counts_as_in_the_mean_psnr() -> None:
     clear = torch.full((2, 3, 256, 256), 0.5)
     wrong = torch.tensor([0.05, 0.2]).view(2, 1, 1, 1).requires_grad_()
     recipe = Recipe(psnr=1, fft=0, seam=0)
-    loss = losses(Batch(clear, clear), Change(torch.ones_like(clear), wrong.expand_as(clear)), recipe)
+    loss = losses(Batch(clear, clear), Affine(torch.ones_like(clear), wrong.expand_as(clear)), recipe)
     loss.backward()
     thin, dense = wrong.grad.flatten() - 0.5  # less the gradient of L1
     assert thin == pytest.approx(0.05 / (0.05**2 + 1e-3), rel=1e-4)
@@ -142,7 +142,7 @@ def test_steps_of_the_transmission_between_cells_cost() -> None:
     even = torch.exp(-crop.optical) * 0.97
 
     def jumps(t: torch.Tensor) -> float:
-        change = Change(1 / t, crop.airlight * (1 - 1 / t))
+        change = Affine(1 / t, crop.airlight * (1 - 1 / t))
         return float(losses(crop, change, Recipe(smooth=1)) - losses(crop, change, Recipe(smooth=0)))
 
     assert jumps(t) == pytest.approx(math.log(1.03 / 0.97), rel=0.02)

@@ -1,0 +1,114 @@
+"""The finest level of an image while it is written: tiles in a Zarr array, and which of them are done.
+
+It is what writing can be taken up from: a tile is marked after its pixels are written, so that work that was killed at
+any moment goes on with the tiles that are not marked.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dehazexl.io.blocks import computed
+from dehazexl.io.pyramid import Assembler, Levels, Tile
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    import dask.array as da
+    import zarr
+
+    from dehazexl.io.blocks import Block
+
+BLOCK = 2048
+"""Side in pixels of the blocks that are read, and of the tiles that are marked together."""
+
+
+class Level0:
+    """The finest level of an image while it is written.
+
+    Parameters
+    ----------
+    array
+        Its pixels ``(c, y, x)``, in chunks of a tile.
+    marks
+        Folder of the array that marks its tiles; made if it is not there.
+    levels
+        Its sizes.
+    """
+
+    def __init__(self, array: zarr.Array[Any], marks: Path, levels: Levels) -> None:
+        import zarr
+
+        self.array, self.levels = array, levels
+        if marks.exists():
+            self._marks = zarr.open_array(marks, mode="r+")
+        else:
+            side = max(1, BLOCK // levels.tile)
+            self._marks = zarr.create_array(
+                marks, shape=levels.grid(0), chunks=(side, side), dtype=bool, fill_value=False, compressors=None
+            )
+        self._done = np.asarray(self._marks[:])
+
+    def done(self, y: int, x: int, height: int, width: int) -> bool:
+        """Return whether all tiles that a block touches are done."""
+        return all(self._done[cell] for cell in self.levels.touched(y, x, height, width))
+
+    def fill(self, pixels: da.Array, at_once: int) -> Generator[int, None, None]:
+        """Compute the blocks of an image ``(y, x, c)`` that touch a missing tile, and write them.
+
+        Each chunk is written once and whole, so no two writes ever meet in one. Yields the number of pixels that each
+        block brought; before, that of the blocks that were done.
+        """
+        blocks = computed(pixels, at_once, lambda *block: not self.done(*block))
+        assembler, before = Assembler(self.levels), self._pixels_done(pixels)
+        if before:
+            yield before
+        try:
+            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                for y, x, block in blocks:
+                    tiles = list(assembler.paste(y, x, block))
+                    list(pool.map(partial(put, self.array, self.levels.tile), tiles))
+                    self._mark(tiles)
+                    yield block.shape[0] * block.shape[1]
+        finally:
+            blocks.close()
+
+    def read(self) -> Generator[Block, None, None]:
+        """Yield the image block by block, ``(y, x, c)`` each, in row-major order."""
+        _, height, width = self.array.shape
+        for y in range(0, height, BLOCK):
+            for x in range(0, width, BLOCK):
+                yield y, x, np.moveaxis(np.asarray(self.array[:, y : y + BLOCK, x : x + BLOCK]), 0, 2)
+
+    def _pixels_done(self, pixels: da.Array) -> int:
+        rows, cols, _ = pixels.chunks
+        tops, lefts = np.cumsum([0, *rows]), np.cumsum([0, *cols])
+        return sum(
+            height * width
+            for y, height in zip(tops, rows, strict=False)
+            for x, width in zip(lefts, cols, strict=False)
+            if self.done(int(y), int(x), height, width)
+        )
+
+    def _mark(self, tiles: list[Tile]) -> None:
+        """Mark tiles as done."""
+        if not tiles:
+            return
+        for tile in tiles:
+            self._done[tile.row, tile.col] = True
+        rows, cols = [tile.row for tile in tiles], [tile.col for tile in tiles]
+        place = slice(min(rows), max(rows) + 1), slice(min(cols), max(cols) + 1)
+        self._marks[place] = self._done[place]
+
+
+def put(array: zarr.Array[Any], side: int, tile: Tile) -> None:
+    """Write a tile into an array ``(c, y, x)`` of tiles."""
+    height, width = tile.pixels.shape[:2]
+    y, x = tile.row * side, tile.col * side
+    array[:, y : y + height, x : x + width] = np.moveaxis(tile.pixels, 2, 0)
