@@ -1,7 +1,6 @@
-"""DehazeXL: haze removal with global context for pictures of any size.
+"""DehazeXL: haze removal with global context for images of any size.
 
-The names below are imported when first used, so that ``import dehazexl`` stays fast and needs neither
-torch nor dask until there is work to do.
+The public names are imported on first use, so ``import dehazexl`` is fast and loads neither torch nor dask.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "DehazeXL": "dehazexl.model",
     "Image": "dehazexl.image",
     "dehaze": "dehazexl.engine.dehaze",
@@ -34,9 +33,9 @@ __all__ = ["DehazeXL", "Image", "__version__", "dehaze", "load_model", "open_ima
 
 def __getattr__(name: str) -> object:
     """Import a public name from its module on first use."""
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'dehazexl' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from dehazexl.engine.job import Job, computing
 from dehazexl.engine.tiles import Tiles
 from dehazexl.engine.tokens import TokenStore
 from dehazexl.image.grid import SIDE, TileGrid, Window
-from dehazexl.image.nodata import beside, held
+from dehazexl.image.nodata import next_valid_value, nodata_as_dtype
 from dehazexl.image.value_scale import to_dtype
 from dehazexl.model.heads import Affine
 from dehazexl.model.network import crop
@@ -170,7 +170,7 @@ def _around_nodata(values: NDArray[Any], before: NDArray[Any], nodata: float | N
 
     Readers such as GDAL mask each band by itself.
     """
-    mark = held(nodata, values.dtype)
+    mark = nodata_as_dtype(nodata, values.dtype)
     if mark is None:
         return values
-    return np.where(before == mark, before, np.where(values == mark, beside(mark, values.dtype), values))
+    return np.where(before == mark, before, np.where(values == mark, next_valid_value(mark, values.dtype), values))

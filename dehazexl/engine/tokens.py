@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dehazexl.image.grid import SIDE
-from dehazexl.io.disk import meet, room
+from dehazexl.io.disk import disk_full_message, paths_overlap
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -144,7 +144,9 @@ class ZarrTokens:
         return np.asarray(self._fused[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
 
     def _room(self) -> AbstractContextManager[None]:
-        return room(f"writing tokens into {self._path}", "those that are done are kept, so make room and run it again")
+        return disk_full_message(
+            f"writing tokens into {self._path}", "those that are done are kept, so make room and run it again"
+        )
 
 
 def check_apart(folder: Path, *places: Path) -> None:
@@ -156,7 +158,7 @@ def check_apart(folder: Path, *places: Path) -> None:
         Naming the folder and the place.
     """
     for place in places:
-        if meet(folder, place):
+        if paths_overlap(folder, place):
             raise ValueError(
                 f"the folder for tokens {folder} is {place}, or in it, or around it: choose another folder"
             )

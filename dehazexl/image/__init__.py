@@ -1,4 +1,4 @@
-"""Images: what one is, its tiles, its values and where it lies. No files, no network."""
+"""Image description, tile grid, value scale and georeference. Independent of file formats and of the network."""
 
 from dehazexl.image.image import Image, value_range
 

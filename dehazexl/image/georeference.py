@@ -1,4 +1,4 @@
-"""Where a picture lies on the ground: carried from the input file to the output file."""
+"""Georeference of an image, carried from the input file to the output file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ GEO_KEYS, GEO_DOUBLES, GEO_ASCII = 34735, 34736, 34737
 RPC = 50844
 GEO_TAGS = (PIXEL_SCALE, TIEPOINT, TRANSFORMATION, GEO_KEYS, GEO_DOUBLES, GEO_ASCII, RPC)
 
-# The places, among the numbers of tag 50844, of what counts in pixels: offset and scale of lines and of samples.
+# Indices into the values of tag 50844 that are in pixels: offset and scale of lines and of samples.
 _LINE, _SAMPLE = (2, 7), (3, 8)
 
-# GeoTIFF 1.1: the keys in the directory of tag 34735, and the values that matter here.
+# GeoTIFF 1.1: keys in the directory of tag 34735, and the values of them that are used here.
 _MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC_CRS, _PROJECTED_CRS = 1024, 1025, 2048, 3072
 _UNITS = 3076
 _PIXEL_IS_POINT, _USER_DEFINED, _PROJECTED, _METRE = 2, 32767, 1, 9001
@@ -34,60 +34,63 @@ _CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Geo:
-    """Georeference of a picture, as the GeoTIFF tags that hold it.
+    """Georeference of an image, stored as GeoTIFF tags.
 
     Attributes
     ----------
     tags
-        The picture's own tags among 33550 ModelPixelScale, 33922 ModelTiepoint, 34264 ModelTransformation
+        The tags of the image among 33550 ModelPixelScale, 33922 ModelTiepoint, 34264 ModelTransformation
         (tuples of float), 34735 GeoKeyDirectory (tuple of int), 34736 GeoDoubleParams (tuple of float),
         34737 GeoAsciiParams (str) and 50844 RPCCoefficient (tuple of float: the rational polynomials of a satellite's
-        camera). Any coordinate system that the input names is thus kept as it was.
+        camera). Storing the tags keeps every coordinate system of an input unchanged.
     """
 
     tags: Mapping[int, Any] = field(default_factory=dict)
 
     @classmethod
     def from_tags(cls, tags: Mapping[int, Any]) -> Geo | None:
-        """Georeference among a TIFF's tags.
+        """Read the georeference from the tags of a TIFF.
 
         Parameters
         ----------
         tags
-            Tag codes and values; other tags than the seven are ignored.
+            Tag codes and values; tags other than the seven listed in `Geo` are ignored.
 
         Returns
         -------
         Geo or None
-            None when there is none of the seven.
+            None if none of the seven tags is present.
         """
-        own = {code: _plain(code, tags[code]) for code in GEO_TAGS if tags.get(code) is not None}
-        return cls(own) if own else None
+        present = {code: _normalize_tag(code, tags[code]) for code in GEO_TAGS if tags.get(code) is not None}
+        return cls(present) if present else None
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Geo | None:
-        """Georeference among the attributes of a Zarr array or group.
+        """Read the georeference from the attributes of a Zarr array or group.
 
-        Read are, in this order: the tags as `to_attributes` writes them, the Zarr conventions ``proj:`` and
-        ``spatial:``, and the attributes of a CF grid mapping (``GeoTransform``, ``crs_wkt``), which may
-        stand among the others or in a mapping named ``spatial_ref``.
+        Parameters
+        ----------
+        attributes
+            JSON values by name. The following are used, in this order: the tags as written by `to_attributes`, the
+            Zarr conventions ``proj:`` and ``spatial:``, and the attributes of a CF grid mapping (``GeoTransform``,
+            ``crs_wkt``), either at the top or in a mapping named ``spatial_ref``.
 
         Returns
         -------
         Geo or None
-            None when the attributes say nothing.
+            None if the attributes hold no georeference.
         """
         if isinstance(raw := attributes.get("geotiff"), Mapping):
             return cls.from_tags({int(code): value for code, value in raw.items()})
         grid = attributes.get("spatial_ref")
         grid = grid if isinstance(grid, Mapping) else attributes
-        affine = _affine_of(attributes, grid)
-        epsg = _epsg_of(attributes, grid)
+        affine = _read_affine(attributes, grid)
+        epsg = _read_epsg(attributes, grid)
         tags = (_affine_tags(affine) if affine else {}) | (_crs_tags(epsg, affine) if epsg else {})
         return cls(tags) if tags else None
 
     def to_attributes(self) -> dict[str, Any]:
-        """Zarr attributes that say the same; the inverse of `from_attributes`.
+        """Convert the georeference to Zarr attributes; the inverse of `from_attributes`.
 
         Returns
         -------
@@ -95,28 +98,28 @@ class Geo:
             JSON values: ``proj:code`` and ``spatial:transform`` where they are known, the conventions'
             registration, and the tags themselves under ``geotiff``.
         """
-        said: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         if self.affine is not None:
-            said |= {
+            attributes |= {
                 "spatial:dimensions": ["y", "x"],
                 "spatial:transform_type": "affine",
                 "spatial:transform": list(self.affine),
                 "spatial:registration": "pixel",
             }
         if self.epsg is not None:
-            said["proj:code"] = f"EPSG:{self.epsg}"
-        used = {key.partition(":")[0] for key in said}
+            attributes["proj:code"] = f"EPSG:{self.epsg}"
+        used = {key.partition(":")[0] for key in attributes}
         if used:
-            said["zarr_conventions"] = [_convention(name) for name in sorted(used)]
-        said["geotiff"] = {str(code): list(v) if isinstance(v, tuple) else v for code, v in self.tags.items()}
-        return said
+            attributes["zarr_conventions"] = [_convention(name) for name in sorted(used)]
+        attributes["geotiff"] = {str(code): list(v) if isinstance(v, tuple) else v for code, v in self.tags.items()}
+        return attributes
 
     @property
     def affine(self) -> Affine | None:
-        """Map from pixels to the ground: six numbers (a, b, c, d, e, f), or None.
+        """Affine transform from pixels to the ground: six numbers (a, b, c, d, e, f), or None.
 
-        A pixel's upper left **corner** in column ``col`` and row ``row`` lies at ``x = a col + b row + c``,
-        ``y = d col + e row + f``, in the units of the coordinate system, also where the tags speak of
+        The upper left **corner** of the pixel in column ``col`` and row ``row`` lies at ``x = a col + b row + c``,
+        ``y = d col + e row + f``, in the units of the coordinate system, also where the tags refer to
         pixel centers (RasterPixelIsPoint). None for ground control points and for a bare coordinate system.
         """
         if PIXEL_SCALE in self.tags and TIEPOINT in self.tags:
@@ -133,21 +136,21 @@ class Geo:
 
     @property
     def epsg(self) -> int | None:
-        """EPSG code of the coordinate system, or None when it has none or is user-defined."""
+        """EPSG code of the coordinate system, or None if it has none or is user-defined."""
         code = self._key(_PROJECTED_CRS) or self._key(_GEOGRAPHIC_CRS)
         return None if code in (None, _USER_DEFINED) else code
 
     @property
     def meters(self) -> tuple[float, float] | None:
-        """Height and width of a pixel, where the coordinate system counts in meters and is not turned."""
+        """Height and width of a pixel in meters, or None if the grid is rotated or its unit is not the meter."""
         affine = self.affine
         if affine is None or self._key(_MODEL_TYPE) != _PROJECTED or self._key(_UNITS) != _METRE:
             return None
-        width, turned, _, also, height, _ = affine
-        return None if turned or also else (abs(height), abs(width))
+        width, row_shear, _, column_shear, height, _ = affine
+        return None if row_shear or column_shear else (abs(height), abs(width))
 
     def moved(self, y: float, x: float) -> Geo:
-        """Georeference of the picture cropped so that it starts at row `y`, column `x` (pixels)."""
+        """Return the georeference of the image cropped to start at row `y` and column `x`, in pixels."""
         geo = self._with_rpc(lambda line: line - y, lambda sample: sample - x)
         if geo.affine is None:
             return geo._with_points(lambda col, row: (col - x, row - y))
@@ -155,7 +158,7 @@ class Geo:
         return geo._with_affine((a, b, c + a * x + b * y, d, e, f + d * x + e * y))
 
     def scaled(self, fy: float, fx: float) -> Geo:
-        """Georeference after resizing, the pixels being `fy` times as high and `fx` times as wide (2: half as many)."""
+        """Return the georeference after resizing to pixels `fy` times as high and `fx` times as wide."""
         geo = self._with_rpc(lambda line: line / fy, lambda sample: sample / fx)
         if geo.affine is None:
             half = geo._center
@@ -165,17 +168,17 @@ class Geo:
 
     @property
     def _center(self) -> float:
-        """Where in a pixel the tags' raster coordinates point: 0 its corner, 0.5 its center."""
+        """Position within a pixel that the raster coordinates of the tags refer to: 0 its corner, 0.5 its center."""
         return 0.5 if self._key(_RASTER_TYPE) == _PIXEL_IS_POINT else 0.0
 
     def _key(self, key: int) -> int | None:
         directory = self.tags.get(GEO_KEYS, ())
         entries = (directory[i : i + 4] for i in range(4, len(directory) - 3, 4))
-        return next((value for code, place, _, value in entries if code == key and place == 0), None)
+        return next((value for code, location, _, value in entries if code == key and location == 0), None)
 
     def _with_affine(self, affine: Affine) -> Geo:
-        kept = {code: v for code, v in self.tags.items() if code not in (PIXEL_SCALE, TIEPOINT, TRANSFORMATION)}
-        return Geo(kept | _affine_tags(affine, self._center))
+        others = {code: v for code, v in self.tags.items() if code not in (PIXEL_SCALE, TIEPOINT, TRANSFORMATION)}
+        return Geo(others | _affine_tags(affine, self._center))
 
     def _with_points(self, move: Callable[[float, float], tuple[float, float]]) -> Geo:
         if TIEPOINT not in self.tags:
@@ -185,7 +188,7 @@ class Geo:
         return Geo({**self.tags, TIEPOINT: tuple(float(v) for point in moved for v in point)})
 
     def _with_rpc(self, line: Callable[[float], float], sample: Callable[[float], float]) -> Geo:
-        """Move what the rational polynomials know of lines and samples, which are 0 at the first pixel's center."""
+        """Transform lines and samples of the rational polynomials, which are 0 at the center of the first pixel."""
         if RPC not in self.tags:
             return self
         values = list(self.tags[RPC])
@@ -194,8 +197,8 @@ class Geo:
         return Geo({**self.tags, RPC: tuple(values)})
 
 
-def _plain(code: int, value: Any) -> tuple[float, ...] | tuple[int, ...] | str:
-    """Read a tag's value as every TIFF library gives it: scalars, lists, arrays, bytes."""
+def _normalize_tag(code: int, value: Any) -> tuple[float, ...] | tuple[int, ...] | str:
+    """Normalize the value of a tag, which TIFF libraries return as a scalar, list, array or bytes."""
     if code == GEO_ASCII:
         return value.decode("latin-1").rstrip("\0") if isinstance(value, bytes) else str(value)
     values = value if isinstance(value, Iterable) else [value]
@@ -211,7 +214,7 @@ def _affine_tags(affine: Affine, center: float = 0.0) -> dict[int, Any]:
 
 
 def _crs_tags(epsg: int, affine: Affine | None) -> dict[int, Any]:
-    # A code does not say whether it counts in degrees; where the picture lies does.
+    # The unit cannot be read from the code alone; the position of the image distinguishes degrees from meters.
     degrees = _in_degrees(affine) if affine else 4000 < epsg < 5000
     model, key = (2, _GEOGRAPHIC_CRS) if degrees else (1, _PROJECTED_CRS)
     entries = ((_MODEL_TYPE, model), (_RASTER_TYPE, 1), (key, epsg))
@@ -222,31 +225,31 @@ def _crs_tags(epsg: int, affine: Affine | None) -> dict[int, Any]:
 
 
 def _in_degrees(affine: Affine) -> bool:
-    """Tell whether a picture's first corner can be in degrees; grids of the globe begin half a pixel beyond a pole."""
+    """Return whether the first corner can be in degrees; global grids begin half a pixel beyond a pole."""
     return abs(affine[2]) <= 360 + abs(affine[0]) and abs(affine[5]) <= 90 + abs(affine[4])
 
 
-def _affine_of(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> Affine | None:
-    if said := attributes.get("spatial:transform"):
-        a, b, c, d, e, f = (float(v) for v in said[:6])
+def _read_affine(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> Affine | None:
+    if transform := attributes.get("spatial:transform"):
+        a, b, c, d, e, f = (float(v) for v in transform[:6])
         return a, b, c, d, e, f
-    if said := grid.get("GeoTransform"):
-        values = said.split() if isinstance(said, str) else said
+    if transform := grid.get("GeoTransform"):
+        values = transform.split() if isinstance(transform, str) else transform
         c, a, b, f, d, e = (float(v) for v in values)
         return a, b, c, d, e, f
     return None
 
 
-def _epsg_of(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> int | None:
+def _read_epsg(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> int | None:
     if code := re.fullmatch(r"EPSG:(\d+)", str(attributes.get("proj:code", ""))):
         return int(code[1])
     identity = (attributes.get("proj:projjson") or {}).get("id") or {}
     if identity.get("authority") == "EPSG":
         return int(identity["code"])
     for text in (attributes.get("proj:wkt2"), grid.get("crs_wkt"), grid.get("spatial_ref")):
-        # The last identifier is the whole system's; those before it are its parts'.
-        if found := re.search(r'(?:ID|AUTHORITY)\["EPSG",\s*"?(\d+)"?\]\s*\]\s*$', str(text or "")):
-            return int(found[1])
+        # The last identifier belongs to the whole system; the ones before it belong to its parts.
+        if match := re.search(r'(?:ID|AUTHORITY)\["EPSG",\s*"?(\d+)"?\]\s*\]\s*$', str(text or "")):
+            return int(match[1])
     return None
 
 

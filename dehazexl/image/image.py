@@ -1,4 +1,4 @@
-"""Pictures in: every source becomes one lazy `Image`."""
+"""Lazy images: the form that every source is opened as, its valid pixels and its value range."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.image.nodata import held
+from dehazexl.image.nodata import nodata_as_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,44 +20,44 @@ if TYPE_CHECKING:
     from dehazexl.image.georeference import Geo
     from dehazexl.image.grid import Window
 
-COARSE_AREA = 512 * 512  # pixels: the smallest overview that still shows a picture's range of values
+COARSE_AREA = 512 * 512  # pixels of the smallest overview that still represents the value range of an image
 SAMPLES = ((8, 128), (16, 64))
-"""Windows a side, and their pixels a side: one million pixels; more and smaller ones if the first hold no data."""
+"""Windows along each axis and their side in pixels: a million pixels, then smaller windows if those hold no data."""
 PERCENTILES = (0.1, 99.9)
+"""Percentiles of the colors that are taken as black and white."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture that has been opened but not read.
+    """An image that is opened but not read.
 
     Attributes
     ----------
     levels
-        Lazy arrays ``(y, x, c)`` of one dtype, finest first. ``levels[0]`` is the picture; the others
-        are the overviews that the file holds, each smaller than the one before. All bands of a place
-        lie in one chunk.
+        Lazy dask arrays ``(y, x, c)`` of one dtype, finest first. ``levels[0]`` is the full image; the others
+        are the overviews of the file, each smaller than the one before. A chunk holds all bands.
     name
-        A short name for people (a file's name without its suffixes; ``"array"`` for arrays).
+        A short name for display: the file name without suffixes, or ``"array"`` for arrays.
     bands
         One name per channel, e.g. ``("red", "green", "blue", "nir")`` or ``("band 1", ...)``.
     rgb
-        The three channels that the network sees as R, G, B. A picture of one band repeats it: ``(0, 0, 0)``.
+        Indices of the red, green and blue channels. An image of one band repeats it: ``(0, 0, 0)``.
     alpha
-        The channel that is an alpha or mask band (0 where there is no picture), or None.
+        Index of the alpha or mask channel (0 where there is no image), or None.
     nodata
-        The value that marks pixels without data, or None. NaN and infinities are always without data.
+        The value that marks pixels without data, or None. NaN and infinities always mark pixels without data.
     scale, translate, units
-        Size of a pixel, position of the center of the first pixel, both ``(y, x)``, in ``units``
-        ("pixel" when the file says nothing).
+        Size of a pixel and position of the center of the first pixel, both ``(y, x)``, in ``units``
+        ("pixel" if the file has none).
     geo
         Georeference, or None.
     path
         The file or Zarr that was opened, or None for arrays.
     fingerprint
-        Changes whenever the pixels may have changed: path, size and modification time of a file, or a
-        hash of an array. See `open_image`.
+        A string that changes whenever the pixels may have changed: a hash of path, size and modification time of a
+        file, or of the content of an array. See `open_image`.
     metadata
-        Anything else worth keeping, by name (the TIFF's description, software, date...).
+        Further metadata by name, such as description, software and date of a TIFF.
     """
 
     levels: tuple[da.Array, ...]
@@ -75,7 +75,7 @@ class Image:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def cropped(self, window: Window) -> Image:
-        """Return a part of the picture as a picture of its own, with its place on the ground and its overviews.
+        """Crop the image, its overviews and its georeference to a window.
 
         Parameters
         ----------
@@ -85,18 +85,18 @@ class Image:
         Returns
         -------
         Image
-            Lazy. Overviews are cut at whole pixels of theirs, so they may show a little more.
+            Lazy. Overviews are cropped at whole pixels of their own and may cover slightly more.
 
         Raises
         ------
         ValueError
-            If the window is empty or reaches outside.
+            If the window is empty or extends beyond the image.
         """
         height, width, _ = self.levels[0].shape
         y0, y1, x0, x1 = window.y0, window.y1, window.x0, window.x1
         if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
             raise ValueError(
-                f"region {y0}:{y1},{x0}:{x1} (rows, columns) does not lie in the picture {self.name}: "
+                f"region {y0}:{y1},{x0}:{x1} (rows, columns) does not lie in the image {self.name}: "
                 f"it has {height} rows and {width} columns"
             )
         levels = [self.levels[0][y0:y1, x0:x1]]
@@ -115,109 +115,132 @@ class Image:
 
 
 def colors(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
-    """Take the colors ``(y, x, 3)`` out of a block ``(y, x, c)`` of a picture; a view where they lie side by side."""
+    """Select the color bands ``(y, x, 3)`` of a block ``(y, x, c)``; a view if the bands are adjacent."""
     first = image.rgb[0]
     if image.rgb == (first, first + 1, first + 2):
         return pixels[..., first : first + 3]
-    return pixels.take(image.rgb, axis=-1)  # an index of lists would leave color the slowest axis in memory
+    return pixels.take(image.rgb, axis=-1)  # indexing with a list would make color the slowest axis in memory
 
 
 def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
-    """Tell which pixels hold data.
+    """Return the mask of pixels that hold data.
 
     Parameters
     ----------
     pixels
         A block ``(y, x, c)`` of ``image``, all bands.
     image
-        The picture that the block is from.
+        The image that the block belongs to.
 
     Returns
     -------
     numpy.ndarray
         ``(y, x)``, False where a color band is NaN or infinite, where the color bands equal ``image.nodata``
-        (all three for integers, for which it is often 0; any for floats), or where the alpha band is 0.
+        (all three for integers, where it is often 0; any of them for floats), or where the alpha band is 0.
     """
     rgb = colors(pixels, image)
     valid = np.isfinite(rgb).all(axis=-1) if rgb.dtype.kind == "f" else np.ones(rgb.shape[:2], bool)
-    mark = held(image.nodata, rgb.dtype)
-    if mark is not None:
-        other = rgb != mark
-        valid &= other.all(axis=-1) if rgb.dtype.kind == "f" else other.any(axis=-1)
+    nodata = nodata_as_dtype(image.nodata, rgb.dtype)
+    if nodata is not None:
+        differs = rgb != nodata
+        valid &= differs.all(axis=-1) if rgb.dtype.kind == "f" else differs.any(axis=-1)
     if image.alpha is not None:
         valid &= pixels[..., image.alpha] != 0
     return valid
 
 
-def check_range(limits: Sequence[float]) -> tuple[float, float]:
-    """Return what is given for black and white, if it is a pair of rising, finite numbers; else ValueError."""
+def check_range(value_range: Sequence[float]) -> tuple[float, float]:
+    """Validate a value range.
+
+    Parameters
+    ----------
+    value_range
+        The values of black and white.
+
+    Returns
+    -------
+    tuple of float
+        Black and white.
+
+    Raises
+    ------
+    ValueError
+        Unless `value_range` is a pair of finite, rising numbers.
+    """
     try:
-        low, high = (float(value) for value in limits)
+        low, high = (float(value) for value in value_range)
     except (TypeError, ValueError):
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"value range must be two rising numbers (black, white), not {limits}")
+        raise ValueError(f"value range must be two rising numbers (black, white), not {value_range}")
     return low, high
 
 
 def check_strength(strength: float) -> float:
-    """Return the share of the haze that is removed, if it is from 0 to 1; else ValueError."""
+    """Validate the share of the haze that is removed.
+
+    Raises
+    ------
+    ValueError
+        If it is not between 0 and 1.
+    """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be between 0 and 1, not {strength}")
     return strength
 
 
 def value_range(image: Image) -> tuple[float, float]:
-    """Find the values that stand for black and white, one pair for the whole picture.
+    """Estimate the values of black and white, one pair for the whole image.
 
     Parameters
     ----------
     image
-        The picture. Up to a million pixels are read: the coarsest overview of at least 512 x 512 pixels
-        or 64 evenly spaced windows of 128 x 128; if none of them holds data, 256 of 64 x 64. The choice never varies.
+        The image. Up to a million pixels are read: the coarsest overview of at least 512 x 512 pixels,
+        or 64 evenly spaced windows of 128 x 128; if none of them holds data, 256 of 64 x 64. The sample is
+        deterministic.
 
     Returns
     -------
     tuple of float
-        ``(0, 255)`` for uint8; else 0, or the percentile 0.1 where that is negative, and the percentile 99.9 of the
-        three color bands together, without pixels that hold no data. A picture whose percentiles do not differ, or
-        without data where it was read, gives the dtype's range for integers and ``(0, 1)`` for floats.
+        ``(0, 255)`` for uint8. Otherwise 0, or percentile 0.1 if that is negative, and percentile 99.9 of the
+        valid pixels of the three color bands together. If the percentiles are equal, or no valid pixel was read,
+        the range of the dtype for integers and ``(0, 1)`` for floats.
     """
     dtype = image.levels[0].dtype
     if dtype == np.uint8:
         return 0.0, 255.0
-    samples = (_sample(image, *windows) for windows in SAMPLES)
+    samples = (_sample_colors(image, *windows) for windows in SAMPLES)
     values = next((values for values in samples if values.size), None)
     if values is not None:
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
         if low < high:
-            # Black is 0 where it can be: haze is what lifts the darkest values, and must not be stretched away.
+            # Black is 0 where possible: haze lifts the darkest values, and stretching the range would hide that.
             return min(0.0, low), high
     return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" else (0.0, 1.0)
 
 
-def _sample(image: Image, count: int, side: int) -> NDArray[np.float64]:
-    """Read the colors of a sparse, even sample of the picture's valid pixels, see `SAMPLES`."""
+def _sample_colors(image: Image, count: int, side: int) -> NDArray[np.float64]:
+    """Read the colors of a sparse, even sample of the valid pixels, see `SAMPLES`."""
     import dask.array as da
 
     level = next((a for a in reversed(image.levels) if a.shape[0] * a.shape[1] >= COARSE_AREA), image.levels[0])
     height, width = level.shape[:2]
-    blocks = da.compute(*(level[window] for window in _windows(height, width, count, side)))
+    blocks = da.compute(*(level[window] for window in _sample_windows(height, width, count, side)))
     rgb = [colors(block, image)[valid_mask(block, image)].ravel() for block in blocks]
     return np.concatenate(rgb).astype(np.float64)
 
 
-def _windows(height: int, width: int, count: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """Place the sample windows; a small picture is taken whole."""
+def _sample_windows(height: int, width: int, count: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the sample windows; a small image is one window."""
     if height * width <= (count * side) ** 2:
         yield slice(0, height), slice(0, width)
         return
-    for top in _starts(height, count, side):
-        for left in _starts(width, count, side):
+    for top in _window_starts(height, count, side):
+        for left in _window_starts(width, count, side):
             yield slice(top, top + side), slice(left, left + side)
 
 
-def _starts(length: int, count: int, side: int) -> list[int]:
-    """Spread window starts evenly over an axis, each once."""
+def _window_starts(length: int, count: int, side: int) -> list[int]:
+    """Return evenly spaced, distinct starts of windows along an axis."""
     last = max(length - side, 0)
     return sorted({round(last * step / (count - 1)) for step in range(count)})

@@ -1,4 +1,4 @@
-"""The value that marks pixels without data: what it is in a dtype, which value is next to it, how JSON spells it."""
+"""Nodata values: conversion to a dtype, the nearest valid value, and the JSON form."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 
-def held(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
-    """Return a nodata value as pixels of a dtype hold it, or None if they cannot.
+def nodata_as_dtype(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
+    """Convert a nodata value to a dtype.
 
-    -3.4028234663852886e+38 in a file means float32's lowest; pixels of uint8 are never -9999.
+    For example, -3.4028234663852886e+38 in a file is the lowest float32, and -9999 does not exist in uint8.
+
+    Returns
+    -------
+    float or None
+        None if there is no nodata value, or pixels of the dtype cannot hold it.
     """
     if nodata is None:
         return None
@@ -19,17 +24,24 @@ def held(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
         with np.errstate(over="ignore"):
             rounded = float(dtype.type(nodata))
         return rounded if math.isfinite(rounded) == math.isfinite(nodata) else None
-    limits = np.iinfo(dtype)
-    return nodata if limits.min <= nodata <= limits.max and nodata == int(nodata) else None
+    info = np.iinfo(dtype)
+    return nodata if info.min <= nodata <= info.max and nodata == int(nodata) else None
 
 
-def beside(nodata: float, dtype: np.dtype[Any]) -> Any:
-    """Return the value next to one that a dtype holds, for pixels with data that came to lie on it: towards 0, or up.
+def next_valid_value(nodata: float, dtype: np.dtype[Any]) -> Any:
+    """Return the value nearest to a nodata value, for valid pixels whose result equals it.
+
+    Parameters
+    ----------
+    nodata
+        A nodata value that the dtype can hold.
+    dtype
+        Data type of the pixels.
 
     Returns
     -------
     numpy scalar
-        Of `dtype`.
+        The neighbor of `nodata` towards 0, or above 0, of type `dtype`.
     """
     mark = dtype.type(nodata)
     if dtype.kind == "f":
@@ -38,7 +50,7 @@ def beside(nodata: float, dtype: np.dtype[Any]) -> Any:
 
 
 def as_json(nodata: float) -> float | str:
-    """Return a nodata value as JSON can hold it, which has no NaN: as Zarr spells it in its fill value."""
+    """Convert a nodata value to JSON, spelling NaN and infinities as Zarr does in its fill value."""
     if math.isfinite(nodata):
         return nodata
     return "NaN" if math.isnan(nodata) else "Infinity" if nodata > 0 else "-Infinity"

@@ -1,4 +1,4 @@
-"""Pictures of another size, for networks that know theirs only at one."""
+"""Resizing of images, for networks that were trained at one image size."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from dehazexl.image.image import Image, valid_mask
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BLOCK = 1024  # pixels: side of the blocks of the resized picture
+BLOCK = 1024  # pixels along a side of the chunks of the resized image
 
 
 def resized(image: Image, height: int, width: int) -> Image:
-    """Resize a picture in memory, bilinear and smoothed where it shrinks.
+    """Resize an image in memory by bilinear interpolation, with antialiasing where it shrinks.
 
     Parameters
     ----------
     image
-        The picture; it is read whole.
+        The image, which is read completely.
     height, width
-        Its new size in pixels.
+        New size in pixels.
 
     Returns
     -------
     Image
-        The picture without overviews, its pixel size and georeference changed accordingly. Pixels without data
-        are not mixed into their neighbors; where they prevail, the nearest old pixel stands.
+        The resized image without overviews, with updated pixel size and georeference. Pixels without data do not
+        contribute; where they make up more than half of the weight, the nearest pixel of the input is taken.
 
     Raises
     ------
     ValueError
-        If a side is less than one pixel.
+        If a side is shorter than one pixel.
     """
     import dask.array as da
 
     if min(height, width) < 1:
-        raise ValueError(f"a picture cannot be resized to {width} x {height} pixels: give at least 1x1")
+        raise ValueError(f"an image cannot be resized to {width} x {height} pixels: use at least 1x1")
     pixels = np.asarray(image.levels[0].compute())
     fy, fx = pixels.shape[0] / height, pixels.shape[1] / width
     level = da.from_array(
-        _interpolated(pixels, valid_mask(pixels, image), height, width), chunks=(BLOCK, BLOCK, -1), name=False
+        _resize_valid(pixels, valid_mask(pixels, image), height, width), chunks=(BLOCK, BLOCK, -1), name=False
     )
     return replace(
         image,
@@ -58,21 +58,21 @@ def resized(image: Image, height: int, width: int) -> Image:
     )
 
 
-def _interpolated(pixels: NDArray[Any], valid: NDArray[np.bool_], height: int, width: int) -> NDArray[Any]:
-    """Resize ``(y, x, c)`` by the valid pixels alone."""
-    share = _bilinear(valid[..., None].astype(np.float32), height, width)
-    total = _bilinear(np.where(valid[..., None], pixels, 0).astype(np.float32), height, width)
-    mean = total / np.maximum(share, 1e-6)
+def _resize_valid(pixels: NDArray[Any], valid: NDArray[np.bool_], height: int, width: int) -> NDArray[Any]:
+    """Resize ``(y, x, c)`` from the valid pixels only."""
+    weight = _resize_bilinear(valid[..., None].astype(np.float32), height, width)
+    total = _resize_bilinear(np.where(valid[..., None], pixels, 0).astype(np.float32), height, width)
+    mean = total / np.maximum(weight, 1e-6)
     rows = ((np.arange(height) + 0.5) * pixels.shape[0] / height).astype(int)
     cols = ((np.arange(width) + 0.5) * pixels.shape[1] / width).astype(int)
     if pixels.dtype.kind != "f":
-        limits = np.iinfo(pixels.dtype)
-        mean = np.clip(np.rint(mean), limits.min, limits.max)
-    return np.where(share >= 0.5, mean.astype(pixels.dtype), pixels[rows[:, None], cols])
+        info = np.iinfo(pixels.dtype)
+        mean = np.clip(np.rint(mean), info.min, info.max)
+    return np.where(weight >= 0.5, mean.astype(pixels.dtype), pixels[rows[:, None], cols])
 
 
-def _bilinear(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Resize ``(y, x, c)``, a channel at a time so that little is held twice."""
+def _resize_bilinear(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Resize ``(y, x, c)`` one channel at a time, which limits the memory of temporary copies."""
     import torch
     from torch.nn import functional as F
 

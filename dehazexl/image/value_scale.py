@@ -1,4 +1,4 @@
-"""The one scale between an image's values and those that a network sees."""
+"""Linear scale between the values of an image and the unit range of the network."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Values = TypeVar("Values")
 
 @dataclass(frozen=True)
 class ValueScale:
-    """Values of an image that a network sees as 0 and 1.
+    """Values of an image that map to 0 and 1 in the network.
 
     Attributes
     ----------
     low, high
-        Black and white, in the image's values.
+        Values of black and white in the image.
     """
 
     low: float
     high: float
 
     def to_unit(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Bring values of any dtype to the unit scale, as a new array of float32; `from_unit` is the inverse."""
+        """Map image values of any dtype to the unit range, in a new array of float32; `from_unit` is the inverse."""
         unit = values.astype(np.float32)
         unit -= np.float32(self.low)
         unit /= np.float32(self.high - self.low)
         return unit
 
     def from_unit(self, unit: Values) -> Values:
-        """Bring numbers of the unit scale back to the image's values, in place."""
+        """Map values of the unit range back to image values, in place."""
         values: Any = unit
         values *= float(np.float32(self.high - self.low))
         values += float(np.float32(self.low))
@@ -43,8 +43,11 @@ class ValueScale:
 
 
 def to_dtype(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round and clip values to an integer dtype; floats only stay finite, as infinities would be no data."""
+    """Round and clip values to an integer dtype, or clip them to the finite range of a float dtype.
+
+    Infinities would mark pixels without data.
+    """
     if dtype.kind == "f":
         return np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(dtype)
+    info = np.iinfo(dtype)
+    return np.clip(np.rint(np.nan_to_num(values)), info.min, info.max).astype(dtype)

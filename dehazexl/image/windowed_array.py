@@ -1,4 +1,4 @@
-"""What viewers of lazy arrays cut: pictures that are read in windows, indexed as arrays are."""
+"""Images that are read by window and indexed like arrays, for viewers of lazy data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class WindowedArray(ABC):
-    """A picture ``(y, x, c)`` or ``(y, x)`` that reads windows of itself.
+    """An array ``(y, x, c)`` or ``(y, x)`` whose pixels are read by window.
 
     Attributes
     ----------
     shape, dtype
-        Of the picture.
+        Shape and data type of the array.
     """
 
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class WindowedArray(ABC):
 
     @abstractmethod
     def read(self, window: Window) -> NDArray[Any]:
-        """Return a window's pixels."""
+        """Return the pixels of a window."""
 
     @property
     def ndim(self) -> int:
@@ -39,15 +39,15 @@ class WindowedArray(ABC):
 
     @property
     def size(self) -> int:
-        """Numbers in all."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Cut out what an index of slices and integers says; only the window around it is read."""
-        parts = _whole(index, self.ndim)
+        """Return the elements at slices and integers; only the window that encloses them is read."""
+        parts = _full_index(index, self.ndim)
         rows, cols = (np.arange(size)[part] for size, part in zip(self.shape[:2], parts[:2], strict=True))
         if not rows.size * cols.size:
             return np.broadcast_to(np.zeros((), self.dtype), self.shape)[parts]
@@ -58,15 +58,15 @@ class WindowedArray(ABC):
         return np.asarray(pixels[rows - window.y0].take(cols - window.x0, axis=rows.ndim))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WindowedArray:
-        # Viewers copy a layer's data to duplicate it; what it is read from can neither be copied nor changes.
+        # Viewers copy the data of a layer to duplicate it, but the source is read-only and cannot be copied.
         return self
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
 
-def _whole(index: Any, ndim: int) -> tuple[Any, ...]:
-    """Return an index of `ndim` parts."""
+def _full_index(index: Any, ndim: int) -> tuple[Any, ...]:
+    """Expand an index to `ndim` parts."""
     parts: Sequence[Any] = index if isinstance(index, tuple) else (index,)
     at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
     before, after = parts[:at], parts[at + 1 :]
@@ -74,12 +74,12 @@ def _whole(index: Any, ndim: int) -> tuple[Any, ...]:
 
 
 def check_there(path: Path | None) -> None:
-    """Raise if a picture's file is gone: Zarr takes chunks that are not there for zeros, without a word.
+    """Check that the file of an image still exists, because Zarr silently reads missing chunks as zeros.
 
     Raises
     ------
     FileNotFoundError
-        If there is nothing at `path` any more.
+        If `path` does not exist anymore.
     """
     if path is not None and not path.exists():
-        raise FileNotFoundError(f"{path} is gone: put it back, or open the picture anew")
+        raise FileNotFoundError(f"{path} is gone: restore it, or open the image again")

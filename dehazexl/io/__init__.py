@@ -1,1 +1,1 @@
-"""Files: one module for each format, its reader and its writer."""
+"""File formats: a reader and a writer for each."""

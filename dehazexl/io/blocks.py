@@ -1,4 +1,4 @@
-"""Blocks of a lazy image: each computed once, in order, a few at a time."""
+"""Computation of the blocks of a lazy image: each once, in order, several at a time."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ if TYPE_CHECKING:
 
     import dask.array as da
 
-Block = tuple[int, int, NDArray[Any]]  # row and column of its first pixel, pixels (y, x, c)
+Block = tuple[int, int, NDArray[Any]]  # row and column of the first pixel, pixels (y, x, c)
 
 
 def computed(
     array: da.Array, at_once: int, wanted: Callable[[int, int, int, int], bool] | None = None
 ) -> Generator[Block, None, None]:
-    """Compute the blocks of an image in row-major order, a few ahead of the one that is asked for.
+    """Compute the blocks of an image in row-major order, several ahead of the consumer.
 
     Parameters
     ----------
     array
-        The image ``(y, x, c)``, all channels in one block. Each block is computed once.
+        The image ``(y, x, c)``, with all channels in one block. Each block is computed once.
     at_once
-        Blocks under way at the same time, besides the one that was handed out.
+        Number of blocks computed at the same time, in addition to the one that was yielded last.
     wanted
-        Tells of a block's row, column, height and width whether it is to be computed; None computes all.
+        Called with row, column, height and width of each block; returns whether to compute it. None computes all.
 
     Yields
     ------
     Block
-        Row, column and pixels. Closing the generator waits for the blocks under way and computes no other.
+        Row and column of the first pixel, and pixels. Closing the generator waits for the running blocks and
+        cancels the others.
     """
     from dask.base import optimize
 
-    # Once for all blocks: else each would go through the whole graph, seconds a block for large pictures.
+    # Optimize once for all blocks; otherwise each would traverse the whole graph, seconds per block for large images.
     (array,) = optimize(array)
     pool = ThreadPoolExecutor(at_once)
     waiting: deque[tuple[int, int, Future[Any]]] = deque()

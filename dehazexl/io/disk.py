@@ -1,4 +1,4 @@
-"""Disks that are full, files that are there whole or not at all, and places that would overwrite each other."""
+"""Errors of full disks, atomic writes, and paths that would overwrite each other."""
 
 from __future__ import annotations
 
@@ -9,11 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error codes of a full disk, an exhausted quota and a file too large for the disk."""
 
 
 @contextmanager
-def room(doing: str, remedy: str) -> Iterator[None]:
-    """Say of a full disk what it stopped, and what to do; other errors stay as they are."""
+def disk_full_message(doing: str, remedy: str) -> Iterator[None]:
+    """Add the interrupted activity and a remedy to the error of a full disk; other errors are unchanged.
+
+    Parameters
+    ----------
+    doing
+        The activity, e.g. "writing out.tif".
+    remedy
+        Advice for the user.
+
+    Raises
+    ------
+    OSError
+        If the disk is full.
+    """
     try:
         yield
     except OSError as error:
@@ -23,13 +37,14 @@ def room(doing: str, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write a file under, which takes the place of `path` when the block ends.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, which replaces `path` when the block ends without an error.
 
     Raises
     ------
     OSError
-        If it cannot be written, e.g. on a full disk; what stood at `path` still stands, and nothing else is left.
+        If the file cannot be written, e.g. on a full disk. A previous file at `path` is kept, and the temporary file
+        is removed.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -37,17 +52,17 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        # torch.save says something else of its own when the file cannot be written.
+        # torch.save raises an error of its own in place of the OSError.
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError) or reason.errno is None:
             raise
-        before = "the one before stands; " if path.exists() else ""
-        remedy = "make room" if reason.errno in FULL else "see that its folder is there and may be written to"
-        said = f"{path} could not be written: {os.strerror(reason.errno)}; {before}{remedy}"
-        raise OSError(reason.errno, said) from error
+        kept = "the previous file is kept; " if path.exists() else ""
+        remedy = "free some space" if reason.errno in FULL else "check that its folder exists and is writable"
+        text = f"{path} could not be written: {os.strerror(reason.errno)}; {kept}{remedy}"
+        raise OSError(reason.errno, text) from error
 
 
-def meet(one: Path, other: Path) -> bool:
-    """Tell whether two places are the same, or one lies in the other."""
+def paths_overlap(one: Path, other: Path) -> bool:
+    """Return whether two paths are the same, or one contains the other."""
     one, other = one.expanduser().resolve(), other.expanduser().resolve()
     return one == other or one in other.parents or other in one.parents

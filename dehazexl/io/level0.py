@@ -57,7 +57,7 @@ class Level0:
 
     def done(self, y: int, x: int, height: int, width: int) -> bool:
         """Return whether all tiles that a block touches are done."""
-        return all(self._done[cell] for cell in self.levels.touched(y, x, height, width))
+        return all(self._done[cell] for cell in self.levels.tiles_touching(y, x, height, width))
 
     def fill(self, pixels: da.Array, at_once: int) -> Generator[int, None, None]:
         """Compute the blocks of an image ``(y, x, c)`` that touch a missing tile, and write them.

@@ -1,4 +1,4 @@
-"""Images in: every source becomes one lazy `Image`, by the reader of its kind."""
+"""Opening of images: every source becomes one lazy `Image`, by the reader of its format."""
 
 from __future__ import annotations
 
@@ -31,55 +31,56 @@ def open_image(
     *,
     bands: Sequence[int | str] | None = None,
 ) -> Image:
-    """Open a picture without reading its pixels.
+    """Open an image without reading its pixels.
 
     Parameters
     ----------
     source
         A path to a TIFF (also BigTIFF, GeoTIFF, COG, OME-TIFF), a Zarr (version 2 or 3, a folder or a
         ``.zip``; an array, a group with one image, or OME-Zarr), a PNG or a JPEG; or a numpy, dask or
-        zarr array of 1 to 8 bands; or an `Image`, which is returned as it is. What a file is, its first
-        bytes tell, not its suffix.
+        zarr array of 1 to 8 bands; or an `Image`, which is returned unchanged. The format of a file is
+        detected from its first bytes, not from its suffix.
     bands
-        Which three bands are red, green and blue: numbers from 1, as GDAL counts, or names
-        (``[4, 3, 2]``, ``["B04", "B03", "B02"]``); or one band, shown as gray. Without it the bands'
-        names decide, then what the file says of its colors, then the first three bands that are not
-        alpha; a picture with fewer repeats its first band.
+        The red, green and blue bands, as numbers from 1 (the convention of GDAL) or names
+        (``[4, 3, 2]``, ``["B04", "B03", "B02"]``); or one band, shown as gray. By default they are found by
+        the names of the bands, then by the color interpretation in the file, then the first three bands that
+        are not alpha; an image with fewer bands repeats its first one.
 
     Returns
     -------
     Image
-        Lazy ``(y, x, c)`` levels with what is known about them.
+        Lazy ``(y, x, c)`` levels with their metadata.
 
     Raises
     ------
     FileNotFoundError
-        If there is nothing at the path.
+        If the path does not exist.
     TypeError
         If the source is none of the above.
     ValueError
-        If the file is no picture, is damaged or cut short, has more than 8 bands beside alpha or a further axis (z, t),
-        if its dtype is not uint8, uint16, float16, float32 or float64, or if ``bands`` fits no band.
+        If the file is not an image, is damaged or truncated, has more than 8 bands in addition to alpha, or has
+        further axes (z, t); if its dtype is not uint8, uint16, float16, float32 or float64; or if ``bands`` names a
+        band that does not exist.
 
     Notes
     -----
-    Where nothing names the axes, the bands are the last axis if it has 1 to 8 entries and no other axis
-    has fewer, else the first axis by the same rule; further axes of length 1 are dropped. Of a two-band
-    array without metadata the second band is alpha; a fourth band is alpha only where the file says so.
-    A GDAL mask inside a TIFF becomes a last band ``"mask"``: 0 where there is no picture.
+    Where the axes have no names, the bands are the last axis if it has 1 to 8 entries and no other axis
+    has fewer, else the first axis by the same rule; further axes of length 1 are dropped. In a two-band
+    array without metadata the second band is alpha; a fourth band is alpha only if the file declares it.
+    A GDAL mask inside a TIFF becomes a last band ``"mask"``: 0 where there is no image.
 
-    The fingerprint is a hash of path, size and modification time (ns) of a file; for a Zarr folder, of the
-    metadata files and of the times of the folders that hold the chunks of the finest level, which change
-    when a chunk is added, removed or replaced; for a numpy array, of its content (a second per gigabyte);
-    for a dask array, its name. A Zarr elsewhere (a URL) is known by its address and metadata alone, and
-    one in memory never twice by the same fingerprint.
+    The fingerprint of a file is a hash of its path, size and modification time (ns). For a Zarr folder it is
+    a hash of the metadata files and of the modification times of the folders that hold the chunks of the
+    finest level, which change when a chunk is added, removed or replaced. For a numpy array it is a hash of
+    the content (a second per gigabyte), for a dask array its name. For a Zarr in another store (a URL) it
+    depends on address and metadata only, and a Zarr in memory gets a new fingerprint each time.
     """
-    image = source if isinstance(source, Image) else _opened(source)
-    return image if bands is None else replace(image, rgb=_chosen(bands, image.bands))
+    image = source if isinstance(source, Image) else _open_source(source)
+    return image if bands is None else replace(image, rgb=_select_bands(bands, image.bands))
 
 
-def _opened(source: object) -> Image:
-    """Open anything but an `Image` by its type."""
+def _open_source(source: object) -> Image:
+    """Open a source other than an `Image` by its type."""
     import zarr
 
     if isinstance(source, (str, Path)):
@@ -89,35 +90,35 @@ def _opened(source: object) -> Image:
     if isinstance(source, (zarr.Array, zarr.Group)):
         return open_zarr(source)
     raise TypeError(
-        f"cannot open a {type(source).__name__} as a picture: pass a path, a numpy, dask or zarr array, or an Image"
+        f"cannot open a {type(source).__name__} as an image: pass a path, a numpy, dask or zarr array, or an Image"
     )
 
 
-def _chosen(wanted: Sequence[int | str], names: tuple[str, ...]) -> tuple[int, int, int]:
-    """Turn the caller's three bands, or one, into channel indices."""
+def _select_bands(wanted: Sequence[int | str], names: tuple[str, ...]) -> tuple[int, int, int]:
+    """Convert three bands, or one, to channel indices."""
     if isinstance(wanted, str) or len(wanted) not in (1, 3):
         raise ValueError(f"bands={wanted!r} must list three bands, red, green and blue, or one")
-    red, green, blue = (_channel(band, names) for band in (list(wanted) * 3 if len(wanted) == 1 else wanted))
+    red, green, blue = (_band_index(band, names) for band in (list(wanted) * 3 if len(wanted) == 1 else wanted))
     return red, green, blue
 
 
-def _channel(band: int | str, names: tuple[str, ...]) -> int:
-    """Find a band by its number from 1 or its name, in any case."""
+def _band_index(band: int | str, names: tuple[str, ...]) -> int:
+    """Return the index of a band given by its number from 1 or its name, ignoring case."""
     lowered = [name.lower() for name in names]
     if isinstance(band, str) and band.lower() in lowered:
         return lowered.index(band.lower())
     if isinstance(band, (int, np.integer)) and not isinstance(band, bool) and 1 <= band <= len(names):
         return int(band) - 1
     known = ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
-    raise ValueError(f"bands has {band!r}, which this picture has not: choose from {known}")
+    raise ValueError(f"bands has {band!r}, which this image does not have: choose from {known}")
 
 
 def open_path(path: Path) -> Image:
-    """Open a file or folder by what its first bytes say it is."""
+    """Open a file by its first bytes, or a Zarr folder."""
     check_exists(path)
     if path.is_dir():
         if not any((path / name).exists() for name in ZARR_FILES):
-            raise ValueError(f"{path} is a folder but no Zarr: it holds none of {', '.join(ZARR_FILES)}")
+            raise ValueError(f"{path} is a folder but not a Zarr: it contains none of {', '.join(ZARR_FILES)}")
         return open_zarr_path(path)
     with path.open("rb") as file:
         head = file.read(8)
@@ -126,31 +127,41 @@ def open_path(path: Path) -> Image:
     for magic, reader in MAGIC.items():
         if head.startswith(magic):
             return reader(path)
-    raise ValueError(f"{path} is no TIFF, Zarr, PNG or JPEG: convert it first, e.g. gdal_translate {path.name} out.tif")
+    raise ValueError(
+        f"{path} is not a TIFF, Zarr, PNG or JPEG: convert it first, e.g. gdal_translate {path.name} out.tif"
+    )
 
 
 def check_exists(path: Path) -> None:
-    """Refuse a path where there is nothing; of an address, say that addresses are not read.
+    """Check that a path exists, with a message of its own for remote addresses.
 
     Raises
     ------
     FileNotFoundError
-        If there is nothing.
+        If it does not exist.
     """
     if not path.exists():
         if re.match(r"\w{2,}:/|/vsi", str(path)):
-            raise FileNotFoundError(f"{path} is no file of this machine, and addresses are not read: download it first")
+            raise FileNotFoundError(
+                f"{path} is not a local file, and remote addresses are not supported: download it first"
+            )
         link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
         raise FileNotFoundError(f"{path} {link}does not exist")
 
 
 def open_array(array: NDArray[Any] | da.Array) -> Image:
-    """Describe a numpy or dask array."""
-    what = f"the {type(array).__module__.partition('.')[0]} array"
+    """Wrap a numpy or dask array in an `Image`.
+
+    Raises
+    ------
+    ValueError
+        If the array is masked, or its shape or dtype is not supported.
+    """
+    name = f"the {type(array).__module__.partition('.')[0]} array"
     if isinstance(getattr(array, "_meta", array), np.ma.MaskedArray):
-        raise ValueError(f"{what} is masked: fill it, e.g. array.filled(numpy.nan) of floats, or add the mask as alpha")
-    check_pixels(array.shape, array.dtype, what)
-    axes = axes_by_shape(array.shape, what)
+        raise ValueError(f"{name} is masked: fill it, e.g. array.filled(numpy.nan) of floats, or add the mask as alpha")
+    check_pixels(array.shape, array.dtype, name)
+    axes = axes_by_shape(array.shape, name)
     if isinstance(array, da.Array):
         fingerprint = array.name
         level = to_yxc(array[tuple(slice(None) if axis in "yxc" else 0 for axis in axes)], axes)
@@ -172,3 +183,4 @@ MAGIC: dict[bytes, Callable[[Path], Image]] = {
     b"\xff\xd8\xff": open_jpeg,
     b"PK\3\4": open_zarr_path,
 }
+"""Readers by the first bytes of the file."""

@@ -1,4 +1,4 @@
-"""PNG and JPEG, decoded whole."""
+"""Reader of PNG and JPEG files, which are decoded as a whole."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import numpy as np
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import RGB_ROLES, describe_bands
-from dehazexl.io.source import Source, check_pixels, file_token, lazy, named, short_name
+from dehazexl.io.source import Source, check_pixels, file_token, lazy, report_damage, short_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXIF_ORIENTATION = 274
 PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-"""Bands once decoded, by the color type in the header."""
+"""Number of bands after decoding, by the color type in the header."""
 
 
 def open_png(path: Path) -> Image:
-    """Describe a PNG by its header; palettes become RGB, 16 bits stay."""
+    """Open a PNG from its header. Palettes are decoded to RGB; 16-bit pixels keep their depth.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated or damaged, or is a 1-bit mask.
+    """
     with path.open("rb") as file:
         head = file.read(33)
         if len(head) < 33:
@@ -33,17 +39,17 @@ def open_png(path: Path) -> Image:
         width, height, bits, colors = struct.unpack(">IIBB", head[16:26])
         transparent = colors in (0, 2, 3) and png_has(file, b"tRNS")
     if bits == 1 and colors == 0:
-        raise ValueError(f"{path} is a 1-bit mask, not a picture: give the picture that it belongs to")
+        raise ValueError(f"{path} is a 1-bit mask, not an image: pass the image that it belongs to")
     if colors not in PNG_BANDS:
         raise ValueError(f"{path} is a damaged PNG (color type {colors}): copy or download it again")
     count = PNG_BANDS[colors] + transparent
     roles = ["gray"] if count < 3 else list(RGB_ROLES)
     dtype = np.dtype("uint16" if bits == 16 else "uint8")
-    return photograph(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
+    return describe_photo(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
 
 
 def png_has(file: BinaryIO, wanted: bytes) -> bool:
-    """Look for a chunk between a PNG's header and its pixels."""
+    """Return whether a chunk of type `wanted` exists between the header of a PNG and its pixels."""
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind in (wanted, b"IDAT"):
@@ -53,46 +59,58 @@ def png_has(file: BinaryIO, wanted: bytes) -> bool:
 
 
 def decode_png(path: Path) -> NDArray[Any]:
-    """Read a PNG whole."""
+    """Decode a PNG to ``(y, x)`` or ``(y, x, c)``."""
     import imagecodecs
 
-    with named(path, "PNG"):
+    with report_damage(path, "PNG"):
         return np.asarray(imagecodecs.png_decode(path.read_bytes()))
 
 
 def open_jpeg(path: Path) -> Image:
-    """Describe a JPEG by its header, turned as its EXIF orientation says."""
+    """Open a JPEG from its header, rotated according to its EXIF orientation."""
     from PIL.JpegImagePlugin import JpegImageFile
 
-    # Not PIL.Image.open: it refuses large pictures as "decompression bombs".
-    with named(path, "JPEG"), JpegImageFile(path) as picture:
-        (width, height), mode = picture.size, picture.mode
-        turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
-        metadata = {"icc_profile": profile} if (profile := picture.info.get("icc_profile")) else {}
-    size = (width, height) if turned else (height, width)
+    # Not PIL.Image.open, which rejects large images as "decompression bombs".
+    with report_damage(path, "JPEG"), JpegImageFile(path) as file:
+        (width, height), mode = file.size, file.mode
+        transposed = file.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        metadata = {"icc_profile": profile} if (profile := file.info.get("icc_profile")) else {}
+    size = (width, height) if transposed else (height, width)
     roles = ["gray"] if mode == "L" else list(RGB_ROLES)
-    image = photograph(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
+    image = describe_photo(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
     return replace(image, metadata=metadata)
 
 
 def decode_jpeg(path: Path) -> NDArray[Any]:
-    """Read a JPEG whole, upright, as gray or RGB."""
+    """Decode a JPEG to gray ``(y, x)`` or RGB ``(y, x, 3)`` in upright orientation."""
     from PIL import ImageOps
     from PIL.JpegImagePlugin import JpegImageFile
 
-    with named(path, "JPEG"), JpegImageFile(path) as picture:
-        upright = ImageOps.exif_transpose(picture)
+    with report_damage(path, "JPEG"), JpegImageFile(path) as file:
+        upright = ImageOps.exif_transpose(file)
         return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
 
 
-def photograph(
+def describe_photo(
     path: Path,
     shape: tuple[int, int, int],
     dtype: np.dtype[Any],
     roles: Sequence[str],
     decode: Callable[[Path], NDArray[Any]],
 ) -> Image:
-    """Describe a file that can only be decoded whole: one chunk."""
+    """Describe a file that can only be decoded as a whole, as an image of one chunk.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shape, dtype
+        Shape ``(y, x, c)`` and data type of the decoded pixels.
+    roles
+        Role of each band, see `bands.describe_bands`.
+    decode
+        Function that decodes the file.
+    """
     check_pixels(shape, dtype, str(path))
     token = file_token([path])
     level = lazy(Source(shape, dtype, partial(read_whole, decode, path, shape)), shape[:2], f"file-{token}")
@@ -103,8 +121,8 @@ def photograph(
 def read_whole(
     decode: Callable[[Path], NDArray[Any]], path: Path, shape: tuple[int, int, int], rows: slice, cols: slice
 ) -> NDArray[Any]:
-    """Decode a file and cut out a window."""
+    """Decode a file and return a window of it."""
     pixels = decode(path)
     if pixels.size != math.prod(shape):
-        raise ValueError(f"{path} holds {pixels.shape} pixels where its header says {shape}: save it again")
+        raise ValueError(f"{path} contains {pixels.shape} pixels but its header gives {shape}: save it again")
     return pixels.reshape(shape)[rows, cols]

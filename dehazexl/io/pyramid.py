@@ -1,4 +1,4 @@
-"""Blocks in, whole tiles of every level out: the overviews are made as the blocks come."""
+"""Image pyramid: overviews are computed from blocks as they arrive, and all levels are emitted as tiles."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dehazexl.image.nodata import beside, held
+from dehazexl.image.nodata import next_valid_value, nodata_as_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TILE = 512  # pixels: the side of a TIFF tile and of a Zarr chunk
+TILE = 512  # pixels along a side of a TIFF tile and of a Zarr chunk
 
 
 class Tile(NamedTuple):
-    """One complete tile, cut where the level ends.
+    """A complete tile of one level, cropped to the end of the level.
 
-    `level` is 0 for the picture itself, `row` and `col` count tiles, `pixels` is ``(y, x, c)``.
+    Attributes
+    ----------
+    level
+        0 for the image at full size, 1 for its first overview and so on.
+    row, col
+        Position in units of tiles.
+    pixels
+        ``(y, x, c)``.
     """
 
     level: int
@@ -31,12 +38,12 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Levels:
-    """Sizes of a picture and its overviews, each half of the one before, rounded up.
+    """Sizes of an image and its overviews, each half the size of the one before, rounded up.
 
     Attributes
     ----------
     height, width
-        Size of the picture in pixels.
+        Size of the image in pixels.
     """
 
     height: int
@@ -44,55 +51,55 @@ class Levels:
 
     @property
     def tile(self) -> int:
-        """Side of a tile in pixels: 512, or less where the picture is smaller (TIFF asks for multiples of 16)."""
+        """Side of a tile in pixels: 512, or less if the image is smaller (TIFF requires multiples of 16)."""
         return min(TILE, -(-max(self.height, self.width) // 16) * 16)
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of each level, finest first; the last one fits into one tile."""
+        """Height and width of each level in pixels, finest first; the last level fits into one tile."""
         sizes = [(self.height, self.width)]
         while max(sizes[-1]) > TILE:
             height, width = sizes[-1]
             sizes.append((-(-height // 2), -(-width // 2)))
         return tuple(sizes)
 
-    def touched(self, y: int, x: int, height: int, width: int) -> Iterator[tuple[int, int]]:
+    def tiles_touching(self, y: int, x: int, height: int, width: int) -> Iterator[tuple[int, int]]:
         """Yield row and column of each tile that shares a pixel with a block at row `y`, column `x`."""
         for row in range(y // self.tile, -(-(y + height) // self.tile)):
             for col in range(x // self.tile, -(-(x + width) // self.tile)):
                 yield row, col
 
     def grid(self, level: int) -> tuple[int, int]:
-        """Rows and columns of tiles in a level."""
+        """Return the number of rows and columns of tiles in a level."""
         height, width = self.sizes[level]
         return -(-height // self.tile), -(-width // self.tile)
 
 
 class Assembler:
-    """Cuts blocks into the tiles of one level, whatever the blocks.
+    """Assembles the tiles of one level from blocks of any size.
 
-    Every pixel is given once, in any order. Unfinished tiles are held, which for blocks in row-major order is less
-    than one row of tiles.
+    Every pixel is passed once, in any order. Only incomplete tiles are kept in memory: for blocks in row-major order,
+    less than one row of tiles.
 
     Parameters
     ----------
     levels, level
-        The sizes, and the level that the blocks are of.
+        Sizes of the levels, and the level of the blocks.
     """
 
     def __init__(self, levels: Levels, level: int = 0) -> None:
         self.levels, self.level = levels, level
-        self._open: dict[tuple[int, int], tuple[NDArray[Any], int]] = {}
+        self._incomplete: dict[tuple[int, int], tuple[NDArray[Any], int]] = {}
 
     def paste(self, y: int, x: int, block: NDArray[Any]) -> Iterator[Tile]:
-        """Put a block ``(y, x, c)`` at row `y`, column `x` and yield the tiles that it completes."""
-        for row, col in self.levels.touched(y, x, *block.shape[:2]):
+        """Insert a block ``(y, x, c)`` at row `y`, column `x` and yield the tiles it completes."""
+        for row, col in self.levels.tiles_touching(y, x, *block.shape[:2]):
             pixels = self._completed(row, col, y, x, block)
             if pixels is not None:
                 yield Tile(self.level, row, col, pixels)
 
     def _completed(self, row: int, col: int, y: int, x: int, block: NDArray[Any]) -> NDArray[Any] | None:
-        """Pixels of a tile if the block completes them; a view of the block where it holds them all."""
+        """Return the pixels of a tile if the block completes it, as a view if the block contains the whole tile."""
         tile, (height, width) = self.levels.tile, self.levels.sizes[self.level]
         top, left = row * tile, col * tile
         bottom, right = min(top + tile, height), min(left + tile, width)
@@ -103,26 +110,26 @@ class Assembler:
         if part.shape[0] * part.shape[1] == area:
             return part
         empty = np.empty((bottom - top, right - left, block.shape[2]), block.dtype)
-        pixels, missing = self._open.pop((row, col), (empty, area))
+        pixels, missing = self._incomplete.pop((row, col), (empty, area))
         pixels[y0 - top : y1 - top, x0 - left : x1 - left] = part
         missing -= part.shape[0] * part.shape[1]
         if missing == 0:
             return pixels
-        self._open[row, col] = pixels, missing
+        self._incomplete[row, col] = pixels, missing
         return None
 
 
 class Pyramid:
-    """Cuts blocks into tiles and halves each finished tile into the level above.
+    """Assembles tiles from blocks and downsamples each complete tile into the next coarser level.
 
     Parameters
     ----------
     levels
-        The sizes.
+        Sizes of the levels.
     nodata
-        Value that marks missing pixels: it is not mixed into its neighbors. NaN never is.
+        Value that marks pixels without data, which are left out of means, as NaN always is.
     alpha
-        Channel that weighs the others' mean, or None.
+        Channel that weights the mean of the other channels, or None.
     """
 
     def __init__(self, levels: Levels, nodata: float | None = None, alpha: int | None = None) -> None:
@@ -131,7 +138,7 @@ class Pyramid:
         self._levels = [Assembler(levels, level) for level in range(len(levels.sizes))]
 
     def paste(self, y: int, x: int, block: NDArray[Any], level: int = 0) -> Iterator[Tile]:
-        """Put a block ``(y, x, c)`` at row `y`, column `x` (pixels of `level`) and yield the tiles it completes."""
+        """Insert a block ``(y, x, c)`` at row `y`, column `x` (pixels of `level`) and yield the tiles it completes."""
         half = self._levels[0].levels.tile // 2
         for tile in self._levels[level].paste(y, x, block):
             yield tile
@@ -141,40 +148,40 @@ class Pyramid:
 
 
 def halve(pixels: NDArray[Any], nodata: float | None = None, alpha: int | None = None) -> NDArray[Any]:
-    """Mean of every 2 x 2 pixels.
+    """Downsample by the mean of every 2 x 2 pixels.
 
     Parameters
     ----------
     pixels
         ``(y, x, c)``, integer or floating point.
     nodata
-        Value left out of the mean, in each channel; where all four have it, the mean has it. NaN and
-        infinities are left out too.
+        Value left out of the mean, in each channel; where all four pixels have it, the mean has it. NaN and
+        infinities are left out as well.
     alpha
-        Channel by which the other channels are weighted, so that a transparent pixel's color does not show.
+        Channel that weights the other channels, so that colors of transparent pixels do not contribute.
 
     Returns
     -------
     ndarray
-        Same dtype; odd sizes are rounded up, the last row or column then being a mean of fewer pixels.
+        Array of the same dtype. Odd sizes are rounded up; the last row or column is then a mean of fewer pixels.
     """
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     wide = np.float64 if pixels.dtype.itemsize > 2 else np.float32
     values = pixels.astype(wide)
-    mark = held(nodata, pixels.dtype)
+    mark = nodata_as_dtype(nodata, pixels.dtype)
     weights = _weights(pixels, values, mark, alpha)
     if weights is None:
-        return _off_nodata(_as(_sum(values) / 4, pixels.dtype), np.True_, mark, alpha)
-    total = _sum(weights)
-    weighed = _sum(np.where(weights > 0, values, 0) * weights)
-    mean = np.divide(weighed, total, out=pixels[::2, ::2].astype(wide), where=total > 0)
-    return _off_nodata(_as(mean, pixels.dtype), total > 0, mark, alpha)
+        return _avoid_nodata(_to_dtype(_sum_2x2(values) / 4, pixels.dtype), np.True_, mark, alpha)
+    total = _sum_2x2(weights)
+    weighted = _sum_2x2(np.where(weights > 0, values, 0) * weights)
+    mean = np.divide(weighted, total, out=pixels[::2, ::2].astype(wide), where=total > 0)
+    return _avoid_nodata(_to_dtype(mean, pixels.dtype), total > 0, mark, alpha)
 
 
 def _weights(pixels: NDArray[Any], values: NDArray[Any], mark: float | None, alpha: int | None) -> NDArray[Any] | None:
-    """Weight of each value, or None where all count the same."""
+    """Return the weight of each value, or None if all weights are equal."""
     valid = np.isfinite(values)
     if mark is not None:
         valid &= pixels != mark
@@ -186,22 +193,22 @@ def _weights(pixels: NDArray[Any], values: NDArray[Any], mark: float | None, alp
     return None if (weights == 1).all() else weights
 
 
-def _sum(values: NDArray[Any]) -> NDArray[Any]:
+def _sum_2x2(values: NDArray[Any]) -> NDArray[Any]:
     total: NDArray[Any] = values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
     return total
 
 
-def _as(mean: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _to_dtype(mean: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.rint(mean).astype(dtype) if dtype.kind in "iu" else mean.astype(dtype)
 
 
-def _off_nodata(
+def _avoid_nodata(
     mean: NDArray[Any], valid: NDArray[np.bool_] | np.bool_, mark: float | None, alpha: int | None
 ) -> NDArray[Any]:
-    """Keep a mean of valid pixels from rounding onto the value that says there are none; alpha may be any value."""
+    """Move means of valid pixels that equal the nodata value to the next valid value; alpha is left unchanged."""
     if mark is not None:
         clash = valid & (mean == mark)
         if alpha is not None:
             clash[..., alpha] = False
-        mean[clash] = beside(mark, mean.dtype)
+        mean[clash] = next_valid_value(mark, mean.dtype)
     return mean

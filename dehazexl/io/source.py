@@ -1,4 +1,4 @@
-"""Any source as lazy `(y, x, c)` levels, and what is refused."""
+"""Helpers shared by the readers: lazy ``(y, x, c)`` levels, axis order, validation and fingerprints."""
 
 from __future__ import annotations
 
@@ -21,14 +21,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_BANDS = 8
-CHUNK = 1024  # pixels: the least side of a dask chunk, so that a picture of 100,000 pixels a side has 10,000 chunks
+CHUNK = 1024  # pixels along a side of a dask chunk at least; an image of 100,000 pixels a side has 10,000 chunks
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 SUFFIXES = (".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What dask reads from: ``read(rows, columns)`` returns those pixels of every band, ``(y, x, c)``."""
+    """An array-like source of pixels for dask.
+
+    Attributes
+    ----------
+    shape
+        ``(y, x, c)``.
+    dtype
+        Data type in native byte order.
+    read
+        Function of two slices, rows and columns, that returns the pixels of all bands ``(y, x, c)``.
+    """
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
@@ -41,89 +51,150 @@ class Source:
 
 
 @contextmanager
-def named(path: Path | str, kind: str) -> Iterator[None]:
-    """Make of whatever a library comes to in a damaged file a ValueError that names the file.
+def report_damage(path: Path | str, kind: str) -> Iterator[None]:
+    """Convert any error of a library that reads a damaged file to a ValueError that names the file.
 
-    Libraries trust what they read: a tile of no pixels ends in a division by zero, a missing attribute in a KeyError.
-    Errors that name the file already, and a want of memory, stay as they are.
+    Libraries trust their input: a tile without pixels ends in a ZeroDivisionError, a missing attribute in a KeyError.
+    Errors that already name the file, and MemoryError, are unchanged.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        Name of its format.
+
+    Raises
+    ------
+    ValueError
+        If the block raises an error.
     """
     try:
         yield
     except Exception as error:
-        told = str(path) in str(error) if isinstance(error, ValueError) else getattr(error, "filename", None)
-        if told or isinstance(error, MemoryError):
+        names_file = str(path) in str(error) if isinstance(error, ValueError) else getattr(error, "filename", None)
+        if names_file or isinstance(error, MemoryError):
             raise
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path} is a damaged {kind} ({said}): copy or download it again") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} is a damaged {kind} ({reason}): copy or download it again") from error
 
 
-def grouped(tile: int) -> int:
-    """Length of a chunk: the least multiple of the file's own tile that is not below `CHUNK`."""
+def chunk_length(tile: int) -> int:
+    """Return the side of a chunk in pixels: the smallest multiple of the tile of the file that is at least `CHUNK`."""
     return math.ceil(CHUNK / tile) * tile
 
 
 def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
-    """Wrap a source in dask, in chunks of so many rows and columns and of all bands."""
+    """Wrap a source in a dask array.
+
+    Parameters
+    ----------
+    source
+        The source of pixels.
+    chunk
+        Rows and columns of a chunk, which contains all bands.
+    name
+        Name of the dask array, unique to its content.
+
+    Returns
+    -------
+    dask.array.Array
+        ``(y, x, c)``; pixels are read when a chunk is computed.
+    """
     chunks = (min(chunk[0], source.shape[0]), min(chunk[1], source.shape[1]), source.shape[2])
     meta = np.empty((0, 0, 0), source.dtype)
-    # A getitem of our own: some releases of dask push slices into theirs, and a chunk would be decoded once a slice.
+    # A custom getitem: some releases of dask fuse slices into theirs and would decode a chunk once per slice.
     array: da.Array = da.from_array(source, chunks=chunks, name=name, getitem=read_chunk, meta=meta)
     return array
 
 
 def read_chunk(source: Source, index: tuple[slice, slice, slice]) -> NDArray[Any]:
-    """Read the chunk of a dask task, in the machine's byte order."""
+    """Read the chunk of a dask task in native byte order."""
     block = source.read(index[0], index[1])[..., index[2]]
     return np.array(block, dtype=source.dtype, order="C")
 
 
 def strided(array: Any, axes: str) -> Source:
-    """See a numpy-like array whose axes are named, one letter each, as ``(y, x, c)``; other axes have length 1."""
+    """Return a numpy-like array as a source ``(y, x, c)``.
+
+    Parameters
+    ----------
+    array
+        The array.
+    axes
+        One letter for each axis: y, x, c, or another one for axes of length 1.
+    """
     lengths = dict(zip(axes, array.shape, strict=True))
     shape = (lengths["y"], lengths["x"], lengths.get("c", 1))
     return Source(shape, np.dtype(array.dtype).newbyteorder("="), partial(read_strided, array, axes))
 
 
 def read_strided(array: Any, axes: str, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window of an array, axes in any order."""
+    """Read a window ``(y, x, c)`` of an array with its axes in any order."""
     window = {"y": rows, "x": cols, "c": slice(None)}
     block: NDArray[Any] = to_yxc(np.asarray(array[tuple(window.get(axis, 0) for axis in axes)]), axes)
     return block
 
 
 def to_yxc(block: Any, axes: str) -> Any:
-    """Bring a numpy or dask array without its other axes into the order ``(y, x, c)``."""
-    kept = [axis for axis in axes if axis in "yxc"]
-    if "c" not in kept:
-        return block.transpose([kept.index("y"), kept.index("x")])[..., None]
-    return block.transpose([kept.index(axis) for axis in "yxc"])
+    """Transpose a numpy or dask array, from which axes other than y, x and c were dropped, to ``(y, x, c)``."""
+    order = [axis for axis in axes if axis in "yxc"]
+    if "c" not in order:
+        return block.transpose([order.index("y"), order.index("x")])[..., None]
+    return block.transpose([order.index(axis) for axis in "yxc"])
 
 
-def check_pixels(shape: Sequence[int], dtype: np.dtype[Any], what: str) -> None:
-    """Refuse what is not a picture of at least one pixel of a known type."""
+def check_pixels(shape: Sequence[int], dtype: np.dtype[Any], name: str) -> None:
+    """Check that an array can be an image.
+
+    Raises
+    ------
+    ValueError
+        If it has fewer than two axes, no pixels, chunks of unknown length, or a dtype that is not supported. The
+        message starts with `name`.
+    """
     if len(shape) < 2:
-        raise ValueError(f"{what} has {len(shape)} axes, shape {tuple(shape)}: a picture needs (y, x) or (y, x, bands)")
+        raise ValueError(f"{name} has {len(shape)} axes, shape {tuple(shape)}: an image needs (y, x) or (y, x, bands)")
     if any(length != length for length in shape):
-        raise ValueError(f"{what} has chunks of unknown length: call its compute_chunk_sizes() first")
+        raise ValueError(f"{name} has chunks of unknown length: call its compute_chunk_sizes() first")
     if 0 in shape:
-        raise ValueError(f"{what} is empty, shape {tuple(shape)}: a picture needs at least one pixel")
+        raise ValueError(f"{name} is empty, shape {tuple(shape)}: an image needs at least one pixel")
     if dtype.kind == "b":
-        raise ValueError(f"{what} is a 1-bit mask, not a picture: give the picture that it belongs to")
+        raise ValueError(f"{name} is a 1-bit mask, not an image: pass the image that it belongs to")
     if dtype.name not in DTYPES:
-        converting = "convert it, e.g. with astype('float32') or gdal_translate -ot Float32"
-        remedy = "take its absolute value" if dtype.kind == "c" else converting
-        raise ValueError(f"{what} holds {dtype.name} pixels, not {', '.join(DTYPES)}: {remedy}")
+        convert = "convert it, e.g. with astype('float32') or gdal_translate -ot Float32"
+        remedy = "take its absolute value" if dtype.kind == "c" else convert
+        raise ValueError(f"{name} has {dtype.name} pixels, not {', '.join(DTYPES)}: {remedy}")
 
 
-def check_bands(count: int, what: str) -> None:
-    """Refuse more bands than a picture may have."""
+def check_bands(count: int, name: str) -> None:
+    """Check the number of bands, without alpha.
+
+    Raises
+    ------
+    ValueError
+        If there are more than `MAX_BANDS`.
+    """
     if count > MAX_BANDS:
-        remedy = "pick those you need first, e.g. gdal_translate -b 4 -b 3 -b 2"
-        raise ValueError(f"{what} has {count} bands, more than {MAX_BANDS}: {remedy}")
+        remedy = "select the ones you need first, e.g. gdal_translate -b 4 -b 3 -b 2"
+        raise ValueError(f"{name} has {count} bands, more than {MAX_BANDS}: {remedy}")
 
 
-def axes_by_shape(shape: Sequence[int], what: str) -> str:
-    """Name unnamed axes: bands are the last or else the first axis, if it is short and the shortest."""
+def axes_by_shape(shape: Sequence[int], name: str) -> str:
+    """Name the axes of an array by its shape.
+
+    The bands are the last axis, or else the first one, if it has at most `MAX_BANDS` entries and no axis is shorter.
+
+    Returns
+    -------
+    str
+        One letter for each axis: y, x, c, or - for a dropped axis of length 1.
+
+    Raises
+    ------
+    ValueError
+        If the axes cannot be told apart.
+    """
     spare = len(shape) - 3
     letters: list[str] = []
     for length in shape:
@@ -132,24 +203,24 @@ def axes_by_shape(shape: Sequence[int], what: str) -> str:
         letters.append("-" if dropped else "?")
     lengths = [length for length, letter in zip(shape, letters, strict=True) if letter == "?"]
     if len(lengths) > 3:
-        raise ValueError(f"{what} has shape {tuple(shape)}: pass one plane of it, (y, x) or (y, x, bands)")
-    order = iter("yx" if len(lengths) == 2 else _order(lengths, what))
+        raise ValueError(f"{name} has shape {tuple(shape)}: pass one plane of it, (y, x) or (y, x, bands)")
+    order = iter("yx" if len(lengths) == 2 else _order_3d(lengths, name))
     return "".join(next(order) if letter == "?" else letter for letter in letters)
 
 
-def _order(lengths: list[int], what: str) -> str:
-    """Order the axes of a 3-D shape."""
+def _order_3d(lengths: list[int], name: str) -> str:
+    """Return the axis letters of a 3-D shape."""
     first, middle, last = lengths
     if last <= min(MAX_BANDS, first, middle):
         return "yxc"
     if first <= min(MAX_BANDS, middle, last):
         return "cyx"
     shape = (first, middle, last)
-    raise ValueError(f"{what} has shape {shape} and no axis of 1 to {MAX_BANDS} bands: pass one plane, e.g. array[0]")
+    raise ValueError(f"{name} has shape {shape} and no axis of 1 to {MAX_BANDS} bands: pass one plane, e.g. array[0]")
 
 
 def short_name(path: Path) -> str:
-    """Take a file's name without the suffixes that say what it is."""
+    """Return the name of a file without the suffixes of image formats."""
     name = path.name
     while Path(name).suffix.lower() in SUFFIXES:
         name = Path(name).stem
@@ -157,13 +228,13 @@ def short_name(path: Path) -> str:
 
 
 def file_token(paths: Sequence[Path]) -> str:
-    """Hash what changes when a file is written: path, size, modification time."""
+    """Return a hash of path, size and modification time of files, which changes when one is written."""
     stats = [(str(path.resolve()), path.stat()) for path in sorted(set(paths))]
     return str(tokenize([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
 
 
 def as_number(text: object) -> float | None:
-    """Read a nodata value: a number, its text, or xarray's base64 of eight bytes."""
+    """Parse a nodata value: a number, its text, or eight bytes in base64 as xarray writes it; else None."""
     if isinstance(text, (int, float, np.number)) and not isinstance(text, bool):
         return float(text)
     if not isinstance(text, str):

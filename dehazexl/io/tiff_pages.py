@@ -1,4 +1,4 @@
-"""Pixels of TIFF pages: mapped, or tile by tile and strip by strip."""
+"""Pixels of TIFF pages, memory-mapped or decoded by tile and strip."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.io.source import named
+from dehazexl.io.source import report_damage
 
 if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
 
-JPEG = (6, 7, 34892, 33007)  # compressions whose tables stand outside the tiles
+JPEG = (6, 7, 34892, 33007)  # compressions that store tables outside the tiles
 
 
 def check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, key: tifffile.TiffPage) -> None:
-    """Refuse a page with a tile or strip past the end of the file, by the table of tiles alone."""
+    """Check, from the table of tiles, that no tile or strip of a page extends beyond the end of the file.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated.
+    """
     path = tiff_path(page)
     size, count = path.stat().st_size, math.prod(key.chunked)
     if min(len(page.dataoffsets), len(page.databytecounts)) < count:
@@ -29,15 +35,15 @@ def check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, key: tifffile.T
     ends = np.asarray(page.dataoffsets[:count], np.uint64) + np.asarray(page.databytecounts[:count], np.uint64)
     (beyond,) = np.nonzero(ends > size)
     if beyond.size:
-        place = segment_name(key, int(beyond[0]))
+        first = segment_name(key, int(beyond[0]))
         raise ValueError(
-            f"{path} is cut short: {place} and {beyond.size - 1} more of {count} end at byte {int(ends.max())}"
+            f"{path} is cut short: {first} and {beyond.size - 1} more of {count} end at byte {int(ends.max())}"
             f" but the file has {size}; copy or download it again"
         )
 
 
 def segment_name(page: tifffile.TiffPage, index: int) -> str:
-    """Name a tile or strip for people, numbers from 0."""
+    """Return the name of a tile or strip for messages, counting from 0."""
     down, across = segment_grid(page)
     row, col = divmod(index % (down * across), across)
     if page.is_tiled:
@@ -46,24 +52,36 @@ def segment_name(page: tifffile.TiffPage, index: int) -> str:
 
 
 def segment_sides(page: tifffile.TiffPage) -> tuple[int, int]:
-    """Height and width of a tile or strip, in pixels."""
+    """Return height and width of a tile or strip in pixels."""
     return (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
 
 
 def segment_grid(page: tifffile.TiffPage) -> tuple[int, int]:
-    """Tiles down and across."""
+    """Return the number of tiles or strips down and across."""
     height, width = segment_sides(page)
     return math.ceil(page.imagelength / height), math.ceil(page.imagewidth / width)
 
 
 def tiff_path(page: tifffile.TiffPage | tifffile.TiffFrame) -> Path:
-    """Find the file that holds a page: OME-TIFF spreads over several."""
+    """Return the file that contains a page; an OME-TIFF can consist of several."""
     return Path(page.parent.filehandle.path)
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """Pixels that lie bare in a file, mapped for each read so that no file stays open and tasks can be sent."""
+    """Uncompressed, contiguous pixels of a file.
+
+    They are memory-mapped for each read, so no file stays open and dask tasks can be pickled.
+
+    Attributes
+    ----------
+    path
+        The file.
+    dtype, shape
+        Data type, with byte order, and shape of the array.
+    offset
+        Position of the first pixel in bytes.
+    """
 
     path: Path
     dtype: np.dtype[Any]
@@ -71,11 +89,11 @@ class Mapped:
     offset: int
 
     def __getitem__(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
-        """Read a window."""
+        """Read the elements at an index."""
         return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index])
 
     def check(self) -> None:
-        """Refuse a file that ends before its last pixel."""
+        """Raise ValueError if the file ends before its last pixel."""
         size, end = self.path.stat().st_size, self.offset + math.prod(self.shape) * self.dtype.itemsize
         if end > size:
             raise ValueError(
@@ -86,10 +104,16 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Plane:
-    """One page of a TIFF, read without tifffile's lock and without holding the file open.
+    """A page of a TIFF, read without the lock of tifffile and without keeping the file open.
 
-    Its decoder is a closure that cannot be pickled, so it is made again in each process, from the page's
-    place in the file.
+    The decoder is a closure, which cannot be pickled, so each process creates its own from the position of the page.
+
+    Attributes
+    ----------
+    path
+        The file.
+    offset
+        Position of the page in bytes.
     """
 
     path: Path
@@ -97,27 +121,27 @@ class Plane:
 
     @cached_property
     def page(self) -> tifffile.TiffPage:
-        """The page, with all that decoding needs."""
+        """The page with its decoder."""
         import tifffile
 
-        with named(self.path, "TIFF"), tifffile.TiffFile(self.path) as tif:
+        with report_damage(self.path, "TIFF"), tifffile.TiffFile(self.path) as tif:
             tif.filehandle.seek(self.offset)
             page = tifffile.TiffPage(tif, 0)
             if page.planarconfig == 2 and page.compression in JPEG:
-                # A JPEG of one band has no colors to convert, and its decoder refuses to be asked for them.
+                # A JPEG of one band has no colors to convert, and its decoder fails if asked to.
                 page.photometric = tifffile.PHOTOMETRIC.MINISBLACK
             elif page.compression == 7 and page.samplesperpixel == 3 and int(page.photometric) == 1:
-                # Three bands that are no colors: libjpeg would take them for YCbCr.
+                # Three bands that are not colors, which libjpeg would decode as YCbCr.
                 page.photometric, page.extrasamples = tifffile.PHOTOMETRIC.RGB, ()
             page.init_decode()
             return page
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the decoder behind."""
+        """Exclude the decoder."""
         return {"path": self.path, "offset": self.offset}
 
     def read(self, rows: slice, cols: slice) -> NDArray[Any]:
-        """Decode the tiles or strips under a window, ``(y, x, samples)``."""
+        """Decode the tiles or strips in a window ``(y, x, samples)``."""
         page = self.page
         shape = (rows.stop - rows.start, cols.stop - cols.start, page.samplesperpixel)
         window = np.full(shape, page.nodata, page.dtype)
@@ -127,12 +151,12 @@ class Plane:
                 if not length:
                     continue
                 file.seek(offset)
-                block, place = self.decode(file.read(length), index)
-                paste(window[..., place[0] :], block, place[2] - rows.start, place[3] - cols.start)
+                block, (sample, _, y, x, *_) = self.decode(file.read(length), index)
+                paste(window[..., sample:], block, y - rows.start, x - cols.start)
         return window
 
     def segments(self, rows: slice, cols: slice) -> Iterator[int]:
-        """List the indices of the tiles or strips under a window."""
+        """Yield the indices of the tiles or strips in a window."""
         page = self.page
         (height, width), (down, across) = segment_sides(page), segment_grid(page)
         for plane in range(page.samplesperpixel if page.planarconfig == 2 else 1):
@@ -141,26 +165,41 @@ class Plane:
                     yield (plane * down + row) * across + col
 
     def decode(self, data: bytes, index: int) -> tuple[NDArray[Any], tuple[int, ...]]:
-        """Decode a tile or strip: its pixels ``(y, x, samples)`` and its place ``(sample, z, y, x, 0)``."""
+        """Decode a tile or strip.
+
+        Returns
+        -------
+        numpy.ndarray
+            Pixels ``(y, x, samples)``.
+        tuple of int
+            Position ``(sample, z, y, x, 0)`` of the first pixel.
+
+        Raises
+        ------
+        ValueError
+            If the tile is damaged, or its compression is not supported.
+        """
         page = self.page
         tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in JPEG else {}
         try:
-            block, place, _ = page.decode(data, index, **tables)
+            block, position, _ = page.decode(data, index, **tables)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             name = segment_name(page, index)
-            raise ValueError(f"{self.path} is damaged at {name}, or its codec is unknown: {error}") from error
+            raise ValueError(
+                f"{self.path} is damaged at {name}, or its compression is not supported: {error}"
+            ) from error
         assert block is not None
-        return block[0], place
+        return block[0], position
 
 
 def paste(window: NDArray[Any], block: NDArray[Any], top: int, left: int) -> None:
-    """Copy the part of a block that falls into a window; ``top`` and ``left`` may be negative."""
+    """Copy the part of a block that lies in a window, at row `top` and column `left`, which may be negative."""
     bottom, right = min(top + block.shape[0], window.shape[0]), min(left + block.shape[1], window.shape[1])
     part = block[max(-top, 0) : bottom - top, max(-left, 0) : right - left]
     window[max(top, 0) : bottom, max(left, 0) : right, : block.shape[2]] = part
 
 
 def read_planes(planes: Sequence[Plane], rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window of pages that hold the bands."""
+    """Read a window ``(y, x, c)`` from the pages that hold the bands."""
     blocks = [plane.read(rows, cols) for plane in planes]
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=-1)

@@ -1,4 +1,4 @@
-"""TIFF: GeoTIFF, COG, OME-TIFF, with overviews and masks."""
+"""Reader of TIFF files (GeoTIFF, COG, OME-TIFF) with overviews and masks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from dehazexl.io.source import (
     axes_by_shape,
     check_bands,
     check_pixels,
+    chunk_length,
     file_token,
-    grouped,
     lazy,
-    named,
+    report_damage,
     short_name,
     strided,
 )
@@ -48,38 +48,44 @@ KEPT_TAGS = {
     34675: "icc_profile",
 }
 ORIENTATION = 274
-MIRRORED, UPSIDE_DOWN, LYING = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
-"""Values of the tag Orientation: a picture is upright once rows and columns have changed places (lying), then the order
-of rows (upside down) and of columns (mirrored) is the other way round."""
+MIRRORED, UPSIDE_DOWN, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+"""Values of the tag Orientation. An image becomes upright by swapping rows and columns (transposed), then reversing the
+order of rows (upside down) and of columns (mirrored)."""
 UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer"}
 COLOR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw color filter array"}
 QUIET = logging.NullHandler()
-STRIP_ROWS = 256  # rows: the least height of a chunk of strips, the side of a network tile
-STRIP_AREA = 2048 * 2048  # pixels: about what a chunk of whole rows holds, where columns cannot be read apart
+STRIP_ROWS = 256  # rows of a chunk of strips at least: the side of a network tile
+STRIP_AREA = 2048 * 2048  # pixels in a chunk of whole rows, approximately, where columns cannot be read separately
 
 
 def open_tiff(path: Path) -> Image:
-    """Describe a TIFF: its first image, with the overviews and the mask that go with it."""
+    """Open the first image of a TIFF with its overviews and its mask.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or truncated, or its axes, colors or dtype are not supported.
+    """
     import tifffile
 
-    # What tifffile notes of a damaged file, our error says; handled, it does not go to stderr as well.
+    # Errors of a damaged file are raised; a handler keeps the same notes of tifffile from appearing on stderr.
     logging.getLogger("tifffile").addHandler(QUIET)
-    with named(path, "TIFF"), tifffile.TiffFile(path) as tif:
+    with report_damage(path, "TIFF"), tifffile.TiffFile(path) as tif:
         check_directories(tif, path)
         return describe_tiff(tif, path)
 
 
 def check_directories(tif: tifffile.TiffFile, path: Path) -> None:
-    """Refuse a file whose list of pages runs past its end; tifffile would drop those pages silently."""
+    """Raise ValueError if the list of pages continues beyond the end of the file; tifffile would silently drop them."""
     form, file = tif.tiff, tif.filehandle
-    cut = f"{path} is cut short: {{}} lies past the end of its {file.size} bytes; copy or download it again"
+    truncated = f"{path} is cut short: {{}} lies past the end of its {file.size} bytes; copy or download it again"
     if not len(tif.pages):
-        raise ValueError(cut.format("its list of tiles"))
+        raise ValueError(truncated.format("its list of tiles"))
     offset, seen = tif.pages.first.offset, set[int]()
     while offset and offset not in seen:
         seen.add(offset)
         if offset + form.tagnosize > file.size:
-            raise ValueError(cut.format(f"page {len(seen) - 1}"))
+            raise ValueError(truncated.format(f"page {len(seen) - 1}"))
         file.seek(offset)
         (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
         file.seek(offset + form.tagnosize + tags * form.tagsize)
@@ -87,35 +93,37 @@ def check_directories(tif: tifffile.TiffFile, path: Path) -> None:
         offset = struct.unpack(form.offsetformat, link)[0] if len(link) == form.offsetsize else file.size
     for number, overview in enumerate(tif.pages.first.subifds or ()):
         if overview > file.size:
-            raise ValueError(cut.format(f"overview {number + 1}"))
+            raise ValueError(truncated.format(f"overview {number + 1}"))
 
 
 def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
-    """Gather what an open TIFF says of its first image."""
+    """Describe the first image of an open TIFF."""
     series = tif.series[0]
     page = series.keyframe
     check_colors(page, path)
     check_pixels(series.shape, np.dtype(series.dtype or "O"), str(path))
     axes = tiff_axes(series, path)
-    opened = [tiff_source(level, axes, path) for level in tiff_levels(tif)]
-    count = opened[0][0].shape[2]
+    sources = [tiff_source(level, axes, path) for level in tiff_levels(tif)]
+    count = sources[0][0].shape[2]
     names, roles = tiff_bands(tif, count)
     check_bands(count - ("alpha" in roles), str(path))
     mask = None if "alpha" in roles else tiff_mask(tif, path)
-    if mask is not None and opened[0][0].shape[:2] in mask:
-        opened = [(with_mask(each, mask[each.shape[:2]]), chunk) for each, chunk in opened if each.shape[:2] in mask]
+    if mask is not None and sources[0][0].shape[:2] in mask:
+        sources = [
+            (with_mask(source, mask[source.shape[:2]]), chunk) for source, chunk in sources if source.shape[:2] in mask
+        ]
         names, roles = [*names, "mask"], [*roles, "alpha"]
-    token = file_token([tiff_path(each) for level in tiff_levels(tif) for each in level.pages if each is not None])
+    token = file_token([tiff_path(part) for level in tiff_levels(tif) for part in level.pages if part is not None])
     bands, rgb, alpha = describe_bands(names, roles)
     geo = Geo.from_tags({code: page.tags[code].value for code in GEO_TAGS if code in page.tags})
-    # A picture with a place on the ground is taken as it lies in the file, as GDAL does.
+    # The orientation of a georeferenced image is ignored, as in GDAL.
     orientation = 1 if geo is not None else int(page.tags.valueof(ORIENTATION) or 1)
-    opened = [turned(each, chunk, orientation) for each, chunk in opened]
+    sources = [apply_orientation(source, chunk, orientation) for source, chunk in sources]
     scale, units = ome_scale(tif)
     if units == "pixel" and geo is not None and geo.meters is not None:
         scale, units = geo.meters, "meter"
     return Image(
-        levels=tuple(lazy(each, chunk, f"tiff-{token}-{number}") for number, (each, chunk) in enumerate(opened)),
+        levels=tuple(lazy(source, chunk, f"tiff-{token}-{number}") for number, (source, chunk) in enumerate(sources)),
         name=short_name(path),
         bands=bands,
         rgb=rgb,
@@ -131,12 +139,14 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
 
 
 def check_colors(page: tifffile.TiffPage, path: Path) -> None:
-    """Refuse color spaces that are neither gray nor RGB once decoded."""
+    """Raise ValueError for color spaces that are not decoded to gray or RGB."""
     import tifffile
 
     if 50706 in page.tags:
-        raise ValueError(f"{path} is a raw picture (DNG), which opens as its thumbnail: develop it to TIFF first")
-    # GDAL's palettes may say that they are gray.
+        raise ValueError(
+            f"{path} is a raw image (DNG), of which only the thumbnail could be opened: develop it to TIFF first"
+        )
+    # Palettes written by GDAL can be labeled as gray.
     space = 3 if 320 in page.tags and page.samplesperpixel == 1 else int(page.photometric)
     if space in COLOR_SPACES:
         remedy = f"gdal_translate {'-expand rgb ' if space == 3 else ''}{path.name} rgb.tif"
@@ -146,7 +156,7 @@ def check_colors(page: tifffile.TiffPage, path: Path) -> None:
 
 
 def tiff_axes(series: tifffile.TiffPageSeries, path: Path) -> str:
-    """Name a series' axes by one letter each: y, x, c, or - for one of length 1."""
+    """Return one letter for each axis of a series: y, x, c, or - for an axis of length 1."""
     sized = list(zip(series.axes, series.shape, strict=True))
     if "Q" in series.axes:
         axes = axes_by_shape(series.shape, str(path))
@@ -161,9 +171,9 @@ def tiff_axes(series: tifffile.TiffPageSeries, path: Path) -> str:
 
 
 def tiff_levels(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
-    """List the first image and its overviews, finest first, each smaller than the one before."""
+    """Return the first image and its overviews, finest first, each smaller than the one before."""
     first = tif.series[0]
-    # tifffile pairs only overviews that follow one factor; GDAL writes any, each flagged as reduced.
+    # tifffile only groups overviews with a constant factor; those of GDAL can have any size, with a flag.
     loose = [
         level
         for series in tif.series[1:]
@@ -178,12 +188,34 @@ def tiff_levels(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
 
 
 def tiff_kind(series: tifffile.TiffPageSeries) -> tuple[str, str, int]:
-    """Tell what a picture and its overviews have in common."""
+    """Return the properties that an image shares with its overviews: axes, dtype and samples per pixel."""
     return series.axes, str(series.dtype), series.keyframe.samplesperpixel
 
 
 def tiff_source(series: tifffile.TiffPageSeries, axes: str, path: Path) -> tuple[Source, tuple[int, int]]:
-    """Choose how a level is read: mapped if its pixels lie bare in the file, else tile by tile or strip by strip."""
+    """Return the source of a level, memory-mapped if its pixels are uncompressed and contiguous.
+
+    Parameters
+    ----------
+    series
+        The level.
+    axes
+        One letter for each axis, see `tiff_axes`.
+    path
+        The file, for messages.
+
+    Returns
+    -------
+    source : Source
+        Pixels ``(y, x, c)``, read on demand.
+    chunk : tuple of int
+        Rows and columns of a chunk.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, or pages are missing.
+    """
     if series.dataoffset is not None:
         dtype = np.dtype(series.dtype).newbyteorder(series.keyframe.parent.byteorder)
         mapped = Mapped(tiff_path(series.keyframe), dtype, series.shape, series.dataoffset)
@@ -202,15 +234,15 @@ def tiff_source(series: tifffile.TiffPageSeries, axes: str, path: Path) -> tuple
 
 
 def tiff_chunk(page: tifffile.TiffPage) -> tuple[int, int]:
-    """Group tiles into chunks, and strips into chunks of whole rows."""
+    """Return rows and columns of a chunk: several tiles, or strips of whole rows."""
     if page.is_tiled:
-        return grouped(page.tilelength), grouped(page.tilewidth)
+        return chunk_length(page.tilelength), chunk_length(page.tilewidth)
     rows = max(STRIP_ROWS, min(CHUNK, STRIP_AREA // page.imagewidth))
     return math.ceil(rows / page.rowsperstrip) * page.rowsperstrip, page.imagewidth
 
 
 def tiff_mask(tif: tifffile.TiffFile, path: Path) -> dict[tuple[int, ...], Source] | None:
-    """Find GDAL's internal mask, one source for each size it has; 0 where there is no picture."""
+    """Return the internal mask written by GDAL as a source for each size, 0 where there is no image; or None."""
     for series in tif.series[1:]:
         if int(series.keyframe.subfiletype) & 4 and series.axes == "YX":
             levels = (tiff_source(level, "yx", path)[0] for level in series.levels)
@@ -219,40 +251,40 @@ def tiff_mask(tif: tifffile.TiffFile, path: Path) -> dict[tuple[int, ...], Sourc
 
 
 def with_mask(source: Source, mask: Source) -> Source:
-    """Append a mask to a picture as its last band."""
+    """Append a mask ``(y, x, 1)`` to an image as its last band."""
     return Source((*source.shape[:2], source.shape[2] + 1), source.dtype, partial(read_masked, source, mask))
 
 
 def read_masked(source: Source, mask: Source, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window of a picture and its mask; the mask is opaque at the dtype's white."""
+    """Read a window of an image and its mask, which is scaled to the white of the dtype."""
     opaque = np.iinfo(source.dtype).max if source.dtype.kind == "u" else 1
     band = (mask.read(rows, cols) != 0).astype(source.dtype) * source.dtype.type(opaque)
     return np.concatenate([source.read(rows, cols), band], axis=-1)
 
 
-def turned(source: Source, chunk: tuple[int, int], orientation: int) -> tuple[Source, tuple[int, int]]:
-    """Turn a picture upright, see `LYING`."""
-    if orientation not in {*MIRRORED, *UPSIDE_DOWN, *LYING}:
+def apply_orientation(source: Source, chunk: tuple[int, int], orientation: int) -> tuple[Source, tuple[int, int]]:
+    """Return the source and chunk of an image in upright orientation, see `TRANSPOSED`."""
+    if orientation not in {*MIRRORED, *UPSIDE_DOWN, *TRANSPOSED}:
         return source, chunk
     height, width, bands = source.shape
-    shape = (width, height, bands) if orientation in LYING else source.shape
-    upright = Source(shape, source.dtype, partial(read_turned, source, orientation))
-    return upright, chunk[::-1] if orientation in LYING else chunk
+    shape = (width, height, bands) if orientation in TRANSPOSED else source.shape
+    upright = Source(shape, source.dtype, partial(read_upright, source, orientation))
+    return upright, chunk[::-1] if orientation in TRANSPOSED else chunk
 
 
-def read_turned(source: Source, orientation: int, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window of an upright picture from one that is not."""
-    height, width = source.shape[:2] if orientation not in LYING else source.shape[1::-1]
+def read_upright(source: Source, orientation: int, rows: slice, cols: slice) -> NDArray[Any]:
+    """Read a window of the upright image from a source in another orientation."""
+    height, width = source.shape[:2] if orientation not in TRANSPOSED else source.shape[1::-1]
     if orientation in UPSIDE_DOWN:
         rows = slice(height - rows.stop, height - rows.start)
     if orientation in MIRRORED:
         cols = slice(width - cols.stop, width - cols.start)
-    block = source.read(cols, rows).swapaxes(0, 1) if orientation in LYING else source.read(rows, cols)
+    block = source.read(cols, rows).swapaxes(0, 1) if orientation in TRANSPOSED else source.read(rows, cols)
     return block[:: -1 if orientation in UPSIDE_DOWN else 1, :: -1 if orientation in MIRRORED else 1]
 
 
 def tiff_bands(tif: tifffile.TiffFile, count: int) -> tuple[list[str | None], list[str | None]]:
-    """Read the bands' names and roles: color space, alpha samples, then GDAL's or OME's own words."""
+    """Read names and roles of the bands from color space and alpha samples, then from the metadata of GDAL or OME."""
     page = tif.series[0].keyframe
     names: list[str | None] = [None] * count
     roles: list[str | None] = [None] * count
@@ -261,21 +293,21 @@ def tiff_bands(tif: tifffile.TiffFile, count: int) -> tuple[list[str | None], li
     extra = [int(kind) for kind in page.extrasamples][:count]
     for band, kind in enumerate(extra, start=count - len(extra)):
         roles[band] = "alpha" if kind in (1, 2) else "undefined"
-    for item in parsed(page.tags.valueof(42112)).iter("Item"):
+    for item in parse_xml(page.tags.valueof(42112)).iter("Item"):
         band, text = int(item.get("sample", -1)), item.text
         if 0 <= band < count and text and item.get("role") == "description":
-            names[band] = unescape(text)  # GDAL escapes what is escaped in XML already
+            names[band] = unescape(text)  # GDAL escapes the text before XML escapes it again
         if 0 <= band < count and text and item.get("role") == "colorinterp":
             roles[band] = text.lower()
-    channels = list(parsed(tif.ome_metadata).findall("{*}Image[1]/{*}Pixels/{*}Channel"))
+    channels = list(parse_xml(tif.ome_metadata).findall("{*}Image[1]/{*}Pixels/{*}Channel"))
     if len(channels) == count:
         names = [channel.get("Name") for channel in channels]
         roles = [ome_role(channel.get("Color")) or role for channel, role in zip(channels, roles, strict=True)]
     return names, roles
 
 
-def parsed(xml: str | None) -> ElementTree.Element:
-    """Parse metadata that is XML; none, or one that is broken, is empty."""
+def parse_xml(xml: str | None) -> ElementTree.Element:
+    """Parse XML metadata; missing or malformed metadata gives an empty element."""
     try:
         return ElementTree.fromstring(xml or "<none/>")
     except ElementTree.ParseError:
@@ -283,13 +315,13 @@ def parsed(xml: str | None) -> ElementTree.Element:
 
 
 def ome_role(color: str | None) -> str | None:
-    """Read an OME-XML color, a signed integer 0xRRGGBBAA."""
+    """Return the role of an OME-XML color, a signed integer 0xRRGGBBAA."""
     return OME_COLORS.get(f"{(int(color) & 0xFFFFFFFF) >> 8:06X}") if color else None
 
 
 def ome_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
-    """Read OME-XML's pixel size."""
-    pixels = parsed(tif.ome_metadata).find("{*}Image[1]/{*}Pixels")
+    """Read the size ``(y, x)`` of a pixel and its unit from OME-XML."""
+    pixels = parse_xml(tif.ome_metadata).find("{*}Image[1]/{*}Pixels")
     size = {} if pixels is None else pixels.attrib
     unit = size.get("PhysicalSizeXUnit", "µm")
     if "PhysicalSizeX" not in size or "PhysicalSizeY" not in size or size.get("PhysicalSizeYUnit", "µm") != unit:
@@ -298,14 +330,14 @@ def ome_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
 
 
 def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
-    """Keep the tags that people wrote, and the resolution."""
+    """Return the descriptive tags and the resolution of a page."""
     kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
     if page.is_ome or page.is_shaped or page.is_imagej:
         kept.pop("description", None)
-    # Scale, offset, unit, wavelengths...: what GDAL knows beside names and colors, but no statistics of old pixels.
+    # GDAL metadata such as scale, offset, unit and wavelength; not statistics, which belong to the old pixels.
     items = [
         ElementTree.tostring(item, encoding="unicode").strip()
-        for item in parsed(page.tags.valueof(42112)).iter("Item")
+        for item in parse_xml(page.tags.valueof(42112)).iter("Item")
         if item.get("role") not in ("description", "colorinterp") and not item.get("name", "").startswith("STATISTICS_")
     ]
     return kept | ({"gdal_items": "".join(items)} if items else {})

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dehazexl.image.image import Image
-from dehazexl.image.nodata import held
+from dehazexl.image.nodata import nodata_as_dtype
 from dehazexl.io.blocks import computed
-from dehazexl.io.disk import meet, room
+from dehazexl.io.disk import disk_full_message, paths_overlap
 from dehazexl.io.photo_write import check_picture, write_picture
 from dehazexl.io.tiff_write import Compression, write_tiff
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
@@ -286,7 +286,7 @@ def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
             f"the picture has shape {array.shape}, but the one it is like has {like.levels[0].shape}: "
             "crop `like` the same way (levels, geo.moved), or leave it out"
         )
-    return replace(like, levels=(array,), nodata=held(like.nodata, array.dtype))
+    return replace(like, levels=(array,), nodata=nodata_as_dtype(like.nodata, array.dtype))
 
 
 def _plain(array: da.Array) -> Image:
@@ -299,7 +299,7 @@ def _plain(array: da.Array) -> Image:
 def _check_place(path: Path, target: Image, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or choose another")
-    if target.path is not None and meet(path, target.path):
+    if target.path is not None and paths_overlap(path, target.path):
         raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
@@ -319,7 +319,7 @@ def _written(
     """Go through the steps, then give the result its name; leave nothing behind if that fails, unless to resume."""
     done = told = 0
     left = "which is kept, so make room and run it again" if resume else "which was removed"
-    with room(f"writing {part}, {left}", f"make room, or write {path.name} to another disk"):
+    with disk_full_message(f"writing {part}, {left}", f"make room, or write {path.name} to another disk"):
         try:
             _begin(part, resume)
             for step in steps:

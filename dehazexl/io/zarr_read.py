@@ -1,4 +1,4 @@
-"""Zarr 2 and 3, and OME-Zarr."""
+"""Reader of Zarr (versions 2 and 3) and OME-Zarr."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dehazexl.io.source import (
     axes_by_shape,
     check_bands,
     check_pixels,
+    chunk_length,
     file_token,
-    grouped,
     lazy,
-    named,
+    report_damage,
     short_name,
     strided,
 )
@@ -42,29 +42,36 @@ AXES = {
     "x": ("x", "lon", "longitude", "col", "cols", "column", "columns", "easting", "width"),
     "c": ("c", "s", "channel", "channels", "band", "bands", "sample", "samples", "wavelength", "rgb"),
 }
+"""Names of the axes y, x and c in Zarr metadata."""
 
 
 def open_zarr_path(path: Path) -> Image:
-    """Open a Zarr folder or zip file."""
+    """Open a Zarr folder or zip file.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or does not contain exactly one image.
+    """
     import zarr
 
     try:
         node = zarr.open(zarr.storage.ZipStore(path, mode="r") if path.is_file() else path, mode="r")
     except (ValueError, KeyError, TypeError, FileNotFoundError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no readable Zarr ({error}): check its zarr.json or .zarray") from error
+        raise ValueError(f"{path} is not a readable Zarr ({error}): check its zarr.json or .zarray") from error
     return open_zarr(node, path)
 
 
 def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None) -> Image:
-    """Describe a zarr array, a group that holds one, or OME-Zarr."""
+    """Describe a zarr array, a group with one array, or an OME-Zarr group."""
     where = str(path or node.store_path)
-    # What comes from a network may fail for other reasons than damage.
-    with nullcontext() if path is None else named(where, "Zarr"):
+    # Reading from a remote store can fail for reasons other than damage.
+    with nullcontext() if path is None else report_damage(where, "Zarr"):
         return describe_node(node, path, where)
 
 
 def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: str) -> Image:
-    """Describe it by what it turns out to be."""
+    """Describe a Zarr node according to its kind."""
     import zarr
 
     attrs: dict[str, Any] = dict(node.attrs)
@@ -82,25 +89,27 @@ def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: 
 
 
 def only_array(group: zarr.Group, where: str) -> zarr.Array[Any]:
-    """Find the one array of a group that can be a picture; coordinates have fewer axes."""
+    """Return the only array of a group with two or more axes; coordinates have fewer."""
     arrays: dict[str, zarr.Array[Any]] = {name: array for name, array in group.arrays() if array.ndim >= 2}
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     inside = ", ".join(sorted(arrays or set(group.group_keys()))[:8])
     if not inside:
-        raise ValueError(f"{where} is a Zarr group without a picture: it holds no array and no multiscales")
-    raise ValueError(f"{where} is a Zarr group of several: open one of them by its path, {where}/NAME with {inside}")
+        raise ValueError(f"{where} is a Zarr group without an image: it has no array and no multiscales")
+    raise ValueError(
+        f"{where} is a Zarr group with several members: open one of them by its path, {where}/NAME with {inside}"
+    )
 
 
 def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, where: str) -> Image:
-    """Describe an OME-Zarr image, 0.4 (zarr 2) or 0.5 (zarr 3)."""
+    """Describe an OME-Zarr image of version 0.4 (zarr 2) or 0.5 (zarr 3)."""
     image = ome["multiscales"][0] if ome["multiscales"] else None
     if not image or not image["datasets"]:
-        raise ValueError(f"{where} is an OME-Zarr without a picture: its multiscales list no level; write it again")
+        raise ValueError(f"{where} is an OME-Zarr without an image: its multiscales list no level; write it again")
     try:
         arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
     except KeyError as error:
-        raise ValueError(f"{where} lists a level {error} that it does not hold: write it again") from error
+        raise ValueError(f"{where} lists a level {error} that it does not contain: write it again") from error
     axes = [axis if isinstance(axis, str) else axis["name"] for axis in image.get("axes", "tczyx"[-arrays[0].ndim :])]
     letters = named_axes(axes, arrays[0].shape, where) or axes_by_shape(arrays[0].shape, where)
     attrs, channels = dict(group.attrs) | dict(arrays[0].attrs), ome.get("omero", {}).get("channels", [])
@@ -117,7 +126,7 @@ def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, wher
 
 
 def ngff_transform(image: Mapping[str, Any], ndim: int, where: str) -> tuple[list[float], list[float]]:
-    """Combine the finest level's scale and translation with those of the whole image."""
+    """Return scale and translation of the finest level, combined with those of the whole image, for each axis."""
     scale, translate = [1.0] * ndim, [0.0] * ndim
     for step in (image["datasets"][0], image):
         for transform in step.get("coordinateTransformations", []):
@@ -143,15 +152,36 @@ def describe_zarr(
     where: str,
     channels: Sequence[Mapping[str, Any]] = (),
 ) -> Image:
-    """Gather what is known of a picture in zarr arrays, finest first."""
+    """Describe an image from zarr arrays and their attributes.
+
+    Parameters
+    ----------
+    arrays
+        The image and its overviews, finest first.
+    axes
+        One letter for each axis, see `named_axes`.
+    attrs
+        Attributes of array and group.
+    path
+        The Zarr, or None if it is not a local file.
+    where
+        Name of the Zarr for messages.
+    channels
+        Channels in OME metadata.
+
+    Returns
+    -------
+    Image
+        Lazy ``(y, x, c)`` levels.
+    """
     finest = arrays[0]
     levels = zarr_levels(arrays, axes, where)
     count = levels[0][0].shape[2]
     token = zarr_token(finest)
     bands, rgb, alpha = describe_bands(*zarr_bands(attrs, channels, count))
-    own = attrs.get("dehazexl") or {}
-    if own:
-        rgb, alpha = tuple(own["rgb"]), own["alpha"]
+    saved = attrs.get("dehazexl") or {}
+    if saved:
+        rgb, alpha = tuple(saved["rgb"]), saved["alpha"]
     check_bands(count - (alpha is not None), where)
     return Image(
         levels=tuple(lazy(*level, f"zarr-{token}-{number}") for number, level in enumerate(levels)),
@@ -163,12 +193,12 @@ def describe_zarr(
         geo=Geo.from_attributes(attrs),
         path=path,
         fingerprint=token,
-        metadata=dict(own.get("metadata", {})),
+        metadata=dict(saved.get("metadata", {})),
     )
 
 
 def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> list[tuple[Source, tuple[int, int]]]:
-    """Turn arrays into sources and their chunks, each smaller than the one before."""
+    """Return a source and a chunk for each array that is smaller than the one before."""
     import zarr
 
     levels: list[tuple[Source, tuple[int, int]]] = []
@@ -180,25 +210,25 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
         if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
             raise ValueError(f"{where} has levels that differ in dtype or bands: write its overviews again")
         if not levels or math.prod(source.shape) < math.prod(levels[-1][0].shape):
-            # Some shards are as large as the picture, so they are read in parts; not from a zip, which would inflate
-            # all of a shard for each part.
+            # A shard can be as large as the image and is read in parts; except from a zip file, where each part would
+            # decompress the whole shard.
             zipped = isinstance(array.store, zarr.storage.ZipStore)
             stored = dict(zip(axes, (zipped and array.shards) or array.chunks, strict=True))
-            levels.append((source, (grouped(stored["y"]), grouped(stored["x"]))))
+            levels.append((source, (chunk_length(stored["y"]), chunk_length(stored["x"]))))
     return levels
 
 
 def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window; say where it is if a chunk in it cannot be decoded."""
+    """Read a window; raise ValueError with its position if a chunk in it cannot be decoded."""
     try:
         return source.read(rows, cols)
     except (RuntimeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
-        raise ValueError(f"{where} has a damaged chunk in {place} ({error}): copy or download it again") from error
+        position = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
+        raise ValueError(f"{where} has a damaged chunk in {position} ({error}): copy or download it again") from error
 
 
 def array_axes(array: zarr.Array[Any], where: str) -> str:
-    """Name a zarr array's axes by its dimension names (zarr 3, xarray), else by its shape."""
+    """Return one letter for each axis by its dimension name (zarr 3, xarray), else by the shape."""
     check_pixels(array.shape, array.dtype, where)
     names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     axes = named_axes(names, array.shape, where) if names and len(names) == array.ndim else ""
@@ -206,7 +236,7 @@ def array_axes(array: zarr.Array[Any], where: str) -> str:
 
 
 def named_axes(names: Sequence[str | None], shape: Sequence[int], where: str) -> str:
-    """Turn axis names into one letter each: y, x, c, or - for one of length 1; into nothing if y or x is missing."""
+    """Convert axis names to letters: y, x, c, or - for an axis of length 1; an empty string if y or x is missing."""
     known = {name: letter for letter, names in AXES.items() for name in names}
     letters = [known.get((name or "").lower(), "-") for name in names]
     if not {"y", "x"} <= set(letters):
@@ -221,7 +251,7 @@ def named_axes(names: Sequence[str | None], shape: Sequence[int], where: str) ->
 def zarr_bands(
     attrs: Mapping[str, Any], channels: Sequence[Mapping[str, Any]], count: int
 ) -> tuple[list[str | None], list[str | None]]:
-    """Read bands' names and roles: OME's channels, or rioxarray's long names."""
+    """Read names and roles of the bands from the channels of OME or the long names of rioxarray."""
     if len(channels) == count:
         roles = [OME_COLORS.get(str(channel.get("color", "")).upper()) for channel in channels]
         return [channel.get("label") or None for channel in channels], list(roles)
@@ -232,7 +262,7 @@ def zarr_bands(
 
 
 def zarr_nodata(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float | None:
-    """Read the nodata value; xarray and GDAL keep it as the fill value in zarr 2."""
+    """Read the nodata value, which xarray and GDAL store as the fill value in zarr 2."""
     for name in ("_FillValue", "nodata", "missing_value"):
         if (value := as_number(attrs.get(name))) is not None:
             return value
@@ -240,20 +270,20 @@ def zarr_nodata(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float | Non
 
 
 def zarr_token(array: zarr.Array[Any]) -> str:
-    """Hash what changes when pixels are written, without listing the chunks."""
+    """Return a hash that changes when pixels are written, without listing the chunks."""
     import zarr
 
     store = array.store
-    known = [str(array.store_path), str(array.metadata)]
+    identity = [str(array.store_path), str(array.metadata)]
     if isinstance(store, zarr.storage.LocalStore):
-        return str(tokenize(known, list(folder_times(Path(store.root) / array.path, chunk_depth(array)))))
+        return str(tokenize(identity, list(folder_times(Path(store.root) / array.path, chunk_depth(array)))))
     if isinstance(store, zarr.storage.ZipStore):
         return file_token([Path(store.path)])
-    return str(tokenize(known, uuid.uuid4().hex if isinstance(store, zarr.storage.MemoryStore) else None))
+    return str(tokenize(identity, uuid.uuid4().hex if isinstance(store, zarr.storage.MemoryStore) else None))
 
 
 def chunk_depth(array: zarr.Array[Any]) -> int:
-    """Count the levels of folders between an array and its chunks: c/0/1/2 has three, 0.1.2 none."""
+    """Return the number of folder levels between an array and its chunks: three for c/0/1/2, none for 0.1.2."""
     if array.metadata.zarr_format == 2:
         return array.ndim - 1 if array.metadata.dimension_separator == "/" else 0
     encoding: Any = array.metadata.chunk_key_encoding
@@ -261,7 +291,7 @@ def chunk_depth(array: zarr.Array[Any]) -> int:
 
 
 def folder_times(folder: Path, depth: int) -> Iterator[tuple[str, int]]:
-    """List the modification times of folders, this one and those so many levels below it."""
+    """Yield path and modification time (ns) of a folder and of its subfolders down to `depth` levels."""
     if not folder.exists():
         return
     yield str(folder), folder.stat().st_mtime_ns

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dehazexl.io.disk import replacing
+from dehazexl.io.disk import atomic_write
 from dehazexl.model import SPECS, DehazeXL, Spec
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = Fa
     if half:
         tensors = {k: v.half() for k, v in tensors.items()}
     about = {"format": FORMAT, "spec": model.spec.to_json()} | {k: json.dumps(v) for k, v in metadata.items()}
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         # Not save_file: it makes files that only their owner may read.
         part.write_bytes(save(tensors, about))
     return path

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dehazexl.io.disk import replacing
+from dehazexl.io.disk import atomic_write
 from dehazexl.model import DehazeXL, Spec
 from dehazexl.model.weights import read_pickle
 from dehazexl.training.config import Recipe
@@ -57,7 +57,7 @@ class State:
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in COUNTED},
         }
-        with replacing(path) as part, part.open("wb") as file:
+        with atomic_write(path) as part, part.open("wb") as file:
             torch.save(state, file)
 
     @classmethod

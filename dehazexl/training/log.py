@@ -7,7 +7,7 @@ import io
 import math
 from pathlib import Path
 
-from dehazexl.io.disk import replacing
+from dehazexl.io.disk import atomic_write
 
 COLUMNS = ["step", "seconds", "waited", "loss", "lr", "skipped", "psnr", "ssim"]
 """Of ``log.csv``, in order."""
@@ -44,7 +44,7 @@ def forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_log(path) if int(row["step"]) <= step]
-    with replacing(path) as part, part.open("w", newline="") as file:
+    with atomic_write(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)

@@ -48,7 +48,7 @@ class Settings:
         """Write what has changed now; say once if it cannot be."""
         from napari.utils.notifications import show_warning
 
-        from dehazexl.io.disk import replacing
+        from dehazexl.io.disk import atomic_write
 
         if self.values == self._written:
             return
@@ -59,7 +59,7 @@ class Settings:
         self._written, path = dict(self.values), settings_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as part:
+            with atomic_write(path) as part:
                 part.write_text(json.dumps(values))
         except OSError as error:
             if not self._told:

@@ -333,12 +333,12 @@ def bad_chunk(path: Path) -> None:
 
 BAD_PICTURES = {
     "missing": (lambda path: None, "does not exist"),
-    "text": (bad_text, "is no TIFF, Zarr, PNG or JPEG"),
+    "text": (bad_text, "is not a TIFF, Zarr, PNG or JPEG"),
     "empty": (lambda path: path.write_bytes(b"") and None, "is empty: copy or download it again"),
     "folder": (lambda path: path.mkdir(), "a folder without a picture"),
     "truncated": (bad_truncated, "cut short: tile 1 (row 0, column 1)"),
     "damaged": (bad_tile, "damaged at tile 1 (row 0, column 1)"),
-    "group": (bad_group, "a Zarr group without a picture"),
+    "group": (bad_group, "a Zarr group without an image"),
     "none": (bad_shape(0, 10), "is empty"),
     "1-d": (bad_shape(10), "has 1 axes"),
     "9 bands": (bad_shape(100, 100, 9), "no axis of 1 to 8 bands"),
@@ -365,7 +365,7 @@ BAD_OPTIONS = {
     "out.tif --region 7": "as in --region 0:1024,512:2048",
     "out.tif --range 5": "--range '5'",
     "out.tif --range 9,5": "two rising numbers",
-    "out.tif --bands 1,2,9": "bands has 9, which this picture has not",
+    "out.tif --bands 1,2,9": "bands has 9, which this image does not have",
     "out.tif --bands 1,2": "must list three bands",
     "out.tif --batch 0": "--batch '0'",
     "out.tif --strength 2": "strength must be between 0 and 1",

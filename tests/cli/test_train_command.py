@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     capsys.readouterr()
     assert main([*given, "--steps", "2", "--resume"]) == 2
     (line,) = [line for line in said(capsys).splitlines() if line.startswith("dehazexl: error:")]
-    assert "could not be written: No space left on device; the one before stands" in line
+    assert "could not be written: No space left on device; the previous file is kept" in line
     assert not list(out.glob(".*"))
     assert read_checkpoint(out / "checkpoint.pt")["step"] == 1
     load_model(out / "last.safetensors", device="cpu")

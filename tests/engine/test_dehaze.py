@@ -601,7 +601,7 @@ def test_tokens_serve_other_ways_of_decoding(tiny: DehazeXL, tmp_path: Path, opt
         ({"value_range": (0, 1, 2)}, "value range"),
         ({"value_range": 5}, "value range must be two rising numbers"),
         ({"batch": np.int64(0)}, "batch must be"),
-        ({"bands": [1, 2, 4]}, "bands has 4, which this picture has not"),
+        ({"bands": [1, 2, 4]}, "bands has 4, which this image does not have"),
         ({"bands": [0, 1, 2]}, "bands has 0"),
         ({"bands": ["nir", 1, 2]}, "bands has 'nir'"),
         ({"bands": [1, 2]}, "must list three bands"),

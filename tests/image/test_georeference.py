@@ -47,7 +47,7 @@ def read(path: Path) -> Geo:
 
 
 def rewritten(path: Path, geo: Geo) -> tuple[Affine, int | None]:
-    """What rasterio reads from a TIFF that holds the tags of `geo`."""
+    """Return the tags of `geo` as read by rasterio from a TIFF."""
     kinds = {34735: 3, 34737: 2}
     tags = [(code, kinds.get(code, 12), len(value), value, True) for code, value in geo.tags.items()]
     tifffile.imwrite(path, np.ones((20, 30), "uint8"), extratags=tags, metadata=None)
@@ -60,7 +60,7 @@ def composed(outer: Affine, inner: Affine) -> Affine:
     return Affine(*product.ravel()[:6].tolist())
 
 
-def test_a_pixel_has_a_size_where_the_ground_is_measured_in_meters(tmp_path: Path) -> None:
+def test_pixel_size_in_meters(tmp_path: Path) -> None:
     tall = Affine(5.0, 0.0, 485900.0, 0.0, -2.5, 5209247.0)
     assert write(tmp_path / "meters.tif", tall, 26914).meters == (2.5, 5.0)
     image = open_image(tmp_path / "meters.tif")
@@ -71,7 +71,7 @@ def test_a_pixel_has_a_size_where_the_ground_is_measured_in_meters(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("affine", "epsg", "kind"), PLACES)
-def test_reads_what_rasterio_wrote(tmp_path: Path, affine: Affine, epsg: int, kind: str) -> None:
+def test_reads_files_of_rasterio(tmp_path: Path, affine: Affine, epsg: int, kind: str) -> None:
     geo = write(tmp_path / "in.tif", affine, epsg, kind)
     assert set(geo.tags) <= set(GEO_TAGS)
     assert geo.affine == pytest.approx(tuple(affine)[:6], rel=1e-12)
@@ -99,7 +99,7 @@ def test_attributes_round_trip(tmp_path: Path, affine: Affine, epsg: int, kind: 
     attributes = json.loads(json.dumps(geo.to_attributes(), allow_nan=False))
     assert Geo.from_attributes(attributes) == geo
     assert attributes["proj:code"] == f"EPSG:{epsg}"
-    assert {said["name"] for said in attributes["zarr_conventions"]} == {"proj", "spatial"}
+    assert {convention["name"] for convention in attributes["zarr_conventions"]} == {"proj", "spatial"}
     del attributes["geotiff"]
     plain = Geo.from_attributes(attributes)
     assert plain is not None
@@ -144,7 +144,7 @@ def test_rational_polynomials(tmp_path: Path) -> None:
         file.write(np.ones((1, 20, 30), "uint8"))
     geo = read(tmp_path / "in.tif")
     assert Geo.from_attributes(json.loads(json.dumps(geo.to_attributes()))) == geo
-    # Lines and samples are 0 at the first pixel's center: the middle of the picture stays its middle.
+    # Lines and samples are 0 at the first pixel's center: the center of the image stays in place.
     for changed, line, sample in (
         (geo, (9.5, 10.0), (14.5, 15.0)),
         (geo.moved(4, 10), (5.5, 10.0), (4.5, 15.0)),
@@ -157,7 +157,7 @@ def test_rational_polynomials(tmp_path: Path) -> None:
         assert (found.lat_off, found.long_scale, found.line_num_coeff) == (46.0, 0.2, ones)
 
 
-def test_a_coordinate_system_without_a_place() -> None:
+def test_a_coordinate_system_without_a_transform() -> None:
     geo = Geo.from_attributes({"proj:code": "EPSG:26914"})
     assert geo is not None
     assert geo.affine is None and geo.epsg == 26914
@@ -165,24 +165,24 @@ def test_a_coordinate_system_without_a_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "attributes",
     [
         {"proj:wkt2": rasterio.crs.CRS.from_epsg(3857).to_wkt()},
         {"proj:projjson": {"type": "ProjectedCRS", "id": {"authority": "EPSG", "code": 3857}}},
         {"spatial_ref": rasterio.crs.CRS.from_epsg(3857).to_wkt()},
     ],
 )
-def test_other_ways_to_name_a_coordinate_system(said: dict[str, object]) -> None:
-    geo = Geo.from_attributes(said)
+def test_other_ways_to_name_a_coordinate_system(attributes: dict[str, object]) -> None:
+    geo = Geo.from_attributes(attributes)
     assert geo is not None and geo.epsg == 3857
 
 
-def test_nothing_known() -> None:
+def test_no_georeference() -> None:
     assert Geo.from_tags({256: 30, 42113: "0"}) is None
     assert Geo.from_attributes({"ome": {}, "nodata": 0}) is None
 
 
-def test_values_as_libraries_give_them() -> None:
+def test_tag_values_of_other_libraries() -> None:
     geo = Geo.from_tags({33550: np.array([2, 2, 0]), 33922: [0, 0, 0, 5, 6, 0], 34736: 6378137.0, 34737: b"WGS 84|\0"})
     assert geo is not None
     assert geo.tags == {

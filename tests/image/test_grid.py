@@ -23,7 +23,7 @@ def tile(grid: TileGrid, row: int, col: int) -> Window:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=name)
-def test_shares_sum_to_one_and_every_pixel_is_covered(grid: TileGrid) -> None:
+def test_weights_sum_to_one_and_every_pixel_is_covered(grid: TileGrid) -> None:
     all_tiles = grid.tile_window(grid.tiles)
     total = np.zeros((all_tiles.height, all_tiles.width))
     for row, col in grid.tiles.cells():
@@ -44,7 +44,7 @@ def test_no_tile_lies_outside(grid: TileGrid) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=name)
-def test_tiles_at_are_those_that_share_a_pixel(grid: TileGrid) -> None:
+def test_tiles_touching_share_a_pixel(grid: TileGrid) -> None:
     y, x = grid.height - 1, grid.width - 1
     for rows, cols in itertools.product([(0, 1), (y // 2, y + 1), (y, y + 1)], [(0, x + 1), (x // 3, x // 2 + 1)]):
         pixels = Window(*rows, *cols)
@@ -80,7 +80,7 @@ def test_reflect_is_numpys(size: int, before: int, after: int) -> None:
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
-def test_a_feather_ramps_only_towards_neighbors(overlap: int) -> None:
+def test_blend_ramps_only_towards_neighbors(overlap: int) -> None:
     assert np.all(blend_ramp(overlap, False, False) == 1)
     middle = blend_ramp(overlap, True, True)
     assert np.all(np.diff(middle[:overlap]) > 0)
@@ -105,7 +105,7 @@ def test_overlaps_out_of_range(overlap: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5)])
-def test_pictures_without_pixels(size: tuple[int, int]) -> None:
+def test_images_without_pixels(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="at least one pixel"):
         TileGrid(*size)
 
@@ -114,7 +114,7 @@ def test_pictures_without_pixels(size: tuple[int, int]) -> None:
     "other",
     [(0, 10, 0, 10), (2, 5, 3, 7), (-5, 4, 6, 20), (5, 30, -9, 30), (10, 20, 0, 10), (30, 40, 3, 5), (2, 5, 40, 50)],
 )
-def test_a_window_is_parted_without_gaps(other: tuple[int, int, int, int]) -> None:
+def test_a_window_is_split_without_gaps(other: tuple[int, int, int, int]) -> None:
     window, other_window = Window(0, 10, 0, 10), Window(*other)
     both, beside = window.split(other_window)
     times = np.zeros((10, 10), int)

@@ -8,7 +8,7 @@ from dehazexl.image.value_scale import ValueScale, to_dtype
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_back_and_forth_values_are_the_same(dtype: str) -> None:
+def test_round_trip(dtype: str) -> None:
     scale = ValueScale(100, 3000) if dtype != "uint8" else ValueScale(0, 255)
     values = np.arange(256).astype(dtype)
     unit = scale.to_unit(values)
@@ -19,7 +19,7 @@ def test_back_and_forth_values_are_the_same(dtype: str) -> None:
     assert np.array_equal(to_dtype(back, np.dtype("uint16")), np.arange(256))
 
 
-def test_tensors_are_scaled_alike() -> None:
+def test_tensors_are_scaled_like_arrays() -> None:
     scale, unit = ValueScale(-2.5, 7.0), np.linspace(-0.1, 1.1, 50, dtype=np.float32)
     assert np.array_equal(scale.from_unit(torch.from_numpy(unit.copy())).numpy(), scale.from_unit(unit.copy()))
 

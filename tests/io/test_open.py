@@ -64,7 +64,7 @@ GDAL_FILES = {
 
 
 @pytest.mark.parametrize("kind", GDAL_FILES)
-def test_reads_what_gdal_reads(tmp_path: Path, kind: str) -> None:
+def test_equals_gdal(tmp_path: Path, kind: str) -> None:
     array, options, bands = GDAL_FILES[kind]
     path = tmp_path / f"{kind}.tif"
     if "NBITS" not in options and array.shape[2] == 4 and "photometric" not in options:
@@ -124,8 +124,8 @@ def test_jpeg_in_tiff_band_by_band(tmp_path: Path) -> None:
         assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
 
 
-def test_jpeg_in_tiff_that_is_no_color(tmp_path: Path) -> None:
-    """A JPEG decoder takes three components for YCbCr unless it is told otherwise."""
+def test_jpeg_in_tiff_of_three_bands_that_are_not_colors(tmp_path: Path) -> None:
+    """A JPEG decoder decodes three components as YCbCr by default."""
     write_gdal(tmp_path / "a.tif", RGB, **TILED, compress="jpeg", interleave="pixel", photometric="MINISBLACK")
     with rasterio.open(tmp_path / "a.tif") as file:
         assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
@@ -144,7 +144,7 @@ def test_eight_bands_and_a_mask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("tiled", [True, False])
-def test_tiff_stands_upright(tmp_path: Path, orientation: int, tiled: bool) -> None:
+def test_tiff_is_upright(tmp_path: Path, orientation: int, tiled: bool) -> None:
     options = {"tile": (64, 64), "compression": "zlib"} if tiled else {"rowsperstrip": 16, "compression": "lzw"}
     tags = [(274, 3, 1, orientation, True)]
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, extratags=tags, **options)
@@ -155,8 +155,8 @@ def test_tiff_stands_upright(tmp_path: Path, orientation: int, tiled: bool) -> N
     np.testing.assert_array_equal(ChunkCache(image.levels[0]).read(Window(33, 140, 70, 99)), upright[33:140, 70:99])
 
 
-def test_a_picture_with_a_place_is_taken_as_it_lies(tmp_path: Path) -> None:
-    """As GDAL takes it: its tags say where each row and column of the file lies."""
+def test_a_georeferenced_image_keeps_its_orientation(tmp_path: Path) -> None:
+    """As in GDAL: the georeference refers to rows and columns of the file."""
     tags = [(33550, 12, 3, (0.5, 0.5, 0.0), True), (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0), True)]
     tags.append((274, 3, 1, 6, True))
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
@@ -179,7 +179,7 @@ TIFFFILE_FILES = {
 
 
 @pytest.mark.parametrize("kind", TIFFFILE_FILES)
-def test_reads_what_tifffile_wrote(tmp_path: Path, kind: str) -> None:
+def test_reads_files_of_tifffile(tmp_path: Path, kind: str) -> None:
     options, axes = TIFFFILE_FILES[kind]
     options = {"photometric": "rgb"} | options if axes == "yxc" else options
     array = {"yxc": RGB, "cyx": np.moveaxis(RGB, -1, 0), "tcyx": np.moveaxis(RGB, -1, 0)[None]}[axes]
@@ -263,7 +263,7 @@ def test_metadata(tmp_path: Path) -> None:
     assert image.metadata["x_resolution"] == (100, 1)
 
 
-def test_reader_travels(tmp_path: Path) -> None:
+def test_the_reader_can_be_pickled(tmp_path: Path) -> None:
     write_gdal(tmp_path / "a.tif", RGB, **TILED, compress="lzw")
     image = open_image(tmp_path / "a.tif")
     image.levels[0][:9].compute()
@@ -302,7 +302,7 @@ def test_strips_are_decoded_once_a_pass(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(decoded) == list(range(220))
 
 
-def test_wide_pictures_keep_a_bounded_number_of_chunks() -> None:
+def test_wide_images_keep_a_bounded_number_of_chunks() -> None:
     wide = da.zeros((4096, 500_000, 3), chunks=(256, -1, -1), dtype="u1")
     assert ChunkCache(wide)._chunk.cache_info().maxsize * 256 * 500_000 * 3 <= CACHE_ROW
 
@@ -390,7 +390,7 @@ def test_a_shard_is_read_in_parts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.levels[0][1000:1300, 2000:2100].compute(), stored[1000:1300, 2000:2100])
 
 
-def test_axes_of_unknown_names_are_known_by_their_lengths(tmp_path: Path) -> None:
+def test_axes_of_unknown_names_are_found_by_length(tmp_path: Path) -> None:
     write_ngff(tmp_path / "a.zarr", np.moveaxis(RGB, -1, 0), "0.5")
     group = zarr.open_group(tmp_path / "a.zarr")
     ome = dict(group.attrs["ome"])
@@ -439,7 +439,7 @@ def test_opening_reads_no_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_jpeg_stands_upright(tmp_path: Path, orientation: int) -> None:
+def test_jpeg_is_upright(tmp_path: Path, orientation: int) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     PIL.Image.fromarray(RGB).save(tmp_path / "a.JPG", exif=exif, quality=95)
@@ -562,7 +562,7 @@ def test_value_range_is_from_zero_to_the_percentile(dtype: str, size: tuple[int,
     assert (low, high) == value_range(open_image(da.from_array(array, chunks=(500, 333, 1))))
 
 
-def test_value_range_takes_no_invalid_pixel() -> None:
+def test_value_range_ignores_invalid_pixels() -> None:
     array = smooth(4, "float32")
     array[:100] = np.nan
     array[100:200, :, 1] = np.inf
@@ -581,7 +581,7 @@ def test_value_range_reads_an_overview() -> None:
     assert value_range(image) == (0, 650)
 
 
-def test_value_range_finds_the_little_that_holds_data() -> None:
+def test_value_range_finds_sparse_data() -> None:
     array = np.zeros((4000, 4000, 3), "uint16")
     array[140:360, 140:360] = smooth(3, "uint16", 220, 220)
     image = replace(open_image(da.from_array(array)), nodata=0)
@@ -645,7 +645,7 @@ def cut(path: Path, size: float) -> None:
     path.write_bytes(data[: int(len(data) * size)])
 
 
-def test_names_the_first_tile_that_is_cut_off(tmp_path: Path) -> None:
+def test_reports_the_first_truncated_tile(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     write_gdal(path, RGB, **TILED, compress="lzw")
     with tifffile.TiffFile(path) as file:
@@ -681,7 +681,7 @@ def test_refuses_ome_tiff_without_its_last_pages(tmp_path: Path) -> None:
 
 
 def write_wrong(kind: str, path: Path) -> Path:
-    """Write a file that is no picture, or none that can be read."""
+    """Write a file that is not an image, or cannot be read."""
     tiff, folder = path / "a.tif", path / "a.zarr"
     stack = np.zeros((20, 30, 40), "uint16")
     if kind == "text":
@@ -769,7 +769,7 @@ DAMAGED_TAGS = {
 
 
 def overwrite_tag(path: Path, name: str, part: str, value: int) -> None:
-    """Change the number of a tag's values, or its only value, where they stand in a little-endian file."""
+    """Overwrite the count or the only value of a tag in a little-endian file."""
     with tifffile.TiffFile(path, mode="r+") as file:
         tag = file.pages.first.tags[name]
         file.filehandle.seek(tag.offset + (4 if part == "count" else 8))
@@ -793,7 +793,7 @@ DAMAGED_NGFF = {
 
 WRONG_FILES = {
     "gone": (FileNotFoundError, r"gone\.tif does not exist"),
-    "text": (ValueError, "is no TIFF, Zarr, PNG or JPEG"),
+    "text": (ValueError, "is not a TIFF, Zarr, PNG or JPEG"),
     "nothing": (ValueError, "is empty: copy or download it again"),
     "head": (ValueError, "damaged TIFF"),
     "palette": (ValueError, "palette.*-expand rgb"),
@@ -804,14 +804,14 @@ WRONG_FILES = {
     "time": (ValueError, r"axes T \(2\), C \(3\)"),
     "pages": (ValueError, r"axes I \(3\)"),
     "nine": (ValueError, "9 bands"),
-    "folder": (ValueError, "is a folder but no Zarr"),
-    "empty-group": (ValueError, "group without a picture"),
+    "folder": (ValueError, "is a folder but not a Zarr"),
+    "empty-group": (ValueError, "group without an image"),
     "two-arrays": (ValueError, "one, two"),
-    "broken-zarr": (ValueError, "no readable Zarr"),
+    "broken-zarr": (ValueError, "is not a readable Zarr"),
     "ngff-z": (ValueError, r"axes c \(1\), z \(20\), y \(30\), x \(40\)"),
     "ngff-lost": (ValueError, "lists a level"),
-    "zip": (ValueError, "no readable Zarr"),
-    "zip-cut": (ValueError, r"a\.zarr\.zip is no readable Zarr"),
+    "zip": (ValueError, "is not a readable Zarr"),
+    "zip-cut": (ValueError, r"a\.zarr\.zip is not a readable Zarr"),
     "own": (ValueError, r"a\.zarr is a damaged Zarr \(KeyError: 'rgb'\)"),
     "png-bits": (ValueError, "1-bit mask"),
     "png-head": (ValueError, "cut short"),
@@ -822,9 +822,9 @@ WRONG_FILES = {
     "no-bits": (ValueError, r"a\.tif is a damaged TIFF"),
     "ome-xml": (ValueError, r"a\.ome\.tif is a damaged TIFF \(KeyError: 'SizeT'\)"),
     "png-colors": (ValueError, r"a\.png is a damaged PNG \(color type 9\)"),
-    "ngff-none": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
-    "ngff-no-levels": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
-    "ngff-list": (ValueError, r"a\.zarr is an OME-Zarr without a picture"),
+    "ngff-none": (ValueError, r"a\.zarr is an OME-Zarr without an image"),
+    "ngff-no-levels": (ValueError, r"a\.zarr is an OME-Zarr without an image"),
+    "ngff-list": (ValueError, r"a\.zarr is an OME-Zarr without an image"),
     "ngff-scale": (ValueError, r"a\.zarr has a scale of 2 numbers for its 3 axes"),
     "ngff-translation": (ValueError, r"a\.zarr has a translation of 2 numbers for its 3 axes"),
     "ngff-text": (ValueError, r"a\.zarr is a damaged Zarr"),
@@ -832,7 +832,7 @@ WRONG_FILES = {
 }
 
 
-def test_a_damaged_photograph_is_named(tmp_path: Path) -> None:
+def test_a_damaged_photograph_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(4, 4, 8, 0, bytes(20)).replace(b"\r\n", b"\r\r", 1))
     with pytest.raises(ValueError, match=r"a\.png is a damaged PNG"):
         pixels(open_image(tmp_path / "a.png"))
@@ -856,8 +856,8 @@ def test_photograph_cut_short(tmp_path: Path, suffix: str) -> None:
         pixels(image)
 
 
-def test_arrays_of_one_name_are_read_each() -> None:
-    """Names are given by whoever makes an array: what is shared is what reads the very same array."""
+def test_arrays_of_the_same_name_are_read_separately() -> None:
+    """Names of dask arrays need not be unique: a cache is shared only for the same array object."""
     pixels = [np.full((40, 50, 3), value, np.uint8) for value in (10, 200)]
     arrays = [da.from_array(each, chunks=20, name="twice") for each in pixels]
     readers = [ChunkCache.of(array) for array in arrays]
@@ -868,14 +868,15 @@ def test_arrays_of_one_name_are_read_each() -> None:
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_masked_arrays_are_refused(lazy: bool) -> None:
-    """Their hidden values would be taken for the picture's."""
+    """Their hidden values would be taken for values of the image."""
     masked = np.ma.masked_equal(np.full((20, 20, 3), -9999, np.float32), -9999)
     with pytest.raises(ValueError, match="is masked: fill it"):
         open_image(da.from_array(masked, chunks=10) if lazy else masked)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("s3://bucket/x.tif", "addresses are not read"), ("empty.tif", "is empty: copy or download")]
+    ("name", "message"),
+    [("s3://bucket/x.tif", "remote addresses are not supported"), ("empty.tif", "is empty: copy or download")],
 )
 def test_addresses_and_empty_files_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
@@ -886,7 +887,7 @@ def test_addresses_and_empty_files_are_refused(
         open_image(name)
 
 
-def test_palettes_that_say_they_are_gray_and_raw_pictures_are_refused(tmp_path: Path) -> None:
+def test_palettes_labeled_gray_and_raw_images_are_refused(tmp_path: Path) -> None:
     for tag, kind, count, value, message in ((320, 3, 768, (0,) * 768, "palette"), (50706, 1, 4, (1, 4, 0, 0), "DNG")):
         tags = [(tag, kind, count, value, True)]
         tifffile.imwrite(tmp_path / "x.tif", np.zeros((20, 20), np.uint8), photometric="minisblack", extratags=tags)
@@ -894,6 +895,6 @@ def test_palettes_that_say_they_are_gray_and_raw_pictures_are_refused(tmp_path: 
             open_image(tmp_path / "x.tif")
 
 
-def test_band_names_are_read_as_gdal_means_them(tmp_path: Path) -> None:
+def test_band_names_are_read_as_gdal_writes_them(tmp_path: Path) -> None:
     write_gdal(tmp_path / "x.tif", smooth(3), names=("R & D", "<2>", "blue"))
     assert open_image(tmp_path / "x.tif").bands == ("R & D", "<2>", "blue")
