@@ -87,7 +87,7 @@ def main() -> None:
     dehazed = dehaze_layer(layer, viewer=viewer)
     added = time.perf_counter() - started
     beat.restart()
-    live = dehazed.metadata["dehazexl-live"]
+    live = dehazed.metadata["dehazexl"].session
     loaded = live.renewed
     spin(60, lambda: live.renewed > loaded and shown(dehazed))
     overview = time.perf_counter() - started

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from dehazexl.viewing.overviews import SMALLEST
 from dehazexl.viewing.renderer import Renderer
 from dehazexl.viewing.session import CACHE, DehazeSession
-from napari_dehazexl._reader import IMAGE
 from napari_dehazexl._source import source_of
-from napari_dehazexl._watch import LIVE, Watch, refresh
+from napari_dehazexl._state import KEY, LayerState, state_of
+from napari_dehazexl._watch import Watch, refresh
 
 if TYPE_CHECKING:
     import napari.layers
@@ -71,8 +71,9 @@ def dehaze_layer(
     napari.layers.Image
         A multiscale RGB layer with the place, scale and units of its source. Its levels answer with the best there is:
         the hazy pixels, then what a small overview taught, and a larger one, then the dehazed tiles; in a window at
-        once, with a blurred picture until the pixels are read. ``layer.metadata["dehazexl-live"]`` is the work:
-        ``wait()`` for it, ``close()`` it, ``read()`` pixels that are not blurred.
+        once, with a blurred picture until the pixels are read. ``layer.metadata["dehazexl"].session`` is the
+        `dehazexl.viewing.session.DehazeSession` behind it: ``wait()`` for it, ``close()`` it, ``read()`` pixels that
+        are not blurred.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def dehaze_layer(
     try:
         # A window must not wait for pixels; a script has to.
         levels = Renderer(live).levels if shown and hasattr(viewer, "window") else live.levels
-        metadata = {IMAGE: image, LIVE: live}
+        metadata = {KEY: LayerState(image, live)}
         dehazed = ImageLayer(
             list(levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
             contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,
@@ -128,7 +129,7 @@ def live_of(layer: napari.layers.Image) -> DehazeSession:
     ValueError
         If it is no dehazed layer, or reads from a file by now.
     """
-    live: DehazeSession | None = layer.metadata.get(LIVE)
+    live = state_of(layer).session
     if live is None:
         raise ValueError(f"the layer {layer.name!r} is not being dehazed: select one that dehaze_layer made")
     return live

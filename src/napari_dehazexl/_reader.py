@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dehazexl.image.windowed_array import WindowedArray, check_there
+from napari_dehazexl._state import KEY, LayerState, shows_as_read, state_of, update_state
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -25,21 +26,6 @@ if TYPE_CHECKING:
     Limits = tuple[float, float]
 
 SUFFIXES = (".tif", ".tiff", ".zarr")
-
-IMAGE = "dehazexl"
-"""Under this name a layer's metadata hold the `dehazexl.Image` that it shows."""
-
-GROWING = "dehazexl-growing"
-"""Under this name a layer's metadata hold the `dehazexl.viewing.overviews.OverviewBuilder` picture while it is one."""
-
-LIMITS = "dehazexl-limits"
-"""Under this name a layer's metadata hold the values that are shown as 0 and 1, unless they are shown as they are."""
-
-SHOWN = "dehazexl-shown"
-"""Under this name a layer's metadata hold the dask name of its finest level, by which what the reader gave is known."""
-
-BAND = "dehazexl-band"
-"""Under this name the metadata of a layer of one band hold its index."""
 
 OTHER = "another picture was written there: open it anew"
 
@@ -71,7 +57,8 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     -------
     list of tuple
         For each picture, its colors as a multiscale ``rgb`` layer, with its alpha if it has one; and a hidden
-        layer for each further band. `metadata` holds the `dehazexl.Image` under ``"dehazexl"``.
+        layer for each further band. ``metadata["dehazexl"]`` is a `LayerState`, whose ``image`` is the
+        `dehazexl.Image`.
 
     Raises
     ------
@@ -99,30 +86,20 @@ def layers_of(image: Image) -> list[LayerData]:
     else:
         image = with_tail(image)
     white = 255 if image.levels[0].dtype == "uint8" else 1
-    colors = placed(image, image.name, growing) | {"rgb": True, "contrast_limits": (0, white)}
-    colors["metadata"][LIMITS] = limits
-    layers = [layer_of(colors_of(image, growing, limits), colors)]
+    state = LayerState(image, overviews=growing, value_range=limits)
+    colors = placed(image, image.name) | {"rgb": True, "contrast_limits": (0, white)}
+    layers = [layer_of(colors_of(image, growing, limits), colors, state)]
     for band in (band for band in range(len(image.bands)) if band not in (*image.rgb, image.alpha)):
-        further = placed(image, f"{image.name} {image.bands[band]}", growing) | {"visible": False}
+        state = LayerState(image, overviews=growing, band=band)
+        further = placed(image, f"{image.name} {image.bands[band]}") | {"visible": False}
         further["contrast_limits"] = value_range(replace(image, rgb=(band, band, band)))
-        further["metadata"][BAND] = band
-        layers.append(layer_of(band_of(image, band, growing), further))
+        layers.append(layer_of(band_of(image, band, growing), further, state))
     return layers
 
 
-def layer_of(levels: list[da.Array], about: dict[str, Any]) -> LayerData:
-    """Return a layer of some levels, finest first, that are known by the finest one's name."""
-    about["metadata"][SHOWN] = levels[0].name
-    return levels, about, "image"
-
-
-def shows_what_was_read(finest: Any, metadata: dict[str, Any]) -> bool:
-    """Tell whether a layer's finest level is what the reader gave, and nothing was done to it."""
-    return metadata.get(SHOWN) is not None and getattr(finest, "name", None) == metadata[SHOWN]
-
-
-def _as_read(layer: Any) -> bool:
-    return bool(layer.multiscale) and shows_what_was_read(layer.data[0], layer.metadata)
+def layer_of(levels: list[da.Array], about: dict[str, Any], state: LayerState) -> LayerData:
+    """Return the data of a layer of some levels, finest first, with its state."""
+    return levels, about | {"metadata": {KEY: replace(state, finest=levels[0].name)}}, "image"
 
 
 def cache_folder() -> Path:
@@ -132,8 +109,8 @@ def cache_folder() -> Path:
     return user_cache_path("napari-dehazexl") / "overviews"
 
 
-def placed(image: Image, name: str, growing: OverviewBuilder | None = None) -> dict[str, Any]:
-    """Return what layers of a picture have in common: name, position and where they come from."""
+def placed(image: Image, name: str) -> dict[str, Any]:
+    """Return the attributes that the layers of a picture have in common: name and position."""
     return {
         "name": name,
         "multiscale": True,
@@ -141,7 +118,6 @@ def placed(image: Image, name: str, growing: OverviewBuilder | None = None) -> d
         "translate": image.translate,
         "units": (image.units, image.units),
         "cache": False,
-        "metadata": {IMAGE: image} | ({GROWING: growing} if growing else {}),
     }
 
 
@@ -156,7 +132,7 @@ def colors_of(image: Image, growing: OverviewBuilder | None = None, limits: Limi
         The same while its overviews are being made.
     limits
         The values that are shown as 0 and 1 unless the picture is of uint8, which is shown as it is. None takes those
-        of `dehazexl.image.value_range`; a layer's metadata keep others under `LIMITS`.
+        of `dehazexl.image.value_range`; `LayerState.value_range` keeps others.
 
     Returns
     -------
@@ -352,14 +328,14 @@ class Growth:
 
     def layers(self) -> list[Any]:
         """List the layers that show it, in whatever viewer."""
-        return [layer for viewer in viewers() for layer in viewer.layers if layer.metadata.get(GROWING) is self.growing]
+        return [layer for viewer in viewers() for layer in viewer.layers if state_of(layer).overviews is self.growing]
 
     def look(self) -> None:
         """Show what is new."""
         layers, running = self.layers(), self.growing.running
         if self.growing.version != self.shown:
             self.shown = self.growing.version
-            for layer in filter(_as_read, layers) if running else ():
+            for layer in filter(shows_as_read, layers) if running else ():
                 layer.refresh(extent=False, thumbnail=False, highlight=False)
         self.seen = self.seen or bool(layers)
         if not running or (self.seen and not layers):
@@ -373,9 +349,9 @@ class Growth:
         _growths.discard(self)
         self.growing.close()
         for layer in layers:
-            if _as_read(layer):  # not if its pixels were replaced meanwhile
+            if shows_as_read(layer):  # not if its pixels were replaced meanwhile
                 take_over(layer, self.growing)
-            elif IMAGE not in layer.metadata:
+            elif state_of(layer).image is None:
                 show_info(f"{layer.name} can be dehazed now")
         if self.growing.error is not None and layers:
             show_error(f"{self.growing.image.name} stays blurred from afar, without overviews: {self.growing.error}")
@@ -392,9 +368,8 @@ def viewers() -> list[Any]:
 
 def take_over(layer: Any, growing: OverviewBuilder) -> None:
     """Let a layer read the overviews that were made for it."""
-    image, limits, band = growing.image, layer.contrast_limits, layer.metadata.get(BAND)
-    metadata = {name: value for name, value in layer.metadata.items() if name != GROWING}
-    levels = colors_of(image, limits=metadata[LIMITS]) if band is None else band_of(image, band)
-    layer.metadata = metadata | {IMAGE: image, SHOWN: levels[0].name}
+    image, limits, state = growing.image, layer.contrast_limits, state_of(layer)
+    levels = colors_of(image, limits=state.value_range) if state.band is None else band_of(image, state.band)
+    update_state(layer, image=image, overviews=None, finest=levels[0].name)
     layer.data = levels
     layer.contrast_limits = limits

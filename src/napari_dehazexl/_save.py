@@ -195,13 +195,15 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
     Pictures without a pyramid (PNG, JPEG) are no good for that; the layer then stays as it is.
     """
     from dehazexl import open_image
-    from napari_dehazexl._reader import IMAGE, LIMITS, SHOWN, colors_of
-    from napari_dehazexl._watch import LIVE, replace_levels
+    from napari_dehazexl._reader import colors_of
+    from napari_dehazexl._state import KEY, LayerState, state_of
+    from napari_dehazexl._watch import replace_levels
 
-    if not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
+    live = state_of(layer).session
+    if live is None or not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
         return
-    image, live = open_image(path), layer.metadata[LIVE]
+    image = open_image(path)
     live.close()
     levels = colors_of(image, limits=live.limits)
-    layer.metadata = {IMAGE: image, LIMITS: live.limits, SHOWN: levels[0].name}
+    layer.metadata[KEY] = LayerState(image, value_range=live.limits, finest=levels[0].name)
     replace_levels(layer, levels)

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from dehazexl.viewing.overviews import SMALLEST
-from napari_dehazexl._reader import GROWING, IMAGE, LIMITS, renewed, show_growth, shows_what_was_read
-from napari_dehazexl._watch import LIVE
+from napari_dehazexl._reader import renewed, show_growth
+from napari_dehazexl._state import shows_as_read, state_of, update_state
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -42,12 +42,15 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
         raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
     if layer.ndim != 2:
         raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a picture of two")
-    if LIVE in layer.metadata:
+    if state_of(layer).session is not None:
         raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
-    as_read = layer.multiscale and shows_what_was_read(layer.data[0], layer.metadata)
-    image: Image = layer.metadata[IMAGE] if as_read else _picture_of(layer)
-    limits = _limits_of(layer, image)
-    image = renewed(image) if as_read else image
+    image = state_of(layer).image if shows_as_read(layer) else None
+    if image is None:
+        image = _picture_of(layer)
+        limits = _limits_of(layer, image)
+    else:
+        limits = _limits_of(layer, image)
+        image = renewed(image)
     growing = _growing(layer, image)
     if growing is not None and growing.running:
         raise ValueError(
@@ -60,12 +63,13 @@ def _growing(layer: napari.layers.Image, image: Image) -> OverviewBuilder | None
     """Return the layer's picture while, or after, its overviews are made; begin to make them if it needs some."""
     from dehazexl.viewing.overviews import OverviewBuilder, needs_overviews
 
-    growing: OverviewBuilder | None = layer.metadata.get(GROWING)
+    growing = state_of(layer).overviews
     if growing is not None and growing.image.fingerprint == image.fingerprint:
         return growing
     if not needs_overviews(image):
         return None
-    layer.metadata[GROWING] = growing = OverviewBuilder(image, _scratch())
+    growing = OverviewBuilder(image, _scratch())
+    update_state(layer, overviews=growing)
     show_growth(growing)  # it ends with the layer
     return growing
 
@@ -148,9 +152,9 @@ def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
     first, last = (float(limit) for limit in layer.contrast_limits)
     if image.levels[0].dtype == np.uint8:
         return first, last
-    if layer.metadata.get(IMAGE) is not image:
+    if state_of(layer).image is not image:
         chosen = getattr(layer, "_calc_data_range", lambda: None)()
         return value_range(image) if chosen is not None and (first, last) == tuple(chosen) else (first, last)
     # The reader shows such pictures from 0 to 1.
-    low, high = layer.metadata.get(LIMITS) or value_range(image)
+    low, high = state_of(layer).value_range or value_range(image)
     return low + first * (high - low), low + last * (high - low)

@@ -7,15 +7,13 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from napari_dehazexl._reader import tell_unreadable
+from napari_dehazexl._state import state_of
 
 if TYPE_CHECKING:
     import napari.layers
 
     from dehazexl.viewing.renderer import Renderer
     from dehazexl.viewing.session import DehazeSession
-
-LIVE = "dehazexl-live"
-"""Under this name a dehazed layer's metadata hold its `dehazexl.viewing.session.DehazeSession`."""
 
 INTERVAL = 100  # milliseconds between looks at what has become better
 AFTER_ERROR = 10_000  # milliseconds: an error that stays is not to be reported at each look
@@ -74,7 +72,7 @@ class Watch:
     def shown(self) -> list[napari.layers.Image]:
         """List the layers that show the picture: its own, and duplicates."""
         layers, live = self.layers() or (), self.live()
-        return [layer for layer in layers if layer.metadata.get(LIVE) is live]
+        return [layer for layer in layers if live is not None and state_of(layer).session is live]
 
     def look(self) -> None:
         """Show what is new, and look again: the slower the window, the later."""

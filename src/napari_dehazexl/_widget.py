@@ -27,8 +27,8 @@ from napari_dehazexl._region import drawn, on_screen
 from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
 from napari_dehazexl._settings import Settings
 from napari_dehazexl._source import source_of
+from napari_dehazexl._state import state_of, update_state
 from napari_dehazexl._thread import SaveResult, Saving, in_thread
-from napari_dehazexl._watch import LIVE
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -47,9 +47,6 @@ FILTERS = {
 
 SETTINGS = ("weights", "device", "precision", "overlap", "strength", "cache")
 """Widgets whose values are remembered. A value range is a picture's own, it would spoil the next one."""
-
-PREVIEW = "dehazexl-preview"
-"""Under this name the metadata of a preview hold a weak reference to the layer that it previews."""
 
 LOOK = 300  # milliseconds between looks at how far things are
 
@@ -128,13 +125,14 @@ class Dehaze(Form):
         with reported():
             layer = self._source()
             order = self._order(layer)
-            there = [each for each in self._dehazed() if PREVIEW not in each.metadata]
-            alike = [each for each in there if order.fits(each.metadata[LIVE])]
+            there = [(each, live) for each, live in self._dehazed() if state_of(each).preview_of is None]
+            alike = [(each, live) for each, live in there if order.fits(live)]
             if alike:
+                dehazed, live = alike[-1]
                 tell_again(order.image)
-                alike[-1].metadata[LIVE].restart()
-                alike[-1].visible = True
-                self.viewer.layers.selection.active = alike[-1]
+                live.restart()
+                dehazed.visible = True
+                self.viewer.layers.selection.active = dehazed
             else:
                 self._add(layer, self._region(layer), f"{layer.name} dehazed")
 
@@ -144,9 +142,9 @@ class Dehaze(Form):
             layer = self._source()
             region = self._region(layer) or on_screen(self.viewer, layer)
             fresh = self._add(layer, region, name := f"{layer.name} preview")
-            for old in [old for old in self.viewer.layers if old.metadata.get(PREVIEW, lambda: None)() is layer]:
+            for old in [old for old in self.viewer.layers if _previewed_by(old) is layer]:
                 self.viewer.layers.remove(old)
-            fresh.metadata[PREVIEW] = weakref.ref(layer)
+            update_state(fresh, preview_of=weakref.ref(layer))
             fresh.name = name
 
     def _add(self, layer: Image, region: Region | None, name: str) -> Image:
@@ -154,7 +152,7 @@ class Dehaze(Form):
         options = self._options() | {"cache": self.cache.value * 2**20}
         fresh = dehaze_layer(layer, region=region, name=name, viewer=self.viewer, **options)
         layers = self.viewer.layers
-        layers.move(layers.index(fresh), max(layers.index(each) for each in self._dehazed()) + 1)
+        layers.move(layers.index(fresh), max(layers.index(each) for each, _ in self._dehazed()) + 1)
         return fresh
 
     def _order(self, layer: Image) -> DehazeRequest:
@@ -174,12 +172,13 @@ class Dehaze(Form):
         alike = [each for live in self._lives() if (each := replace(order, limits=live.limits)).fits(live)]
         return alike[-1] if alike else order
 
-    def _dehazed(self) -> list[Image]:
-        """List the layers that are being dehazed, or were until they were stopped."""
-        return [layer for layer in self.viewer.layers if LIVE in layer.metadata]
+    def _dehazed(self) -> list[tuple[Image, DehazeSession]]:
+        """List the layers that are being dehazed, or were until they were stopped, and their sessions."""
+        both = [(layer, state_of(layer).session) for layer in self.viewer.layers]
+        return [(layer, live) for layer, live in both if live is not None]
 
     def _lives(self) -> list[DehazeSession]:
-        return [layer.metadata[LIVE] for layer in self._dehazed()]
+        return [live for _, live in self._dehazed()]
 
     def _cancel(self) -> None:
         """Stop saving, and dehazing layers; what is dehazed stays."""
@@ -188,7 +187,7 @@ class Dehaze(Form):
             live.close()
 
     def _set_strength(self, strength: float) -> None:
-        for layer in self._dehazed():
+        for layer, _ in self._dehazed():
             set_strength(layer, strength)
 
     def _restore(self) -> None:
@@ -245,8 +244,8 @@ class Dehaze(Form):
             facts = self._facts if order.network == self._network() else None
             if (seconds := self._clock.seconds()) is not None and isinstance(facts, ModelInfo):
                 self._settings.measured(order.network, seconds / order.tiles(facts), anew=True)
-            for layer in self._dehazed():
-                if order.fits(live := layer.metadata[LIVE]) and live.strength == order.strength:
+            for layer, live in self._dehazed():
+                if order.fits(live) and live.strength == order.strength:
                     read_from_file(layer, path)
             show_info(f"{path.name} is complete")
             return
@@ -284,8 +283,8 @@ class Dehaze(Form):
 
     def _look(self) -> None:
         """Say how far the uppermost layer in sight is, and what all of the picture would take."""
-        shown = [layer for layer in self._dehazed() if layer.visible]
-        _say(self.status, f"{shown[-1].name}: {shown[-1].metadata[LIVE].status}" if shown else "")
+        shown = [f"{layer.name}: {live.status}" for layer, live in self._dehazed() if layer.visible]
+        _say(self.status, shown[-1] if shown else "")
         for live in self._lives():
             if math.isfinite(rate := live.rate):  # read once: it is another thread's
                 self._settings.measured(network_of(live), 1 / rate, anew=False)
@@ -350,6 +349,12 @@ class Dehaze(Form):
         values = {name: getattr(self, name).value for name in SETTINGS}
         weights = self.chosen_weights()
         self._settings.remember(**values | {"weights": None if weights == "compact" else weights})
+
+
+def _previewed_by(layer: Any) -> Any:
+    """Return the layer that a preview previews, None for any other layer."""
+    source = state_of(layer).preview_of
+    return None if source is None else source()
 
 
 def _say(label: Any, text: str) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from napari_dehazexl._reader import BAND, IMAGE, renewed, shows_what_was_read, viewers
+from napari_dehazexl._reader import renewed, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save, tokens_of
-from napari_dehazexl._watch import LIVE
+from napari_dehazexl._state import state_in, state_of
 
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
@@ -48,14 +48,12 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         If the layer is no picture of two dimensions, if it cannot be written, if it was cancelled, or if there is
         something under the name with the suffix.
     """
-    from dehazexl.viewing.session import Level
-
-    target, live = _named(Path(path)), meta.get("metadata", {}).get(LIVE)
+    target = _named(Path(path))
     finest = data[0] if meta.get("multiscale") else data
-    shown = live is not None and isinstance(finest, Level) and finest.live is live
-    strength = live.strength if shown else 1.0
+    session = _session_of(finest, meta)
+    strength = 1.0 if session is None else session.strength
     try:
-        make = _dehazed(live, target, strength) if shown else _copied(finest, meta, target)
+        make = _copied(finest, meta, target) if session is None else _dehazed(session, target, strength)
         complete = finished(make, f"saving {target.name}")
     except ValueError as error:  # which napari takes for a writer that is not there
         raise OSError(str(error)) from error
@@ -64,9 +62,17 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
             f"{target.name} was cancelled"
             + (": saving it again goes on after what is done" if tokens_of(target).exists() else "")
         )
-    if shown and live.strength == strength:
-        _show_file(live, target)
+    if session is not None and session.strength == strength:
+        _show_file(session, target)
     return [str(target)]
+
+
+def _session_of(finest: Any, meta: dict[str, Any]) -> DehazeSession | None:
+    """Return the session behind a layer that still shows its levels."""
+    from dehazexl.viewing.session import Level
+
+    session = state_in(meta.get("metadata", {})).session
+    return session if isinstance(finest, Level) and finest.live is session else None
 
 
 def _named(path: Path) -> Path:
@@ -113,11 +119,10 @@ def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
             f"the layer {meta.get('name')!r} has {dimensions} dimensions: a picture of two can be saved, such as a "
             "slice of it"
         )
-    metadata = meta.get("metadata", {})
-    source, band = metadata.get(IMAGE), metadata.get(BAND)
-    if not shows_what_was_read(finest, metadata):
-        return _described(finest, meta, source)
-    source = renewed(cast("Image", source))
+    state = state_in(meta.get("metadata", {}))
+    if state.image is None or not state.is_as_read(finest):
+        return _described(finest, meta, state.image)
+    source, band = renewed(state.image), state.band
     if band is None:
         return source
     one = source.levels[0][..., band : band + 1]
@@ -202,5 +207,5 @@ def _show_file(live: DehazeSession, path: Path) -> None:
     """Let the layer that was saved read from its file."""
     for viewer in viewers():
         for layer in viewer.layers:
-            if layer.metadata.get(LIVE) is live:
+            if state_of(layer).session is live:
                 read_from_file(layer, path)

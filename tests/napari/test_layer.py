@@ -24,8 +24,7 @@ from dehazexl.model.weights import save_model
 
 pytest.importorskip("napari")
 
-LIVE = "dehazexl-live"
-GROWING = "dehazexl-growing"
+from napari_dehazexl._state import state_of
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +53,8 @@ def dehaze(weights) -> Iterator[Callable[..., Any]]:
 
     yield start
     for layer in made:
-        if LIVE in layer.metadata:
-            layer.metadata[LIVE].close(60)
+        if (session := state_of(layer).session) is not None:
+            session.close(60)
 
 
 @pytest.fixture
@@ -168,10 +167,12 @@ def test_limits_are_those_of_the_whole_picture(make_napari_viewer_proxy, dehaze,
     assert tuple(layer.contrast_limits) == (0, 1)
     whole = dehaze(layer, viewer=viewer, strength=0)
     part = dehaze(layer, viewer=viewer, strength=0, region=(500, 900, 600, 1100))
-    assert part.metadata[LIVE].limits == whole.metadata[LIVE].limits == (0, 60000)
-    np.testing.assert_array_equal(part.metadata[LIVE].levels[0][:], whole.metadata[LIVE].levels[0][500:900, 600:1100])
+    assert state_of(part).session.limits == state_of(whole).session.limits == (0, 60000)
+    np.testing.assert_array_equal(
+        state_of(part).session.levels[0][:], state_of(whole).session.levels[0][500:900, 600:1100]
+    )
     layer.contrast_limits = (0.25, 0.5)
-    assert dehaze(layer, viewer=viewer).metadata[LIVE].limits == (15000, 30000)
+    assert state_of(dehaze(layer, viewer=viewer)).session.limits == (15000, 30000)
 
 
 def test_a_layer_with_other_pixels_is_dehazed_from_those(make_napari_viewer_proxy, dehaze, tiled) -> None:
@@ -179,15 +180,15 @@ def test_a_layer_with_other_pixels_is_dehazed_from_those(make_napari_viewer_prox
     layer = opened(viewer, tiled)
     inverted = 255 - np.asarray(layer.data[0])
     layer.data = [inverted[:: 2**i, :: 2**i] for i in range(len(layer.data))]
-    np.testing.assert_array_equal(dehaze(layer, strength=0).metadata[LIVE].levels[0][:], inverted)
+    np.testing.assert_array_equal(state_of(dehaze(layer, strength=0)).session.levels[0][:], inverted)
 
 
 def test_a_tiny_picture_is_shown_dehazed(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
     """napari never shows the last of several levels anew: there must be one more."""
     viewer = make_napari_viewer_proxy(show=True)
     dehazed = dehaze(viewer.add_image(scene[:60, :60], rgb=True), viewer=viewer)
-    assert dehazed.metadata[LIVE].wait(60)
-    clear = dehazed.metadata[LIVE].levels[0][:].astype(int)
+    assert state_of(dehazed).session.wait(60)
+    clear = state_of(dehazed).session.levels[0][:].astype(int)
     assert np.abs(clear - scene[:60, :60]).mean() > 2, "the network does nothing"
     qtbot.waitUntil(lambda: np.array_equal(np.asarray(dehazed._slice.image.view), clear), timeout=20_000)
 
@@ -315,7 +316,7 @@ def test_short_memory_while_painting_is_no_unreadable_file(
     def short(*args: Any) -> Any:
         raise MemoryError("Unable to allocate 9 GB")
 
-    monkeypatch.setattr(dehazed.metadata[LIVE]._answers, "clear", short)
+    monkeypatch.setattr(state_of(dehazed).session._answers, "clear", short)
     camera(viewer).zoom = 3
     qtbot.waitUntil(lambda: bool(told), timeout=20_000)
     assert told == ["scene dehazed: Unable to allocate 9 GB"]
@@ -330,18 +331,18 @@ def test_limits_that_napari_chose_are_none(dehaze, scene, dtype) -> None:
 
     pixels = scene.astype(dtype) * 8 + 1000
     dehazed = dehaze(Image(pixels, rgb=True))
-    assert dehazed.metadata[LIVE].limits == pytest.approx(value_range(dehazexl.open_image(pixels)), rel=0.01)
-    assert dehaze(Image(pixels, rgb=True, contrast_limits=(900, 4000))).metadata[LIVE].limits == (900, 4000)
+    assert state_of(dehazed).session.limits == pytest.approx(value_range(dehazexl.open_image(pixels)), rel=0.01)
+    assert state_of(dehaze(Image(pixels, rgb=True, contrast_limits=(900, 4000)))).session.limits == (900, 4000)
 
 
 def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:
     from napari.layers import Image
 
     layer = Image(scene, rgb=True)
-    assert dehaze(layer).metadata[LIVE].limits == (0, 255)
+    assert state_of(dehaze(layer)).session.limits == (0, 255)
     layer.contrast_limits = (30, 200)
     shown = dehaze(layer, strength=0)
-    assert shown.metadata[LIVE].limits == (30, 200)
+    assert state_of(shown).session.limits == (30, 200)
     np.testing.assert_array_equal(shown.data[0][:], scene)
 
 
@@ -351,10 +352,10 @@ def test_bands_are_known_by_their_place(make_napari_viewer_proxy, large, gate, t
     assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9) and not further.visible
     further.name = "red"
     gate.set()
-    qtbot.waitUntil(lambda: GROWING not in further.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(further).overviews is None, timeout=60_000)
     np.testing.assert_array_equal(np.asarray(further.data[0][:2]), tifffile.imread(large)[:2, :, 3])
     assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9)
-    assert GROWING not in colors.metadata and not told
+    assert state_of(colors).overviews is None and not told
 
 
 def test_alpha_is_shown_as_such(make_napari_viewer_proxy, dehaze, tmp_path, scene, qtbot) -> None:
@@ -370,7 +371,7 @@ def test_alpha_is_shown_as_such(make_napari_viewer_proxy, dehaze, tmp_path, scen
         shown = dehaze(source, viewer=viewer)
         assert shown.rgb
         shown.data[0][:]
-        live = shown.metadata[LIVE]
+        live = state_of(shown).session
         qtbot.waitUntil(lambda live=live: live.wait(0.01), timeout=60_000)
         np.testing.assert_array_equal(shown.data[0][:500], pixels[:500])
         np.testing.assert_array_equal(shown.data[0][500:, :, 3], alpha[500:, :, 0])
@@ -396,9 +397,9 @@ def test_it_goes_on_to_grow_behind_another_window(make_napari_viewer_proxy, larg
     qtbot.wait(500)
     make_napari_viewer_proxy()
     qtbot.wait(500)
-    assert layer.metadata[GROWING].running
+    assert state_of(layer).overviews.running
     gate.set()
-    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)
 
 
 def test_without_a_window_the_overviews_are_used(large) -> None:
@@ -409,7 +410,7 @@ def test_without_a_window_the_overviews_are_used(large) -> None:
 
     data, kwargs, _ = layers_of(dehazexl.open_image(large))[0]
     layer = Image(data, **kwargs)
-    growing = layer.metadata[GROWING]
+    growing = state_of(layer).overviews
     assert growing.wait(60)
     image, _ = source_of(layer)
     half = tifffile.imread(large)[:, :, :3].reshape(1250, 2, 1300, 2, 3).astype(float).mean((1, 3))
@@ -423,10 +424,10 @@ def test_without_overviews_it_is_dehazed_all_the_same(
     cache.write_text("in the way")
     viewer = make_napari_viewer_proxy(show=True)
     layer = opened(viewer, large)
-    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)
     assert len(told) == 1 and "without overviews" in told[0]
     dehazed = dehaze(layer, viewer=viewer)
-    live = dehazed.metadata[LIVE]
+    live = state_of(dehazed).session
     dehazed.data[0][:300, :300]
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
     assert len(told) == 1
@@ -440,8 +441,8 @@ def test_a_lazy_array_gets_overviews_too(dehaze) -> None:
     layer = Image(da.from_array(pixels, chunks=(512, 100, 1)), rgb=True, contrast_limits=(0, 255))
     with pytest.raises(ValueError, match="are being made"):
         dehaze(layer)
-    assert layer.metadata[GROWING].wait(60)
-    live = dehaze(layer).metadata[LIVE]
+    assert state_of(layer).overviews.wait(60)
+    live = state_of(dehaze(layer)).session
     live.levels[0][:300]
     assert live.wait(60)
     assert max(live.levels[-1].shape[:2]) <= 64
@@ -455,13 +456,13 @@ def test_overviews_of_a_lazy_array_end_with_its_layer(make_napari_viewer_proxy, 
         dehaze(layer, viewer=viewer)
     qtbot.wait(500)
     viewer.layers.remove(layer)
-    qtbot.waitUntil(lambda: not layer.metadata[GROWING].running, timeout=5_000)
+    qtbot.waitUntil(lambda: not state_of(layer).overviews.running, timeout=5_000)
     gate.set()
 
 
 def test_pixels_that_were_replaced_while_it_grows_stay(make_napari_viewer_proxy, large, gate, qtbot) -> None:
     layer = opened(make_napari_viewer_proxy(), large)
-    growing = layer.metadata[GROWING]
+    growing = state_of(layer).overviews
     layer.data = [np.full((*level.shape[:2], 3), 7, np.uint8) for level in layer.data]
     gate.set()
     assert growing.wait(60)
@@ -483,7 +484,7 @@ def test_a_large_array_stops_nothing(make_napari_viewer_proxy, dehaze, scene, qt
     assert time.perf_counter() - started < 2
     assert max(dehazed.data[-1].shape[:2]) <= 64
     qtbot.wait(500)
-    live, beat = dehazed.metadata[LIVE], Beat()
+    live, beat = state_of(dehazed).session, Beat()
     for zoom in (1, 0.3, 2):
         camera(viewer).zoom = zoom
         qtbot.wait(1000)
@@ -505,7 +506,7 @@ def test_source_pixels_first_dehazed_pixels_after(make_napari_viewer_proxy, deha
     gate.set()
     qtbot.waitUntil(lambda: np.abs(canvas(viewer) - hazy).mean() > 2, timeout=60_000)
     camera(viewer).zoom = 3  # what comes into view is dehazed, too
-    live = dehazed.metadata[LIVE]
+    live = state_of(dehazed).session
     qtbot.waitUntil(lambda: live._view is not None and live.wait(0.01), timeout=60_000)
     view = live._view
     assert view is not None and view[0] == 0
@@ -522,7 +523,7 @@ def test_async_slicing(make_napari_viewer_proxy, dehaze, scene, monkeypatch, qtb
     assert not viewer.__wrapped__._layer_slicer._force_sync
     hazy = hidden(dehazed, viewer, qtbot)
     qtbot.waitUntil(lambda: np.abs(canvas(viewer) - hazy).mean() > 2, timeout=60_000)
-    assert dehazed.metadata[LIVE].wait(60)
+    assert state_of(dehazed).session.wait(60)
     qtbot.wait(500)  # a slice that is under way when the test ends would hold the window
     gc.collect()
 
@@ -537,7 +538,7 @@ def test_short_memory_is_said_once(make_napari_viewer_proxy, dehaze, scene, told
 
     monkeypatch.setattr(DehazeXL, "encode", short)
     viewer = make_napari_viewer_proxy(show=True)
-    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)).session
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
     qtbot.wait(500)
     assert len(told) == 1 and "memory was short: 2 tiles" in told[0]
@@ -571,7 +572,7 @@ def test_layers_share_the_network(dehaze, scene, qtbot) -> None:
     from napari.layers import Image
 
     layer = Image(scene[:300, :300], rgb=True)
-    lives = [dehaze(layer).metadata[LIVE] for _ in range(2)]
+    lives = [state_of(dehaze(layer)).session for _ in range(2)]
     assert all(live.wait(60) for live in lives)
     assert lives[0]._model is lives[1]._model
 
@@ -590,7 +591,7 @@ def test_a_zarr_that_vanishes_is_said_once(make_napari_viewer_proxy, dehaze, tmp
     for center in ((0, 300, 300), (0, 800, 900)):
         camera(viewer).zoom, camera(viewer).center = 2, center
         qtbot.wait(500)
-    qtbot.waitUntil(lambda: bool(told) and not dehazed.metadata[LIVE].running, timeout=60_000)
+    qtbot.waitUntil(lambda: bool(told) and not state_of(dehazed).session.running, timeout=60_000)
     assert len(told) == 1 and "scene cannot be read" in told[0]
     assert not np.asarray(layer.data[0][:300, :300]).any()
     assert dehazed.data[0][:300, :300].any(), "what was seen of it has gone, too"
@@ -613,7 +614,7 @@ def test_a_tiff_that_is_cut_short_is_said_once(make_napari_viewer_proxy, dehaze,
 def test_the_source_is_removed(make_napari_viewer_proxy, dehaze, scene, told, qtbot) -> None:
     viewer = make_napari_viewer_proxy(show=True)
     layer = viewer.add_image(scene, rgb=True)
-    live = dehaze(layer, viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(layer, viewer=viewer)).session
     viewer.layers.remove(layer)
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
     assert not told
@@ -626,8 +627,8 @@ def test_a_duplicate_shows_the_same_work(make_napari_viewer, dehaze, scene, qtbo
     dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
     viewer.layers.selection = {dehazed}
     _duplicate_layer(viewer.layers)
-    live, copy = dehazed.metadata[LIVE], viewer.layers[-1]
-    assert copy.metadata[LIVE] is live and copy.data[0].live is live
+    live, copy = state_of(dehazed).session, viewer.layers[-1]
+    assert state_of(copy).session is live and copy.data[0].live is live
     viewer.layers.remove(dehazed)
     assert live.running
     viewer.layers.remove(copy)
@@ -637,7 +638,7 @@ def test_a_duplicate_shows_the_same_work(make_napari_viewer, dehaze, scene, qtbo
 def test_a_removed_layer_s_tiles_go(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
     viewer = make_napari_viewer_proxy(show=True)
     dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
-    live = dehazed.metadata[LIVE]
+    live = state_of(dehazed).session
     camera(viewer).zoom = 3
     qtbot.waitUntil(lambda: bool(len(live._answers)), timeout=60_000)
     viewer.layers.remove(dehazed)
@@ -650,7 +651,7 @@ def test_x_on_one_of_two_windows(make_napari_viewer, dehaze, scene, qtbot) -> No
 
     make_napari_viewer(show=True)
     viewer = make_napari_viewer(show=True)
-    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)).session
     assert live.running
     viewer.window._qt_window.close()
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
@@ -662,7 +663,7 @@ def test_without_a_window_nothing_is_left_either(dehaze, scene) -> None:
     from napari.components import ViewerModel
 
     viewer = ViewerModel()
-    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)).session
     viewer.layers.pop()
     live._worker.join(60)
     assert not live._worker._thread.is_alive()
@@ -674,7 +675,7 @@ def test_without_a_viewer_either(weights, scene) -> None:
     from napari_dehazexl import dehaze_layer
 
     dehazed = dehaze_layer(Image(scene, rgb=True), weights=weights)
-    thread = dehazed.metadata[LIVE]._worker._thread
+    thread = state_of(dehazed).session._worker._thread
     assert thread.is_alive()
     del dehazed
     gc.collect()
