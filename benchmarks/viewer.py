@@ -145,7 +145,7 @@ def panned(camera, beat: Beat) -> float:
 
 def shown(layer: napari.layers.Image) -> bool:
     """Whether a layer's painter has painted all there is by now, and that is drawn; nothing is read for it."""
-    painter = layer.data[0].painter
+    painter = layer.data[0].renderer
     frame = painter._view if layer.data_level < painter.live.coarse else painter._whole
     drawn = np.asarray(layer._slice.image.view)
     y, x = (int(edge) for edge in layer.corner_pixels[0, :2])

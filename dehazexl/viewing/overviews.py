@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from psygnal import Signal
 
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import Window
@@ -198,7 +199,7 @@ def _place(image: Image, folder: Path) -> Path:
 
 
 class OverviewBuilder:
-    """A picture whose overviews are being made: what can be shown of it meanwhile.
+    """A picture whose overviews are being made, from `start` on: what can be shown of it meanwhile.
 
     Attributes
     ----------
@@ -209,30 +210,40 @@ class OverviewBuilder:
         The picture; with its overviews, once they are there. If they cannot be made, with such as `sampled` makes.
     ready : bool
         Whether the overviews are there.
+    done : bool
+        Whether the work has ended, with overviews or without.
     share : float
         How far the making is, 0 to 1.
-    version : int
-        Rises when more can be shown.
     error : Exception or None
         Why there will be no overviews.
+    updated : psygnal.Signal()
+        More can be shown. Emitted in the thread that makes them.
+    finished : psygnal.Signal()
+        They are made, or will not be: `done` is True. Emitted in the thread that makes them.
     """
 
+    updated = Signal()
+    finished = Signal()
+
     def __init__(self, image: Image, folder: Path) -> None:
-        self.image, self.ready, self.share, self.version = image, False, 0.0, 0
+        self.image, self.ready, self.done, self.share = image, False, False, 0.0
         self.error: Exception | None = None
         shapes = [*(level.shape for level in image.levels), *_further_shapes(image)]
         self.levels = tuple(GrowingLevel(self, number, shape) for number, shape in enumerate(shapes))
         self._sample: NDArray[Any] = np.zeros((1, 1, image.levels[0].shape[2]), image.levels[0].dtype)
         self._worker = Worker(self._grow(folder), f"overviews {image.name}")
-        self._worker.start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OverviewBuilder:
         return self  # viewers copy a layer's metadata to duplicate it
 
+    def start(self) -> None:
+        """Begin to make them, in a thread."""
+        self._worker.start()
+
     @property
     def running(self) -> bool:
         """Whether they are being made."""
-        return self._worker.running
+        return self._worker.running and not self.done
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the overviews are made, or cannot be; tell whether they are."""
@@ -254,7 +265,7 @@ class OverviewBuilder:
         """Look around, then make the overviews, a block a step."""
         try:
             self._sample = look_around(self.image, SAMPLES)
-            self.version += 1
+            self.updated.emit()
             while not _making.acquire(timeout=0.1):
                 yield True
             try:
@@ -269,7 +280,8 @@ class OverviewBuilder:
         finally:
             if not self.ready:
                 self.image = sampled(self.image, self._sample)
-            self.version += 1
+            self.done = True
+            self.finished.emit()
 
     def _make(self, folder: Path) -> Generator[bool, None, None]:
         if kept_overviews(self.image, folder) is None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from psygnal import Signal
 
 from dehazexl.image.grid import Window
 from dehazexl.viewing.display import upsample_window
@@ -52,16 +53,19 @@ class Renderer:
     Parameters
     ----------
     live
-        The picture. A tiny level of it is read at once.
+        The picture. A tiny level of it is read at once. When it is updated, the window shown last is painted again.
 
     Attributes
     ----------
-    version : int
-        Rises when something was painted: what is cut now is better than what was cut before.
+    painted : psygnal.Signal(bool)
+        What is cut now is better than what was cut before; True if that of the whole picture is, of which thumbnails
+        are made. Emitted in the thread that paints.
     """
 
+    painted = Signal(bool)
+
     def __init__(self, live: DehazeSession) -> None:
-        self.live, self.version = live, 0
+        self.live = live
         sides = [max(level.shape[:2]) for level in live.image.levels]
         tiny = next((number for number, side in enumerate(sides) if side <= TINY), len(sides) - 1)
         self._whole = replace(self._painted(*self._all_of(tiny)), version=-1)
@@ -70,11 +74,7 @@ class Renderer:
         self._ahead: tuple[int, list[Window]] = 0, []
         self._worker: Worker | None = None
         self._lock = threading.Lock()
-
-    @property
-    def renewed(self) -> int:
-        """Rises when the whole picture was painted: then thumbnails are better, too."""
-        return self._whole.version
+        live.updated.connect(self.paint)
 
     @property
     def levels(self) -> tuple[RenderedLevel, ...]:
@@ -153,11 +153,12 @@ class Renderer:
         frame = self._painted(level, window)
         if self.live.lost:  # then what there is is better
             return
-        if level < self.live.coarse:
+        is_view = level < self.live.coarse
+        if is_view:
             self._view = frame
         else:
             self._whole = frame
-        self.version += 1
+        self.painted.emit(not is_view)
 
     def _read_ahead(self, level: int, chunks: list[Window]) -> None:
         """Read one chunk: then the view may have moved, which is painted first."""
@@ -179,24 +180,24 @@ class Renderer:
 class RenderedLevel(Level):
     """A level of a `Renderer`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises.
 
-    As an array it is all there is of the picture, read now. A copy has a painter of its own: it may be looked at
+    As an array it is all there is of the picture, read now. A copy has a renderer of its own: it may be looked at
     elsewhere.
     """
 
-    def __init__(self, painter: Renderer, number: int) -> None:
-        super().__init__(painter.live, number)
-        self.painter = painter
+    def __init__(self, renderer: Renderer, number: int) -> None:
+        super().__init__(renderer.live, number)
+        self.renderer = renderer
 
     def read(self, window: Window) -> NDArray[Any]:
         """Return what there is of a window, see `Renderer.read`."""
-        return self.painter.read(self.number, window)
+        return self.renderer.read(self.number, window)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         height, width = self.shape[:2]
         return np.asarray(self.live.read(self.number, Window(0, height, 0, width)), dtype=dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RenderedLevel:
-        key = id(self.painter)
+        key = id(self.renderer)
         if key not in memo:
             memo[key] = Renderer(self.live)
         return RenderedLevel(memo[key], self.number)

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from psygnal import Signal
 
 from dehazexl.engine.memory import short_of_memory
 from dehazexl.image.chunk_cache import ChunkCache
@@ -71,20 +72,34 @@ class DehazeSession:
         The values of the picture that are black and white.
     coarse : int
         The level that is dehazed whole before all tiles: the finest of at most 1024 pixels.
-    version : int
-        Rises when pixels that were handed out could be better now.
-    renewed : int
-        The version at which all of them could, rather than those of some tiles.
+    version, renewed : int
+        How often pixels were improved, and how often they had been when all of them were last. A `renderer.Frame`
+        keeps the version that it shows.
     error : Exception or None
         What ended the work. The levels go on to answer with what there is.
     lost : bool
         Whether the picture could not be read.
+    updated : psygnal.Signal(bool)
+        Pixels that were handed out could be better now: all of them if True, those of some tiles if False.
+    progressed : psygnal.Signal()
+        A batch was computed, or the work has stopped: `status`, `progress` and `rate` may be others.
+    warned : psygnal.Signal(str)
+        A note for the user, such as that memory was short.
+    failed : psygnal.Signal(Exception)
+        The work ended with this error.
+
+    Signals are emitted in the thread that computes or reads; bound methods are held weakly, see psygnal.
 
     Raises
     ------
     ValueError
         If overlap, strength or cache is out of range, or the limits do not rise.
     """
+
+    updated = Signal(bool)
+    progressed = Signal()
+    warned = Signal(str)
+    failed = Signal(Exception)
 
     def __init__(
         self,
@@ -111,6 +126,7 @@ class DehazeSession:
         self._view: tuple[int, Window] | None = None
         self._changed = threading.Condition()
         self._idle = False
+        self._note = ""
         self.strength = strength
         self._start()
 
@@ -283,12 +299,19 @@ class DehazeSession:
             return False
         try:
             self._advance(*task)
+            self._warn()
         except Exception as error:
             unreadable = expected(error, f"dehazing {self.image.name}") and not short_of_memory(error)
             if worker is self._worker:
                 self.lost = self.lost or (self._model is not None and unreadable)
                 self._fail(error, worker)
         return True
+
+    def _warn(self) -> None:
+        """Emit the first note."""
+        if not self._note and (notes := self.notes):
+            self._note = notes[0]
+            self.warned.emit(self._note)
 
     def _next(self) -> tuple[int, Window] | None:
         """Return what to work at: the overviews, then the view; None if all are done."""
@@ -300,7 +323,6 @@ class DehazeSession:
             if view is not None and self._answers.missing(*view):
                 return view
             self._idle = True
-            self._changed.notify_all()
         return None
 
     @property
@@ -357,16 +379,22 @@ class DehazeSession:
             self.version += 1
             if everywhere:
                 self.renewed = self.version
+        self.updated.emit(everywhere)
 
     def _fail(self, error: Exception, worker: Worker) -> None:
         """End the work of a worker, and keep what ended it."""
-        self.error = self.error or error
+        with self._changed:
+            first, self.error = self.error is None, self.error or error
         worker.close()
         self._tell()
+        if first:
+            self.failed.emit(error)
 
     def _tell(self) -> None:
+        """Notify those who wait or follow the progress."""
         with self._changed:
             self._changed.notify_all()
+        self.progressed.emit()
 
 
 def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Worker]) -> Generator[bool, None, None]:
@@ -379,6 +407,7 @@ def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Wo
     try:
         while (live := ref()) is not None:
             busy = live._do_next(own[0])
+            live._tell()
             del live
             yield busy
     finally:

@@ -99,6 +99,8 @@ def dehaze_layer(
     live = DehazeSession(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
     viewer = viewer if viewer is not None else napari.current_viewer()
     shown = viewer is not None and layer in viewer.layers
+    if shown:
+        Watch(viewer, live)
     try:
         # A window must not wait for pixels; a script has to.
         levels = Renderer(live).levels if shown and hasattr(viewer, "window") else live.levels
@@ -109,7 +111,6 @@ def dehaze_layer(
         )  # fmt: skip
         if shown:
             viewer.layers.insert(viewer.layers.index(layer) + 1, dehazed)
-            Watch(viewer, live)
     finally:
         added.set()
     return dehazed

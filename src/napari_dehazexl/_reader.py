@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dehazexl.image.windowed_array import WindowedArray, check_there
+from napari_dehazexl._main_thread import call_later
 from napari_dehazexl._state import KEY, LayerState, shows_as_read, state_of, update_state
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ OTHER = "another picture was written there: open it anew"
 CHUNK = 1024  # pixels: how overviews that are being made are cut
 
 _told: set[str] = set()  # pictures that were said to be unreadable
-_growths: set[Growth] = set()  # those at work: Qt holds only weak references to what it calls
+_growths: set[Growth] = set()  # those at work: napari and psygnal hold only weak references to what they call
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
@@ -290,8 +290,7 @@ def tell_unreadable(image: Image, error: Exception) -> None:
     if _key(image) in _told:
         return
     _told.add(_key(image))
-    # napari hands what another thread says to the window's, which may be in the midst of painting.
-    threading.Thread(target=show_error, args=(f"{image.name} cannot be read: {error}",)).start()
+    call_later(show_error, f"{image.name} cannot be read: {error}")
 
 
 def tell_again(image: Image) -> None:
@@ -304,7 +303,7 @@ def _key(image: Image) -> str:
 
 
 def show_growth(growing: OverviewBuilder) -> None:
-    """Show in the viewers what there is of a picture's overviews, and in the end the overviews.
+    """Make overviews in the background, and show in the viewers what there is of them.
 
     Without Qt nothing is shown anew, but layers answer with the overviews from then on.
     """
@@ -312,40 +311,44 @@ def show_growth(growing: OverviewBuilder) -> None:
 
     if QApplication.instance() is not None:
         Growth(growing)
+    growing.start()
 
 
 class Growth:
     """Shows a picture while its overviews are being made, and ends that when no viewer holds it any more."""
 
     def __init__(self, growing: OverviewBuilder) -> None:
-        from qtpy.QtCore import QTimer
-
-        self.growing, self.shown, self.seen = growing, growing.version, False
-        self.timer = QTimer()
-        self.timer.timeout.connect(self.look)
-        self.timer.start(200)
+        self.growing, self.seen = growing, False
+        growing.updated.connect(self.look_later)
+        growing.finished.connect(self.look_later)
+        for viewer in viewers():
+            viewer.layers.events.removed.connect(self.look_later)
         _growths.add(self)
 
     def layers(self) -> list[Any]:
         """List the layers that show it, in whatever viewer."""
         return [layer for viewer in viewers() for layer in viewer.layers if state_of(layer).overviews is self.growing]
 
+    def look_later(self, event: Any = None) -> None:
+        """Show what is new; called from any thread."""
+        call_later(self.look)
+
     def look(self) -> None:
         """Show what is new."""
-        layers, running = self.layers(), self.growing.running
-        if self.growing.version != self.shown:
-            self.shown = self.growing.version
-            for layer in filter(shows_as_read, layers) if running else ():
-                layer.refresh(extent=False, thumbnail=False, highlight=False)
+        layers = self.layers()
         self.seen = self.seen or bool(layers)
-        if not running or (self.seen and not layers):
+        if self.growing.done or (self.seen and not layers):
             self.end(layers)
+            return
+        for layer in filter(shows_as_read, layers):
+            layer.refresh(extent=False, thumbnail=False, highlight=False)
 
     def end(self, layers: list[Any]) -> None:
         """Let the layers read what there is by now."""
         from napari.utils.notifications import show_error, show_info
 
-        self.timer.stop()
+        if self not in _growths:
+            return
         _growths.discard(self)
         self.growing.close()
         for layer in layers:

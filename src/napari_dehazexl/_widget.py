@@ -21,6 +21,7 @@ from napari_dehazexl._estimate import Clock, estimated
 from napari_dehazexl._facts import ModelInfo, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
+from napari_dehazexl._main_thread import call_later
 from napari_dehazexl._order import DehazeRequest, network_of
 from napari_dehazexl._reader import tell_again
 from napari_dehazexl._region import drawn, on_screen
@@ -48,7 +49,8 @@ FILTERS = {
 SETTINGS = ("weights", "device", "precision", "overlap", "strength", "cache")
 """Widgets whose values are remembered. A value range is a picture's own, it would spoil the next one."""
 
-LOOK = 300  # milliseconds between looks at how far things are
+INTERVAL = 300
+"""Milliseconds between two changes of the estimate and the status, at least."""
 
 
 class Dehaze(Form):
@@ -75,7 +77,7 @@ class Dehaze(Form):
         self._look_up()
 
     def _connect(self) -> None:
-        from qtpy.QtCore import QTimer
+        from superqt.utils import qthrottled
 
         self.dehaze.changed.connect(self._dehaze)
         self.preview.changed.connect(self._preview)
@@ -87,9 +89,11 @@ class Dehaze(Form):
             getattr(self, name).changed.connect(self._remember)
         for widget in (self.weights, self.device, self.precision):
             widget.changed.connect(self._look_up)
-        self._timer = QTimer(self.native)
-        self._timer.timeout.connect(self._look)
-        self._timer.start(LOOK)
+        self._look_soon = qthrottled(self._look, timeout=INTERVAL, leading=False, parent=self.native)
+        for widget in (self.input, self.region, self.overlap):
+            widget.changed.connect(self._changed)
+        self.viewer.layers.events.connect(self._changed)  # of each layer: shapes that are drawn, names, visibility
+        self._changed()
         self.native_parent_changed.connect(self._moved)
         self.native.destroyed.connect(self._leave)
 
@@ -244,6 +248,7 @@ class Dehaze(Form):
             facts = self._facts if order.network == self._network() else None
             if (seconds := self._clock.seconds()) is not None and isinstance(facts, ModelInfo):
                 self._settings.measured(order.network, seconds / order.tiles(facts), anew=True)
+                self._changed()
             for layer, live in self._dehazed():
                 if order.fits(live) and live.strength == order.strength:
                     read_from_file(layer, path)
@@ -264,10 +269,7 @@ class Dehaze(Form):
         """End the save with the dock: without its button no one could."""
         if self.native.parent() is None:
             self._cancelled.set()
-            self._timer.stop()
             self._settings.write()
-        else:
-            self._timer.start()
 
     def _leave(self) -> None:
         """End the save when the window is gone; there is nothing left to show it on."""
@@ -281,11 +283,21 @@ class Dehaze(Form):
 
     # What the user sees
 
+    def _changed(self, event: Any = None) -> None:
+        """Have the estimate and the status told anew, soon."""
+        if not self._gone:
+            self._look_soon()
+
+    def _progressed(self) -> None:
+        """Do so for a session; called in the thread that computes."""
+        call_later(self._changed)
+
     def _look(self) -> None:
         """Say how far the uppermost layer in sight is, and what all of the picture would take."""
         shown = [f"{layer.name}: {live.status}" for layer, live in self._dehazed() if layer.visible]
         _say(self.status, shown[-1] if shown else "")
         for live in self._lives():
+            live.progressed.connect(self._progressed, unique=True)
             if math.isfinite(rate := live.rate):  # read once: it is another thread's
                 self._settings.measured(network_of(live), 1 / rate, anew=False)
         _say(self.estimate, self._estimate())
@@ -317,6 +329,7 @@ class Dehaze(Form):
         def found(facts: ModelInfo | str) -> None:
             if wanted == self._network():
                 self._facts = facts
+                self._changed()
 
         worker: Any = create_worker(look_up, *wanted)
         worker.returned.connect(self._while_here(found))

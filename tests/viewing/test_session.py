@@ -57,9 +57,11 @@ def test_hazy_at_once_then_as_the_engine_has_it(watch, model, hazy) -> None:
     gate = threading.Event()
     live = watch(opened(hazy), lambda: gate.wait(60) and model)
     np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
-    before = live.version
+    updates: list[bool] = []
+    live.updated.connect(lambda everywhere: updates.append(everywhere))
     gate.set()
-    assert live.wait(60) and live.version > before
+    assert live.wait(60)
+    assert updates[:2] == [True, True] and set(updates[2:]) == {False}  # two overviews, then tiles
     wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
     assert np.abs(wanted - hazy[VIEW]).mean() > 2, "the network does nothing"
     assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
@@ -194,17 +196,21 @@ def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
 
 
 def test_progress_and_rate_from_the_first_tiles_on(watch, model, hazy) -> None:
-    live = watch(opened(hazy), lambda: model)
+    gate = threading.Event()
+    live = watch(opened(hazy), lambda: gate.wait(60) and model)
     assert math.isnan(live.rate)
     live.levels[0][VIEW]
-    seen: set[str] = set()
-    until = time.monotonic() + 60
-    while not live.wait(0.001):
-        assert time.monotonic() < until
-        seen.add(live.status)
+    seen: list[str] = []
+
+    def follow() -> None:
         done, total = live.progress
         assert 0 <= done <= total
         assert not live.status.startswith("encoding") or live.rate > 0
+        seen.append(live.status)
+
+    live.progressed.connect(follow)
+    gate.set()
+    assert live.wait(60) and live.error is None
     assert "looking at the whole picture" in seen
     assert any(status.startswith("encoding ") and status.endswith(" of 35 tiles") for status in seen)
     assert live.rate > 0 and live.status == "all in view is dehazed"
@@ -251,10 +257,13 @@ def test_short_memory_halves_the_batch(watch, hazy) -> None:
             return super().decode(fused, maps, tiles)
 
     torch.manual_seed(0)
-    live = watch(opened(hazy), lambda: Short(SPECS["tiny"]).eval())
+    gate, warnings = threading.Event(), []
+    live = watch(opened(hazy), lambda: gate.wait(60) and Short(SPECS["tiny"]).eval())
+    live.warned.connect(lambda note: warnings.append(note))
+    gate.set()
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
-    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"]
+    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"] == warnings
 
 
 def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:
@@ -408,8 +417,13 @@ def test_what_failed_can_be_tried_again(watch, model, hazy) -> None:
             raise answer
         return answer
 
-    live = watch(opened(hazy), load)
+    gate, errors = threading.Event(), []
+    live = watch(opened(hazy), lambda: gate.wait(60) and load())
+    live.failed.connect(lambda error: errors.append(error))
+    gate.set()
     assert not live.wait(60) and live.status == "failed" and not live.lost
+    live._worker.join(60)
+    assert errors == [live.error]
     live.restart()
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
