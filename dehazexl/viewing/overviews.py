@@ -152,6 +152,12 @@ def kept_overviews(image: Image, folder: Path) -> Image | None:
     return replace(image, levels=(*image.levels, *levels))
 
 
+def with_overviews(image: Image, folder: Path) -> Image:
+    """Return the image with its own overviews, or those that a folder keeps of it."""
+    image = without_gaps(image)
+    return (kept_overviews(image, folder) if needs_overviews(image) else None) or image
+
+
 def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
     """Make a picture's overviews and keep them in a folder, which is made if it is not there.
 

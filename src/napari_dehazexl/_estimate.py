@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dehazexl.image.grid import TILE, TOKEN, TileGrid
 
 if TYPE_CHECKING:
-    from napari_dehazexl._facts import ModelInfo
+    from dehazexl.viewing.model_info import ModelInfo
     from napari_dehazexl._save import Progress
 
 BASE = 350e6

@@ -13,8 +13,8 @@ from napari_dehazexl._save import save
 
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
+    from dehazexl.viewing.model_info import ModelInfo
     from dehazexl.viewing.session import DehazeSession
-    from napari_dehazexl._facts import ModelInfo
     from napari_dehazexl._save import Steps
 
 

@@ -195,7 +195,7 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
     Pictures without a pyramid (PNG, JPEG) are no good for that; the layer then stays as it is.
     """
     from dehazexl import open_image
-    from napari_dehazexl._reader import colors_of
+    from napari_dehazexl._overviews import shown
     from napari_dehazexl._state import KEY, LayerState, state_of
     from napari_dehazexl._watch import replace_levels
 
@@ -204,6 +204,6 @@ def read_from_file(layer: napari.layers.Image, path: Path) -> None:
         return
     image = open_image(path)
     live.close()
-    levels = colors_of(image, limits=live.limits)
+    levels = shown(image).colors(live.limits)
     layer.metadata[KEY] = LayerState(image, value_range=live.limits, finest=levels[0].name)
     replace_levels(layer, levels)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import atexit
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dehazexl.viewing.overviews import SMALLEST
-from napari_dehazexl._reader import renewed, show_growth
+from napari_dehazexl._overviews import build, reopened
 from napari_dehazexl._state import shows_as_read, state_of, update_state
 
 if TYPE_CHECKING:
-    import dask.array as da
     import napari.layers
-    from numpy.typing import NDArray
 
     from dehazexl.image.image import Image
     from dehazexl.viewing.overviews import OverviewBuilder
-
-HASHED = 16 * 2**20  # bytes of an array in memory by which it is known again
 
 
 def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
@@ -46,11 +39,11 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
         raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
     image = state_of(layer).image if shows_as_read(layer) else None
     if image is None:
-        image = _picture_of(layer)
+        image = _image_of(layer)
         limits = _limits_of(layer, image)
     else:
         limits = _limits_of(layer, image)
-        image = renewed(image)
+        image = reopened(image)
     growing = _growing(layer, image)
     if growing is not None and growing.running:
         raise ValueError(
@@ -61,16 +54,15 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
 
 def _growing(layer: napari.layers.Image, image: Image) -> OverviewBuilder | None:
     """Return the layer's picture while, or after, its overviews are made; begin to make them if it needs some."""
-    from dehazexl.viewing.overviews import OverviewBuilder, needs_overviews
+    from dehazexl.viewing.overviews import needs_overviews
 
     growing = state_of(layer).overviews
     if growing is not None and growing.image.fingerprint == image.fingerprint:
         return growing
     if not needs_overviews(image):
         return None
-    growing = OverviewBuilder(image, _scratch())
+    growing = build(image, _scratch())  # it ends with the layer
     update_state(layer, overviews=growing)
-    show_growth(growing)  # it ends with the layer
     return growing
 
 
@@ -82,64 +74,19 @@ def _scratch() -> Path:
     return Path(folder.name)
 
 
-def _picture_of(layer: napari.layers.Image) -> Image:
-    """Describe the picture in a layer that this plugin has not read. Of arrays in memory nothing is copied."""
-    from dehazexl import open_image
+def _image_of(layer: napari.layers.Image) -> Image:
+    """Return the image in a layer that this plugin has not read."""
+    from dehazexl.viewing.arrays import image_of_arrays
 
-    data = [*layer.data] if layer.multiscale else [layer.data]
-    data = _in_dask(layer, data)
-    token = next((_hash(level) for level in data if isinstance(level, np.ndarray)), "")
-    if isinstance(data[-1], np.ndarray):
-        data += _strided(data[-1])
-    levels = tuple(_lazy(level, f"layer-{token}-{number}") for number, level in enumerate(data))
-    return replace(
-        open_image(levels[0]), levels=levels, name=layer.name, alpha=3 if levels[0].shape[2] == 4 else None,
-        scale=tuple(layer.scale), translate=tuple(layer.translate), units=str(layer.units[0]),
-    )  # fmt: skip
-
-
-# A layer's arrays that are neither numpy's nor dask's, by their id, and the same in dask.
-_wrapped: WeakKeyDictionary[napari.layers.Image, dict[int, tuple[Any, da.Array]]] = WeakKeyDictionary()
-
-
-def _in_dask(layer: napari.layers.Image, levels: list[Any]) -> list[Any]:
-    """Wrap a layer's arrays in dask, each once, but for those in memory.
-
-    Wrapped again, an array that cannot be pickled would get another name, and a picture is known by its name.
-    """
-    import dask.array as da
-
-    foreign = [level for level in levels if not isinstance(level, (np.ndarray, da.Array))]
-    known = _wrapped.get(layer, {})
-    _wrapped[layer] = {id(level): known.get(id(level)) or (level, da.from_array(level)) for level in foreign}
-    return [_wrapped[layer][id(level)][1] if id(level) in _wrapped[layer] else level for level in levels]
-
-
-def _strided(pixels: NDArray[Any]) -> list[NDArray[Any]]:
-    """Return every second, fourth... pixel, down to a tiny picture: at no cost, where means would stop the window."""
-    levels, step = [], 2
-    while max(pixels.shape[:2]) * 2 > SMALLEST * step:
-        steps = [min(step, side) for side in pixels.shape[:2]]
-        levels.append(pixels[tuple(slice(each // 2, None, each) for each in steps)])
-        step *= 2
-    return levels
-
-
-def _lazy(level: Any, name: str) -> da.Array:
-    """Wrap an array ``(y, x, c)`` in dask, all of c in one chunk; the name is for those in memory."""
-    from dehazexl.io.source import CHUNK, lazy, strided
-
-    if isinstance(level, np.ndarray):  # dask would copy it
-        return lazy(strided(level, "yxc"), (CHUNK, CHUNK), name)
-    rechunked: da.Array = level.rechunk({2: -1})
-    return rechunked
-
-
-def _hash(pixels: NDArray[Any]) -> str:
-    """Hash an array's pixels, of a large one some rows: the window waits for it, a second a gigabyte."""
-    from dask.base import tokenize
-
-    return str(tokenize(pixels.shape, pixels[:: max(1, pixels.nbytes // HASHED)]))
+    arrays = layer.data if layer.multiscale else [layer.data]
+    return image_of_arrays(
+        arrays,
+        layer,
+        name=layer.name,
+        scale=tuple(layer.scale),
+        translate=tuple(layer.translate),
+        units=str(layer.units[0]),
+    )
 
 
 def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:

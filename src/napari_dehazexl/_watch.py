@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from napari_dehazexl._main_thread import call_later
-from napari_dehazexl._reader import tell_unreadable
+from napari_dehazexl._messages import report
 from napari_dehazexl._state import state_of
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Watch:
         if session is None or present is None or not layers:  # gone, or they read from a file by now
             return
         if session.lost and not short_of_memory(error):
-            tell_unreadable(session.image, error)
+            report(session.image, error)
         else:
             show_error(f"{layers[0].name}: {error or 'out of memory'}")
         if not session.lost and not session.loaded:

@@ -17,13 +17,14 @@ from napari.layers import Image
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info, show_warning
 
+from dehazexl.viewing.model_info import ModelInfo
 from napari_dehazexl._estimate import Clock, estimated
-from napari_dehazexl._facts import ModelInfo, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
 from napari_dehazexl._main_thread import call_later
+from napari_dehazexl._messages import report
 from napari_dehazexl._order import DehazeRequest, network_of
-from napari_dehazexl._reader import tell_again
+from napari_dehazexl._prepare import devices, get_ready, look_up
 from napari_dehazexl._region import drawn, on_screen
 from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
 from napari_dehazexl._settings import Settings
@@ -133,7 +134,7 @@ class Dehaze(Form):
             alike = [(each, live) for each, live in there if order.fits(live)]
             if alike:
                 dehazed, live = alike[-1]
-                tell_again(order.image)
+                report(order.image, None)
                 live.restart()
                 dehazed.visible = True
                 self.viewer.layers.selection.active = dehazed

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_dehazexl._reader import renewed, viewers
+from napari_dehazexl._overviews import reopened, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save, tokens_of
 from napari_dehazexl._state import state_in, state_of
 
@@ -122,7 +122,7 @@ def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
     state = state_in(meta.get("metadata", {}))
     if state.image is None or not state.is_as_read(finest):
         return _described(finest, meta, state.image)
-    source, band = renewed(state.image), state.band
+    source, band = reopened(state.image), state.band
     if band is None:
         return source
     one = source.levels[0][..., band : band + 1]
@@ -131,17 +131,14 @@ def picture_of(finest: Any, meta: dict[str, Any]) -> Image:
 
 def _described(finest: Any, meta: dict[str, Any], source: Image | None) -> Image:
     """Describe a layer's own pixels; those of the size of the picture that they come from lie where it lies."""
-    import dask.array as da
+    from dehazexl.viewing.arrays import image_of_arrays
 
-    from dehazexl import open_image
-
-    array = finest if isinstance(finest, da.Array) else da.from_array(finest, chunks=2048, name=False)
-    array = (array if array.ndim == 3 else array[..., None]).rechunk({2: -1})
     units = meta.get("units") or ("pixel",)
-    image = replace(
-        open_image(array), name=str(meta.get("name", "layer")), alpha=3 if array.shape[2] == 4 else None,
-        scale=tuple(meta.get("scale", (1, 1))), translate=tuple(meta.get("translate", (0, 0))), units=str(units[0]),
+    image = image_of_arrays(
+        [finest], name=str(meta.get("name", "layer")), scale=tuple(meta.get("scale", (1, 1))),
+        translate=tuple(meta.get("translate", (0, 0))), units=str(units[0]),
     )  # fmt: skip
+    array = image.levels[0]
     if source is None or source.levels[0].shape[:2] != array.shape[:2]:
         return image
     nodata = source.nodata if source.levels[0].dtype == array.dtype else None

@@ -30,7 +30,7 @@ from napari_dehazexl._state import state_of
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache of overviews of the test's own."""
-    monkeypatch.setattr("napari_dehazexl._reader.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("napari_dehazexl._overviews.cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -255,11 +255,11 @@ def test_a_file_that_was_written_again_is_read_again(
     layer.save(str(tmp_path / "copy.tif"), plugin="napari-dehazexl")
     np.testing.assert_array_equal(np.asarray(dehazexl.open_image(tmp_path / "copy.tif").levels[0]), noise)
     put(scene[:300], path, overwrite=True)
-    with pytest.raises(ValueError, match="another picture was written there"):
+    with pytest.raises(ValueError, match="another image was written there"):
         source_of(layer)
     assert not np.asarray(layer.data[0][part]).any()
     qtbot.waitUntil(lambda: bool(told), timeout=5_000)
-    assert "another picture was written there: open it anew" in told[0] and len(told) == 1
+    assert "another image was written there: open it again" in told[0] and len(told) == 1
 
 
 def test_a_file_that_was_away_has_its_overviews_again(large, cache, told, qtbot) -> None:
