@@ -70,7 +70,7 @@ class Dehaze(Form):
         self._cancelled = threading.Event()
         self._gone = False
         self._facts: ModelInfo | str | None = None
-        self._settings = Settings()
+        self._settings = Settings(self.native)
         self._factory = {name: getattr(self, name).value for name in SETTINGS}
         self._set(self._settings.values)
         self._connect()
@@ -248,7 +248,7 @@ class Dehaze(Form):
         if outcome.complete:
             facts = self._facts if order.network == self._network() else None
             if (seconds := self._clock.seconds()) is not None and isinstance(facts, ModelInfo):
-                self._settings.measured(order.network, seconds / order.tiles(facts), anew=True)
+                self._settings.measured(order.network, seconds / order.tiles(facts), replace=True)
                 self._changed()
             for layer, live in self._dehazed():
                 if order.fits(live) and live.strength == order.strength:
@@ -300,7 +300,7 @@ class Dehaze(Form):
         for live in self._lives():
             live.progressed.connect(self._progressed, unique=True)
             if math.isfinite(rate := live.rate):  # read once: it is another thread's
-                self._settings.measured(network_of(live), 1 / rate, anew=False)
+                self._settings.measured(network_of(live), 1 / rate, replace=False)
         _say(self.estimate, self._estimate())
 
     def _estimate(self) -> str:

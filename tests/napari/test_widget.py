@@ -236,6 +236,14 @@ def test_the_estimate_is_there_before_anything_has_run(widget, opened, settings,
     qtbot.waitUntil(lambda: settings.exists() and "seconds_per_tile" in settings.read_text(), timeout=5_000)
 
 
+def kept(settings: Path) -> dict[str, object]:
+    """What a file of settings holds."""
+    from qtpy.QtCore import QSettings
+
+    file = QSettings(str(settings), QSettings.Format.IniFormat)
+    return {name: json.loads(file.value(name)) for name in file.allKeys()}
+
+
 def test_settings_are_remembered_and_restored(widget, opened, settings, qtbot) -> None:
     viewer, _ = opened
     qtbot.waitUntil(settings.exists, timeout=5_000)
@@ -245,10 +253,10 @@ def test_settings_are_remembered_and_restored(widget, opened, settings, qtbot) -
     widget.overlap.value, widget.cache.value = 64, 100
     assert not settings.exists(), "written at each step of a slider"
     qtbot.waitUntil(settings.exists, timeout=5_000)
-    assert json.loads(settings.read_text())["overlap"] == 64
+    assert kept(settings)["overlap"] == 64
     widget.overlap.value = 16
     close_dock(viewer, widget)
-    assert json.loads(settings.read_text())["overlap"] == 16, "closing the dock lost the last change"
+    assert kept(settings)["overlap"] == 16, "closing the dock lost the last change"
     from napari_dehazexl._widget import Dehaze
 
     again = Dehaze(viewer)
@@ -263,15 +271,17 @@ def test_two_docks_keep_each_other_s_settings(settings, qapp) -> None:
     from napari_dehazexl._settings import Settings
 
     shown = {"overlap": None, "strength": 1.0, "cache": 512}
-    settings.parent.mkdir()
-    settings.write_text(json.dumps(shown))
+    first = Settings()
+    first.remember(**shown)
+    first.write()
     one, other = (Settings(), dict(shown)), (Settings(), dict(shown))
     changes = ({"overlap": 64}, {"strength": 0.5}, {"cache": 100}, {"strength": 0.4})
     for (each, values), change in zip((one, other, one, other), changes, strict=True):
         values |= change
         each.remember(**values)  # a dock hands over all that it shows
         each.write()
-    assert json.loads(settings.read_text()) == {"overlap": 64, "strength": 0.4, "cache": 100}
+    assert kept(settings) == {"overlap": 64, "strength": 0.4, "cache": 100}
+    assert Settings().values == kept(settings)
 
 
 def test_settings_that_cannot_be_written_are_said_once(widget, settings, errors, qtbot) -> None:
