@@ -31,9 +31,18 @@ def test_manifest_is_valid() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_top_level_manifest_is_the_package_s() -> None:
-    root = Path(__file__).parents[2]
-    assert (root / "napari.yaml").read_text() == (root / "src/napari_dehazexl/napari.yaml").read_text()
+def test_the_manifest_promises_what_the_code_reads_and_writes() -> None:
+    from npe2 import PluginManifest
+
+    from napari_dehazexl._reader import get_reader
+    from napari_dehazexl._save import SUFFIXES
+
+    manifest = PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml")
+    (reader,), (writer,) = manifest.contributions.readers, manifest.contributions.writers
+    assert all(get_reader(pattern.replace("*", "scene")) for pattern in reader.filename_patterns)
+    assert {".tif", ".zarr"} < set(writer.filename_extensions) <= set(SUFFIXES)
+    for key in (sample.key for sample in manifest.contributions.sample_data):
+        assert key in ("scene", "large"), "a sample that no test opens"
 
 
 def test_tiff_opens_as_multiscale_rgb(make_napari_viewer_proxy, tmp_path, scene) -> None:
