@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from napari.qt.threading import GeneratorWorker, create_worker
 
+from dehazexl.viewing.errors import expected
+
 if TYPE_CHECKING:
     from napari_dehazexl._save import Progress, Steps
 
@@ -53,6 +55,7 @@ def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[
         try:
             return SaveResult((yield from make(lambda: cancelled() or worker.quitting.is_set())))
         except Exception as error:
+            expected(error, "saving")
             return SaveResult(error=error)
 
     worker: Saving = create_worker(work, _worker_class=Saving)

@@ -455,6 +455,24 @@ def test_pixels_that_were_replaced_while_it_grows_stay(make_napari_viewer_proxy,
     assert np.unique(layer.data[0]) == [7]
 
 
+def test_many_threads_call_the_window(qapp, qtbot) -> None:
+    from napari_dehazexl._main_thread import call_later
+
+    called: list[threading.Thread] = []
+
+    def call() -> None:
+        for _ in range(2000):
+            call_later(lambda: called.append(threading.current_thread()))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    qtbot.waitUntil(lambda: len(called) == 8000, timeout=60_000)
+    assert set(called) == {threading.main_thread()}
+    for thread in threads:
+        thread.join()
+
+
 # The dehazed layer in a window
 
 
