@@ -1,4 +1,4 @@
-"""The picture in a layer, whoever made the layer."""
+"""The image in a layer of any origin."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
-    """Return the picture in a layer, and which of its values the layer's contrast limits make black and white.
+    """Return the image in a layer, and its values at the contrast limits of the layer.
 
     Raises
     ------
     ValueError
-        If the layer is not RGB, has further dimensions, is dehazed already, its overviews are still being made,
-        or another picture was written in its file.
+        If the layer is not RGB, has more than two dimensions, or is dehazed already; if its overviews are still being
+        computed, or its file holds another image now.
     """
     from dehazexl.viewing.overviews import with_tail
 
     if not getattr(layer, "rgb", False):
         raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
     if layer.ndim != 2:
-        raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a picture of two")
+        raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a two-dimensional image")
     if state_of(layer).session is not None:
         raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
     image = state_of(layer).image if shows_as_read(layer) else None
@@ -44,31 +44,31 @@ def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
     else:
         limits = _limits_of(layer, image)
         image = reopened(image)
-    growing = _growing(layer, image)
-    if growing is not None and growing.running:
+    builder = _builder_of(layer, image)
+    if builder is not None and builder.running:
         raise ValueError(
-            f"the overviews of {layer.name!r} are being made, {growing.share:.0%} are there: dehaze it when they are"
+            f"the overviews of {layer.name!r} are being computed, {builder.progress:.0%} are done: dehaze it afterwards"
         )
-    return with_tail(image if growing is None else growing.image), limits
+    return with_tail(image if builder is None else builder.image), limits
 
 
-def _growing(layer: napari.layers.Image, image: Image) -> OverviewBuilder | None:
-    """Return the layer's picture while, or after, its overviews are made; begin to make them if it needs some."""
+def _builder_of(layer: napari.layers.Image, image: Image) -> OverviewBuilder | None:
+    """Return the builder of the overviews of a layer, a new one if they are needed, None if they are not."""
     from dehazexl.viewing.overviews import needs_overviews
 
-    growing = state_of(layer).overviews
-    if growing is not None and growing.image.fingerprint == image.fingerprint:
-        return growing
+    builder = state_of(layer).overviews
+    if builder is not None and builder.image.fingerprint == image.fingerprint:
+        return builder
     if not needs_overviews(image):
         return None
-    growing = build(image, _scratch())  # it ends with the layer
-    update_state(layer, overviews=growing)
-    return growing
+    builder = build(image, _scratch())  # it ends with the layer
+    update_state(layer, overviews=builder)
+    return builder
 
 
 @cache
 def _scratch() -> Path:
-    """Make a folder that lives as long as this process, for overviews of pictures that no file holds."""
+    """Return a folder that is deleted with the process, for overviews of images that are in no file."""
     folder = TemporaryDirectory(prefix="napari-dehazexl-", ignore_cleanup_errors=True)
     atexit.register(folder.cleanup)
     return Path(folder.name)
@@ -90,9 +90,9 @@ def _image_of(layer: napari.layers.Image) -> Image:
 
 
 def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
-    """Return a layer's contrast limits in the values of its picture.
+    """Return the contrast limits of a layer in the values of its image.
 
-    Those that napari chose itself, the least and the largest value, are none: haze has no black.
+    Those that napari chose, the smallest and the largest value, do not count: a hazy image has no black.
     """
     from dehazexl.image.image import value_range
 
@@ -102,6 +102,6 @@ def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
     if state_of(layer).image is not image:
         chosen = getattr(layer, "_calc_data_range", lambda: None)()
         return value_range(image) if chosen is not None and (first, last) == tuple(chosen) else (first, last)
-    # The reader shows such pictures from 0 to 1.
+    # The reader shows such images from 0 to 1.
     low, high = state_of(layer).value_range or value_range(image)
     return low + first * (high - low), low + last * (high - low)

@@ -1,4 +1,4 @@
-"""Keeps a dehazed layer up to date in its window, and ends its work with it."""
+"""Keeps dehazed layers up to date in a viewer, and closes their session with the last of them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ INTERVAL = 100
 """Milliseconds between two refreshes, at least."""
 
 REST = 4
-"""Times as long as a refresh took there is none after it: the window has to do other things, too."""
+"""Pause after a refresh, in times of its duration: the window has other things to do."""
 
 _watches: set[Watch] = set()  # those at work: napari and psygnal hold only weak references to what they call
 
 
 def refresh(layer: napari.layers.Image, thumbnail: bool = False) -> None:
-    """Show a layer's pixels anew, and its thumbnail if asked to; its extent and highlight are as they were."""
-    if thumbnail and hasattr(layer, "_reset_thumbnail_level_data"):  # since 0.9 napari keeps the level that it shows
+    """Refresh the pixels of a layer, and its thumbnail if asked to, but neither extent nor highlight."""
+    if thumbnail and hasattr(layer, "_reset_thumbnail_level_data"):  # since 0.9 napari caches that level
         layer._reset_thumbnail_level_data()
     layer.refresh(extent=False, thumbnail=thumbnail, highlight=False)
 
 
 def replace_levels(layer: napari.layers.Image, levels: list[Any]) -> None:
-    """Give a multiscale layer other levels, more or fewer."""
-    if not hasattr(layer, "_reset_data_level"):  # before 0.9 napari shows the number that it showed, there or not
+    """Replace the levels of a multiscale layer by others, more or fewer."""
+    if not hasattr(layer, "_reset_data_level"):  # before 0.9 napari keeps the index of the level, even if there is none
         levels = levels + levels[-1:] * (len(layer.data) - len(levels))
     layer.data = levels
 

@@ -152,12 +152,12 @@ def test_limits_are_those_of_the_whole_picture(make_napari_viewer_proxy, dehaze,
     assert tuple(layer.contrast_limits) == (0, 1)
     whole = dehaze(layer, viewer=viewer, strength=0)
     part = dehaze(layer, viewer=viewer, strength=0, region=(500, 900, 600, 1100))
-    assert state_of(part).session.limits == state_of(whole).session.limits == (0, 60000)
+    assert state_of(part).session.value_range == state_of(whole).session.value_range == (0, 60000)
     np.testing.assert_array_equal(
         state_of(part).session.levels[0][:], state_of(whole).session.levels[0][500:900, 600:1100]
     )
     layer.contrast_limits = (0.25, 0.5)
-    assert state_of(dehaze(layer, viewer=viewer)).session.limits == (15000, 30000)
+    assert state_of(dehaze(layer, viewer=viewer)).session.value_range == (15000, 30000)
 
 
 def test_a_layer_with_other_pixels_is_dehazed_from_those(make_napari_viewer_proxy, dehaze, tiled) -> None:
@@ -301,7 +301,7 @@ def test_short_memory_while_painting_is_no_unreadable_file(
     def short(*args: Any) -> Any:
         raise MemoryError("Unable to allocate 9 GB")
 
-    monkeypatch.setattr(state_of(dehazed).session._answers, "clear", short)
+    monkeypatch.setattr(state_of(dehazed).session._tiles, "dehaze", short)
     camera(viewer).zoom = 3
     qtbot.waitUntil(lambda: bool(told), timeout=20_000)
     assert told == ["scene dehazed: Unable to allocate 9 GB"]
@@ -316,18 +316,18 @@ def test_limits_that_napari_chose_are_none(dehaze, scene, dtype) -> None:
 
     pixels = scene.astype(dtype) * 8 + 1000
     dehazed = dehaze(Image(pixels, rgb=True))
-    assert state_of(dehazed).session.limits == pytest.approx(value_range(dehazexl.open_image(pixels)), rel=0.01)
-    assert state_of(dehaze(Image(pixels, rgb=True, contrast_limits=(900, 4000)))).session.limits == (900, 4000)
+    assert state_of(dehazed).session.value_range == pytest.approx(value_range(dehazexl.open_image(pixels)), rel=0.01)
+    assert state_of(dehaze(Image(pixels, rgb=True, contrast_limits=(900, 4000)))).session.value_range == (900, 4000)
 
 
 def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:
     from napari.layers import Image
 
     layer = Image(scene, rgb=True)
-    assert state_of(dehaze(layer)).session.limits == (0, 255)
+    assert state_of(dehaze(layer)).session.value_range == (0, 255)
     layer.contrast_limits = (30, 200)
     shown = dehaze(layer, strength=0)
-    assert state_of(shown).session.limits == (30, 200)
+    assert state_of(shown).session.value_range == (30, 200)
     np.testing.assert_array_equal(shown.data[0][:], scene)
 
 
@@ -424,7 +424,7 @@ def test_a_lazy_array_gets_overviews_too(dehaze) -> None:
 
     pixels = np.random.default_rng(0).integers(0, 255, (2100, 300, 3), np.uint8)
     layer = Image(da.from_array(pixels, chunks=(512, 100, 1)), rgb=True, contrast_limits=(0, 255))
-    with pytest.raises(ValueError, match="are being made"):
+    with pytest.raises(ValueError, match="are being computed"):
         dehaze(layer)
     assert state_of(layer).overviews.wait(60)
     live = state_of(dehaze(layer)).session
@@ -437,7 +437,7 @@ def test_overviews_of_a_lazy_array_end_with_its_layer(make_napari_viewer_proxy, 
     viewer = make_napari_viewer_proxy()
     pixels = da.zeros((2100, 300, 3), chunks=(512, 100, 1), dtype=np.uint8)
     layer = viewer.add_image(pixels, rgb=True, contrast_limits=(0, 255))
-    with pytest.raises(ValueError, match="are being made"):
+    with pytest.raises(ValueError, match="are being computed"):
         dehaze(layer, viewer=viewer)
     qtbot.wait(500)
     viewer.layers.remove(layer)
@@ -505,7 +505,7 @@ def test_the_window_s_thread_reads_a_tiny_level_only(make_napari_viewer_proxy, d
     assert sum(reads[True]) <= 256 * 256, "adding the layer reads more"
     assert max(dehazed.data[-1].shape[:2]) <= 64
     session = state_of(dehazed).session
-    qtbot.waitUntil(lambda: session._answers.overview is not None, timeout=60_000)
+    qtbot.waitUntil(lambda: session._tiles.overview is not None, timeout=60_000)
     for zoom in (1, 0.3, 2):
         before = len(reads[False])
         camera(viewer).zoom = zoom
@@ -668,7 +668,7 @@ def test_a_duplicate_shows_the_same_work(make_napari_viewer, dehaze, scene, qtbo
     viewer.layers.selection = {dehazed}
     _duplicate_layer(viewer.layers)
     live, copy = state_of(dehazed).session, viewer.layers[-1]
-    assert state_of(copy).session is live and copy.data[0].live is live
+    assert state_of(copy).session is live and copy.data[0].session is live
     viewer.layers.remove(dehazed)
     assert live.running
     viewer.layers.remove(copy)
@@ -680,9 +680,9 @@ def test_a_removed_layer_s_tiles_go(make_napari_viewer_proxy, dehaze, scene, qtb
     dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
     live = state_of(dehazed).session
     camera(viewer).zoom = 3
-    qtbot.waitUntil(lambda: bool(len(live._answers)), timeout=60_000)
+    qtbot.waitUntil(lambda: bool(len(live._tiles)), timeout=60_000)
     viewer.layers.remove(dehazed)
-    assert not len(live._answers) and live._answers.overview is None and live._model is None
+    assert not len(live._tiles) and live._tiles.overview is None and live._model is None
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
 
 
@@ -695,7 +695,7 @@ def test_x_on_one_of_two_windows(make_napari_viewer, dehaze, scene, qtbot) -> No
     assert live.running
     viewer.window._qt_window.close()
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
-    assert not [watch for watch in _watches if watch.live() is live]  # nor a timer, though the viewer is still held
+    assert not [watch for watch in _watches if watch.session() is live]  # nor a timer, though the viewer is still held
     del viewer.window._qt_window  # so that the fixture does not close it once more
 
 

@@ -137,13 +137,13 @@ def test_what_is_wrong_is_said_before_a_name_is_asked_for(widget, opened, monkey
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: pytest.fail("a name was asked for"))
     viewer.layers.clear()
     click(widget.save_as)
-    assert errors == ["there is no image layer: open a picture first"]
+    assert errors == ["there is no image layer: open an image first"]
 
 
 def test_a_name_in_a_zarr_is_refused(widget, tmp_path, monkeypatch, errors) -> None:
     """Dialogs step into a Zarr that is chosen to be replaced, for it is a folder."""
     save_as(widget, tmp_path / "old.ome.zarr" / "scene dehazed.tif", monkeypatch)
-    assert "lies in a Zarr: choose a name beside old.ome.zarr" in errors[0] and widget._saving is None
+    assert "lies in a Zarr: choose a name next to old.ome.zarr" in errors[0] and widget._saving is None
 
 
 def test_the_name_that_is_proposed_lies_beside_the_picture(widget, opened, tmp_path, monkeypatch) -> None:
@@ -170,7 +170,7 @@ def test_a_failure_says_how_to_go_on(widget, tmp_path, monkeypatch, qtbot, error
     monkeypatch.setattr("dehazexl.io.write.write", full)
     save_as(widget, tmp_path / "saved.tif", monkeypatch)
     saved(widget, qtbot)
-    assert "no space left" in errors[0] and "goes on after what is in" in errors[0] and len(errors) == 1
+    assert "no space left" in errors[0] and "continues from" in errors[0] and len(errors) == 1
 
 
 def test_short_of_memory_saves_with_fewer_tiles(widget, scene, weights, tmp_path, monkeypatch, qtbot, errors):
@@ -298,7 +298,7 @@ def test_file_save_lives_and_can_be_cancelled(opened, weights, gate, tmp_path, q
         bar.cancel_button.click()
         gate.go.set()
 
-    with pytest.raises(OSError, match="was cancelled: saving it again goes on"):
+    with pytest.raises(OSError, match="was cancelled: saving it again continues"):
         dehazed.save(str(tmp_path / "written.tif"), plugin="napari-dehazexl")
     timer.stop()
     assert sum(ticks) >= 5, "the window stood still"

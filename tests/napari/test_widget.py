@@ -311,7 +311,7 @@ def test_the_slider_s_number_has_room(widget) -> None:
 
 
 def test_everything_says_what_it_is(widget) -> None:
-    assert widget.region.native.currentText() == "the whole picture"
+    assert widget.region.native.currentText() == "the whole image"
     rows = {row: [row.tooltip] if row.tooltip else [each.tooltip for each in row] for row in widget}
     assert all(all(tooltips) for tooltips in rows.values()), rows
 
@@ -437,7 +437,7 @@ def test_overviews_are_made_for_a_large_picture(make_napari_viewer_proxy, tmp_pa
     viewer = make_napari_viewer_proxy(show=True)
     layer, further = viewer.open(str(path), plugin="napari-dehazexl")
     assert state_of(layer).overviews.running
-    with pytest.raises(ValueError, match="are being made"):
+    with pytest.raises(ValueError, match="are being computed"):
         dehaze_layer(layer, viewer=viewer)
     gate.set()
     qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)

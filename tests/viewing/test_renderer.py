@@ -123,7 +123,7 @@ def test_what_stays_in_view_stays_sharp(start, hazy) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_strength_is_shown(start, hazy, dtype: str) -> None:
     pixels = hazy.astype(dtype)
-    live, painter, _ = start(pixels, limits=(0, 255))
+    live, painter, _ = start(pixels, value_range=(0, 255))
     painter.levels[1][VIEW]
     assert live.wait(60)
     live.strength = 0
@@ -195,7 +195,7 @@ def test_a_copy_is_looked_at_by_itself(start, hazy) -> None:
     live, painter, _ = start(hazy)
     levels = copy.deepcopy(painter.levels)
     other = levels[0].renderer
-    assert other is not painter and all(level.renderer is other and level.live is live for level in levels)
+    assert other is not painter and all(level.renderer is other and level.session is live for level in levels)
     for _ in range(2):
         painter.levels[0][VIEW], levels[0][1500:2000, 2000:2600]
         assert live.wait(60)
@@ -259,7 +259,7 @@ def test_short_of_memory_it_goes_on_later(start, hazy, monkeypatch) -> None:
     painter.levels[0][VIEW]
     assert live.wait(60)
     painted(painter)
-    clear = live._answers.clear
+    clear = live._tiles.dehaze
     tries = iter([MemoryError("Unable to allocate 9 GB")])
 
     def short(*args):
@@ -267,7 +267,7 @@ def test_short_of_memory_it_goes_on_later(start, hazy, monkeypatch) -> None:
             raise error
         return clear(*args)
 
-    monkeypatch.setattr(live._answers, "clear", short)
+    monkeypatch.setattr(live._tiles, "dehaze", short)
     painter.levels[0][600:1000, 300:900]
     painted(painter)
     assert isinstance(live.error, MemoryError)
