@@ -87,11 +87,11 @@ def main() -> None:
     dehazed = dehaze_layer(layer, viewer=viewer)
     added = time.perf_counter() - started
     beat.restart()
-    live = dehazed.metadata["dehazexl-live"]
+    live = dehazed.metadata["dehazexl"].session
     loaded = live.renewed
     spin(60, lambda: live.renewed > loaded and shown(dehazed))
     overview = time.perf_counter() - started
-    spin(60, lambda: live.status != "looking at the whole picture" and shown(dehazed))
+    spin(60, lambda: live.status != "dehazing the overview" and shown(dehazed))
     larger = time.perf_counter() - started
     spin(1)
     at_rest = beat.longest
@@ -145,8 +145,8 @@ def panned(camera, beat: Beat) -> float:
 
 def shown(layer: napari.layers.Image) -> bool:
     """Whether a layer's painter has painted all there is by now, and that is drawn; nothing is read for it."""
-    painter = layer.data[0].painter
-    frame = painter._view if layer.data_level < painter.live.coarse else painter._whole
+    painter = layer.data[0].renderer
+    frame = painter._view if layer.data_level < painter.session.coarse else painter._whole
     drawn = np.asarray(layer._slice.image.view)
     y, x = (int(edge) for edge in layer.corner_pixels[0, :2])
     window = Window(y, y + drawn.shape[0], x, x + drawn.shape[1])

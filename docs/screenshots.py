@@ -79,7 +79,8 @@ class Play:
     def wait(self) -> None:
         """Wait until what is on show is dehazed."""
         spin(0.5)
-        lives = [each.metadata["dehazexl-live"] for each in self.viewer.layers if "dehazexl-live" in each.metadata]
+        states = [each.metadata.get("dehazexl") for each in self.viewer.layers]
+        lives = [state.session for state in states if state is not None and state.session is not None]
         spin(120, lambda: all(live.wait(0.001) for live in lives))
 
     def look(self) -> None:

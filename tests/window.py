@@ -19,9 +19,13 @@ __all__ = ["errors", "gate", "opened", "scene", "settings", "weights", "widget"]
 @pytest.fixture(autouse=True)
 def settings(tmp_path_factory, monkeypatch) -> Path:
     """Settings and overviews of the test's own."""
-    path = tmp_path_factory.mktemp("settings") / "folder" / "dehaze.json"
-    monkeypatch.setattr("napari_dehazexl._reader.cache_folder", lambda: path.parents[1] / "overviews")
-    monkeypatch.setattr("napari_dehazexl._settings.settings_file", lambda: path)
+    from qtpy.QtCore import QSettings
+
+    path = tmp_path_factory.mktemp("settings") / "folder" / "dehaze.ini"
+    monkeypatch.setattr("napari_dehazexl._overviews.cache_folder", lambda: path.parents[1] / "overviews")
+    monkeypatch.setattr(
+        "napari_dehazexl._settings.open_settings", lambda: QSettings(str(path), QSettings.Format.IniFormat)
+    )
     return path
 
 

@@ -1,4 +1,4 @@
-"""Windows of a lazy picture, put together from chunks that are kept while they are near."""
+"""Windows of a lazy image, assembled from chunks in a cache."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CACHE = 64 * 2**20
-"""Bytes of chunks that are always kept: neighboring windows share them."""
+"""Bytes of chunks in the cache: neighboring windows share chunks."""
 
 CACHE_ROW = 2**30
-"""Bytes at most that are kept where chunks are as wide as strips: all windows of a row need the same ones."""
+"""Bytes at most where chunks are as wide as strips: all windows of a row share those."""
 
 REACH = 2048 + 5 * TILE
-"""Rows and columns of the largest window that a pass reads: a block of pixels and the tiles that share some of them."""
+"""Pixels: side of the largest window that a pass reads, a block and the tiles that overlap it."""
 
 
 class ChunkCache:
-    """Reads windows of a lazy array ``(y, x, c)`` whose chunks hold all of c, from any thread.
+    """Reads windows of a lazy array ``(y, x, c)`` whose chunks hold all of c. Safe to use from any thread.
 
-    dask computes whole chunks, and the windows of tiles straddle them; without the cache each chunk would be
-    read and decompressed up to four times.
+    dask computes whole chunks, and tiles straddle them: without the cache each chunk would be read and decompressed up
+    to four times.
     """
 
     def __init__(self, array: da.Array) -> None:
         self.array = array
-        # Where each chunk begins, and the end of the last.
+        # The start of each chunk along an axis, and the end of the last.
         self._edges = [np.cumsum([0, *sizes]) for sizes in array.chunks[:2]]
         self._chunk = lru_cache(maxsize=_count_kept(array))(_Chunk)
-        self._finding = Lock()  # else two threads that miss a chunk at once would get one each
+        self._finding = Lock()  # two threads that miss a chunk at once share it
 
     @classmethod
     def of(cls, array: da.Array) -> ChunkCache:
-        """Return the one that reads an array for all who look at that very array in this process."""
+        """Return the cache of an array: all readers of that very array in this process share one."""
         with _sharing:
             pixels = _shared.get(id(array))
             if pixels is None:
@@ -50,14 +50,14 @@ class ChunkCache:
             return pixels
 
     def forget(self) -> None:
-        """Read anew what is asked for from now on."""
+        """Drop all chunks."""
         self._chunk.cache_clear()
 
     def __reduce__(self) -> tuple[type[ChunkCache], tuple[da.Array]]:
         return ChunkCache, (self.array,)
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Return ``(y, x, c)``; beyond the picture it is continued by reflection."""
+        """Return a window ``(y, x, c)``. The image is continued by reflection."""
         ys = reflect(np.arange(window.y0, window.y1), self.array.shape[0])
         xs = reflect(np.arange(window.x0, window.x1), self.array.shape[1])
         inner = Window(int(ys.min()), int(ys.max()) + 1, int(xs.min()), int(xs.max()) + 1)
@@ -67,7 +67,7 @@ class ChunkCache:
         return pixels[(ys - inner.y0)[:, None], xs - inner.x0]
 
     def chunks(self, window: Window) -> list[Window]:
-        """List the chunks that a window touches within the picture; none if they cannot all be kept at a time."""
+        """List the chunks that a window touches; an empty list if they do not fit into the cache."""
         height, width = self.array.shape[:2]
         inner = window.intersection(Window(0, height, 0, width))
         rows, cols = self._touched(0, inner.y0, inner.y1), self._touched(1, inner.x0, inner.x1)
@@ -75,7 +75,7 @@ class ChunkCache:
         return [self._place(row, col) for col in cols for row in rows] if fit else []
 
     def load(self, chunk: Window) -> None:
-        """Read a chunk, so that it is there when it is asked for."""
+        """Read a chunk into the cache."""
         (row,), (col,) = self._touched(0, chunk.y0, chunk.y1), self._touched(1, chunk.x0, chunk.x1)
         self._find(row, col).read(self.array)
 
@@ -88,9 +88,9 @@ class ChunkCache:
         return Window(int(y0), int(y1), int(x0), int(x1))
 
     def _assemble(self, window: Window) -> NDArray[Any]:
-        """Put a window within the picture together from chunks."""
+        """Assemble a window within the image from chunks."""
         out = np.empty((window.height, window.width, self.array.shape[2]), self.array.dtype)
-        # Columns first: the next window to the right begins with the chunks that were used last.
+        # Columns first: the next window to the right starts with the chunks that were used last.
         for col in self._touched(1, window.x0, window.x1):
             for row in self._touched(0, window.y0, window.y1):
                 chunk = self._place(row, col)
@@ -104,13 +104,13 @@ class ChunkCache:
         return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))
 
 
-# By the array's id, which is its own as long as a `ChunkCache` holds it; names may be given twice.
+# By the id of the array, which is unique while a `ChunkCache` holds it. Names are not.
 _shared: WeakValueDictionary[int, ChunkCache] = WeakValueDictionary()
 _sharing = Lock()
 
 
 def _count_kept(array: da.Array) -> int:
-    """Count the chunks to keep so that windows from left to right read each once; two, however large they are."""
+    """Return the number of chunks to cache: windows from left to right read each once. At least two."""
     tall, wide = max(array.chunks[0]), max(array.chunks[1])
     largest = tall * wide * array.shape[2] * array.dtype.itemsize
     shared = (math.ceil(REACH / tall) + 1) * math.ceil(REACH / wide)
@@ -118,7 +118,7 @@ def _count_kept(array: da.Array) -> int:
 
 
 class _Chunk:
-    """A chunk that is read once, however many threads ask for it at the same time."""
+    """A chunk that is read once, however many threads request it at the same time."""
 
     def __init__(self, row: int, col: int) -> None:
         self._place = row, col
@@ -126,9 +126,9 @@ class _Chunk:
         self._pixels: NDArray[Any] | None = None
 
     def read(self, array: da.Array) -> NDArray[Any]:
-        """Return the chunk's pixels ``(y, x, c)``."""
+        """Return the pixels ``(y, x, c)`` of the chunk."""
         with self._lock:
             if self._pixels is None:
-                # The callers' threads are the parallelism: a pool in each of them would be too much.
+                # The callers run in parallel already: each with a pool of its own would be too much.
                 self._pixels = np.asarray(array.blocks[self._place].compute(scheduler="synchronous"))
             return self._pixels

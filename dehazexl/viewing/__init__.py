@@ -1,1 +1,1 @@
-"""What a viewer shows while an image is dehazed."""
+"""Images that are dehazed while they are viewed, for any viewer."""

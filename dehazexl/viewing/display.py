@@ -1,4 +1,4 @@
-"""Pixels as viewers show them: dehazed as strongly as asked for, their dtype, their alpha, small pictures enlarged."""
+"""Pixels as viewers show them: with a strength, a dtype and alpha; and small images enlarged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def shown_dtype(image: Image) -> np.dtype[Any]:
-    """Return the dtype in which a picture is shown: uint8 if it is of that, else float32."""
+    """Return the dtype in which an image is shown: uint8 for uint8, else float32."""
     own = image.levels[0].dtype
     return own if own == np.uint8 else np.dtype(np.float32)
 
@@ -27,32 +27,32 @@ def shown_dtype(image: Image) -> np.dtype[Any]:
 def render(
     raw: NDArray[Any],
     image: Image,
-    limits: tuple[float, float],
+    value_range: tuple[float, float],
     strength: float,
     dehaze: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> NDArray[Any]:
-    """Dehaze a picture's pixels as they are shown.
+    """Dehaze pixels for display.
 
     Parameters
     ----------
     raw
         Pixels of `image`, ``(y, x, c)``.
     image
-        The picture.
-    limits
+        The image.
+    value_range
         Its values of black and white.
     strength
-        Share of the change that is made, from 0 to 1.
+        Fraction of the haze that is removed, 0 to 1.
     dehaze
-        From hazy to clear colors ``(y, x, 3)``, 0 and 1 at the limits.
+        Function from hazy to clear colors ``(y, x, 3)`` on the unit scale of the value range.
 
     Returns
     -------
     ndarray
-        ``(y, x, 3)``, or 4 with the picture's alpha, see `session.DehazeSession.read`.
+        ``(y, x, 3)``, or 4 with the alpha of the image, see `session.DehazeSession.read`.
     """
-    scale = ValueScale(*limits)
-    # In place where it can be: a viewer waits for this.
+    scale = ValueScale(*value_range)
+    # In place where possible: a viewer waits for this.
     hazy = scale.to_unit(colors(raw, image))
     if raw.dtype.kind == "f":
         np.nan_to_num(hazy, copy=False)
@@ -71,7 +71,7 @@ def render(
 
 
 def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:
-    """Append the alpha of a picture's pixels ``(y, x, c)``, if it has any, to the colors as they are shown."""
+    """Append the alpha of pixels ``(y, x, c)`` of an image, if it has any, to their displayed colors."""
     if image.alpha is None:
         return shown
     alpha = raw[..., image.alpha, None]
@@ -82,28 +82,30 @@ def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[
 
 
 def upsample_window(small: NDArray[Any], window: Window, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Interpolate a window of a level of `shape` out of a small picture of the whole, linearly.
+    """Interpolate a window of a level linearly from a small image of the whole.
 
     Parameters
     ----------
     small
         ``(y, x)`` of float32, or ``(y, x, 3 or 4)`` of uint8 or float32.
     window
-        Of the level.
+        The window of the level.
     shape
-        Of the level, ``(y, x, ...)``.
+        Shape of the level, ``(y, x, ...)``.
 
     Returns
     -------
     ndarray
-        The window's pixels, with the axes and the dtype of `small`.
+        The pixels of the window, with the axes and the dtype of `small`.
     """
     from PIL import Image as Pillow
 
-    if small.ndim == 3 and (small.dtype != np.uint8 or small.shape[2] == 4):  # Pillow would blacken what alpha hides
+    if small.ndim == 3 and (
+        small.dtype != np.uint8 or small.shape[2] == 4
+    ):  # Pillow would turn transparent pixels black
         return np.stack([upsample_window(plane, window, shape) for plane in np.moveaxis(small, -1, 0)], axis=-1)
     fy, fx = small.shape[0] / shape[0], small.shape[1] / shape[1]
-    # Only what the window needs of the small picture: Pillow copies all it is given.
+    # Only the part that the window needs: Pillow copies its input.
     around = [max(1, math.ceil(f)) + 1 for f in (fy, fx)]
     top, left = max(0, int(window.y0 * fy) - around[0]), max(0, int(window.x0 * fx) - around[1])
     near = small[top : math.ceil(window.y1 * fy) + around[0], left : math.ceil(window.x1 * fx) + around[1]]

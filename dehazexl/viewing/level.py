@@ -1,4 +1,4 @@
-"""A level of a picture that is dehazed a batch at a time: encoded and fused, then decoded where it is looked at."""
+"""One level of an image, dehazed batch by batch: encoded and fused as a whole, then decoded where it is viewed."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
 
 MAPS = 128 * 2**20
-"""Bytes of feature maps kept for a level."""
+"""Bytes of feature maps in the cache of a level."""
 
 FAR = 60000
-"""What half precision, in which tiles are kept, still holds: colors beyond it, far outside the limits, are clipped."""
+"""Colors beyond it are clipped: tiles are kept in half precision. It lies far outside the value range."""
 
 
 STAGES = {"encode": "encoding", "fuse": "fusing"}
-"""What the stages of a run are called while they are under way."""
+"""Names of the stages of a run while they are under way."""
 
 
 @dataclass(eq=False)
 class LevelRun:
-    """How far a level is.
+    """The dehazing of one level.
 
     Attributes
     ----------
     job, store
-        The level as a picture of its own, and its tokens.
+        The level as an image of its own, and its tokens.
     stage, done, total
-        What is done before tiles can be decoded, to how many tiles, and how many there are.
+        The stage before decoding that is under way, its finished tiles and their total.
     ready
         Whether tiles can be decoded.
     seconds
-        What a tile takes in each pass, as last measured.
+        Seconds per tile of each pass, as last measured.
     """
 
     job: Job
@@ -66,14 +66,14 @@ class LevelRun:
         level: int,
         model: DehazeXL,
         overlap: int | None,
-        limits: tuple[float, float],
+        value_range: tuple[float, float],
         memory: TilesAtOnce | None,
     ) -> LevelRun:
-        """Make ready to dehaze a level of a picture; `memory`, if given, is shared with other levels."""
+        """Prepare to dehaze a level of an image; `memory`, if given, is shared with other levels."""
         from dehazexl.engine.dehaze import open_tokens, prepare
 
         alone = replace(image, levels=(image.levels[level],))
-        job = replace(prepare(alone, model, overlap, value_range=limits, batch=memory or "auto"), keep=MAPS)
+        job = replace(prepare(alone, model, overlap, value_range=value_range, batch=memory or "auto"), keep=MAPS)
         return cls(job, open_tokens(job))
 
     def advance(self) -> None:
@@ -84,18 +84,18 @@ class LevelRun:
             self.seconds["encode"] = (time.perf_counter() - started) / (self.done - before)
 
     def interrupt(self) -> None:
-        """Let go of what a pass under way holds, such as a thread that reads ahead; `advance` takes it up again."""
+        """Close the pass under way, with its threads that read ahead; `advance` continues it."""
         if not self.ready:
             self._steps.close()
             self._steps = self._prepared()
 
     def decode(self, cells: list[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.float16]]:
-        """Dehaze the first of some tiles, and those that lie in one batch with it.
+        """Dehaze the first of some tiles, and those of its batch.
 
         Returns
         -------
         dict
-            By row and column: the colors ``(tile, tile, 3)`` on the scale of the network, not clipped to it.
+            Tiles ``(tile, tile, 3)`` by row and column, on the unit scale but not clipped to it.
         """
         from dehazexl.engine.decode import decode_tiles
         from dehazexl.engine.tiles import Tiles
@@ -111,8 +111,8 @@ class LevelRun:
         self.seconds["decode"] = (time.perf_counter() - started) / len(clear)
         return {cell: tile for cell, tile in clear.items() if cell in cells}
 
-    def changes(self, stopped: Callable[[], bool]) -> NDArray[np.float32] | None:
-        """Return gain and offset of every pixel of the level, ``(2, 3, y, x)``, or None if it was stopped."""
+    def predict_affine(self, stopped: Callable[[], bool]) -> NDArray[np.float32] | None:
+        """Return gain and bias of every pixel of the level, ``(2, 3, y, x)``, or None if `stopped` returns True."""
         import torch
 
         from dehazexl.engine.decode import decode_tiles
@@ -136,7 +136,7 @@ class LevelRun:
         return total
 
     def _prepared(self) -> Generator[bool, None, None]:
-        """Encode and fuse; yield after each batch."""
+        """Encode and fuse the level; yield after each batch."""
         from dehazexl.engine.run import stages
 
         for stage in stages(self.job, self.store):

@@ -1,4 +1,4 @@
-"""Overviews of a large picture that has none: made once, in the background, and kept in a folder."""
+"""Overviews of large images without any: computed once, in the background, and kept in a folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from psygnal import Signal
 
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import Window
@@ -30,36 +31,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ENOUGH = 2048
-"""Pixels: a picture whose coarsest level is no longer than this on any side needs no further overviews."""
+"""Pixels: longest side of a coarsest level that needs no further overviews."""
 
 GAP = 8
-"""Times as long a level may be as the next one."""
+"""Largest ratio of the sides of a level and the next one."""
 
 SMALLEST = 64
-"""Pixels of the last, tiny level: viewers read that in full."""
+"""Pixels: longest side of the last level, which viewers read in full."""
 
 SAMPLES = 8
-"""Places a side where a picture is looked at first."""
+"""Samples along each side of an image while its overviews are computed."""
 
 MORE_SAMPLES = 32
-"""Places a side where it is looked at if there will be no overviews."""
+"""Samples along each side of an image whose overviews cannot be computed."""
 
 ABANDONED = 24 * 3600
-"""Seconds after which overviews that another process began are taken for left over."""
+"""Seconds after which unfinished overviews of another process are taken for abandoned."""
 
-# Two pictures at a time would only compete for the disk; and one that is opened twice needs its overviews once.
+# Two images at a time would only compete for the disk, and one that is opened twice needs its overviews once.
 _making = threading.Lock()
 
 
 def needs_overviews(image: Image) -> bool:
-    """Tell whether a picture has no level small enough to be read at once."""
+    """Return whether an image has no level small enough to be read at once."""
     return max(image.levels[-1].shape[:2]) > ENOUGH
 
 
 def without_gaps(image: Image) -> Image:
-    """Return the picture without the levels after a gap, such as a thumbnail that lies in a file of full size.
+    """Return the image without the levels after a gap, for example a thumbnail in a file of full size.
 
-    Viewers would show the large level whole where the small one is too coarse.
+    Viewers would read the large level in full where the small one is too coarse.
     """
     sides = [max(level.shape[:2]) for level in image.levels]
     gaps = [n for n, (fine, coarse) in enumerate(pairwise(sides), 1) if fine > ENOUGH and fine > GAP * coarse]
@@ -67,9 +68,9 @@ def without_gaps(image: Image) -> Image:
 
 
 def with_tail(image: Image) -> Image:
-    """Return the picture with further levels, down to a tiny one.
+    """Return the image with further levels, down to a tiny one.
 
-    They are in memory; the coarsest level is read for them, at once. A picture that needs overviews gets those of
+    They are in memory, and the coarsest level is read for them, at once. An image that needs overviews gets those of
     `sampled`.
     """
     import dask.array as da
@@ -86,7 +87,7 @@ def with_tail(image: Image) -> Image:
 
 
 def halved(image: Image) -> da.Array:
-    """Return the coarsest level of a picture at half its size, ``(y, x, c)``, lazily; see `pyramid.halve`."""
+    """Return the coarsest level of an image at half its size, ``(y, x, c)``, lazily; see `pyramid.halve`."""
     from dask.array.routines import aligned_coarsen_chunks
 
     level = image.levels[-1]
@@ -99,7 +100,7 @@ def halved(image: Image) -> da.Array:
 
 
 def look_around(image: Image, places: int) -> NDArray[Any]:
-    """Return the mean colors ``(places, places, c)`` of small windows all over a picture."""
+    """Return the mean colors ``(places, places, c)`` of small windows on a regular grid."""
     finest = image.levels[-1]
     pixels = ChunkCache(finest)
     out = np.zeros((places, places, finest.shape[2]), finest.dtype)
@@ -117,7 +118,7 @@ def _mean(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
 
 
 def sampled(image: Image, sample: NDArray[Any]) -> Image:
-    """Return the picture with overviews, down to a tiny one, that show the pixels of a sample ``(y, x, c)``."""
+    """Return the image with overviews, down to a tiny one, that repeat the pixels of a sample ``(y, x, c)``."""
     import dask.array as da
 
     levels = [
@@ -128,7 +129,7 @@ def sampled(image: Image, sample: NDArray[Any]) -> Image:
 
 
 def _further_shapes(image: Image) -> list[tuple[int, ...]]:
-    """List the shapes of the overviews that `make_overviews` makes, and of those that follow."""
+    """List the shapes of the overviews of `make_overviews`, and of the levels after them."""
     shapes: list[tuple[int, ...]] = [image.levels[-1].shape]
     while len(shapes) == 1 or max(shapes[-1][:2]) > SMALLEST:
         shapes.append((*(-(-side // 2) for side in shapes[-1][:2]), shapes[-1][2]))
@@ -136,10 +137,7 @@ def _further_shapes(image: Image) -> list[tuple[int, ...]]:
 
 
 def kept_overviews(image: Image, folder: Path) -> Image | None:
-    """Return the picture with the overviews that a folder keeps of it, or None if it keeps none.
-
-    Damaged ones are thrown away.
-    """
+    """Return the image with its overviews in a folder, or None if there are none. Damaged ones are deleted."""
     path = _place(image, folder)
     if not path.exists():
         return None
@@ -151,16 +149,22 @@ def kept_overviews(image: Image, folder: Path) -> Image | None:
     return replace(image, levels=(*image.levels, *levels))
 
 
-def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
-    """Make a picture's overviews and keep them in a folder, which is made if it is not there.
+def with_overviews(image: Image, folder: Path) -> Image:
+    """Return the image with its own overviews, or with those in a folder."""
+    image = without_gaps(image)
+    return (kept_overviews(image, folder) if needs_overviews(image) else None) or image
 
-    The picture is read once. The overviews are an OME-Zarr named after the picture's fingerprint, a third of its size
-    before compression.
+
+def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
+    """Compute the overviews of an image and write them into a folder, which is created if needed.
+
+    The image is read once. The overviews are an OME-Zarr named after its fingerprint, a third of its size before
+    compression.
 
     Yields
     ------
     float
-        The share that is done, 0 to 1, after each block.
+        The fraction that is done, 0 to 1, after each block.
 
     Raises
     ------
@@ -174,19 +178,19 @@ def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
     _forget_left_over(folder)
     half = halved(image)
     like = replace(image, levels=(half,), geo=None, path=None)
-    # Another process may be making the same.
+    # Another process may compute the same.
     own = place.with_name(f"{place.name.partition('.')[0]}.{os.getpid()}.ome.zarr")
     try:
         for done in write(half, own, like, overwrite=True):
             yield done / total(half)
-        with suppress(OSError):  # the other one may have been first
+        with suppress(OSError):  # the other process may have been first
             own.rename(place)
     finally:
         shutil.rmtree(own, ignore_errors=True)
 
 
 def _forget_left_over(folder: Path) -> None:
-    """Remove what processes that were killed have left, unless it may be that they still live."""
+    """Delete what killed processes have left, once it is old enough that none can still be running."""
     for part in folder.glob(".*.part"):
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > ABANDONED:
@@ -198,63 +202,73 @@ def _place(image: Image, folder: Path) -> Path:
 
 
 class OverviewBuilder:
-    """A picture whose overviews are being made: what can be shown of it meanwhile.
+    """Computes the overviews of an image in a thread, from `start` on, and shows the image meanwhile.
 
     Attributes
     ----------
     levels : tuple of GrowingLevel
-        The levels that there will be. Those of the file answer with its pixels, the others with a blurred picture from
-        a few places, until they are made.
+        All levels, with the overviews to come. Those of the file return its pixels, the others a blurred image of a
+        few samples until they are computed.
     image : Image
-        The picture; with its overviews, once they are there. If they cannot be made, with such as `sampled` makes.
+        The image, with its overviews once they are computed. If they cannot be computed, with those of `sampled`.
     ready : bool
-        Whether the overviews are there.
-    share : float
-        How far the making is, 0 to 1.
-    version : int
-        Rises when more can be shown.
+        Whether the overviews are computed.
+    done : bool
+        Whether the work has ended, with overviews or without.
+    progress : float
+        Fraction that is done, 0 to 1.
     error : Exception or None
-        Why there will be no overviews.
+        The error that ended the work.
+    updated : psygnal.Signal()
+        Emitted when the blurred image is ready, in the thread that computes.
+    finished : psygnal.Signal()
+        Emitted when `done` becomes True, in the thread that computes.
     """
 
+    updated = Signal()
+    finished = Signal()
+
     def __init__(self, image: Image, folder: Path) -> None:
-        self.image, self.ready, self.share, self.version = image, False, 0.0, 0
+        self.image, self.ready, self.done, self.progress = image, False, False, 0.0
         self.error: Exception | None = None
         shapes = [*(level.shape for level in image.levels), *_further_shapes(image)]
         self.levels = tuple(GrowingLevel(self, number, shape) for number, shape in enumerate(shapes))
         self._sample: NDArray[Any] = np.zeros((1, 1, image.levels[0].shape[2]), image.levels[0].dtype)
         self._worker = Worker(self._grow(folder), f"overviews {image.name}")
-        self._worker.start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OverviewBuilder:
         return self  # viewers copy a layer's metadata to duplicate it
 
+    def start(self) -> None:
+        """Start to compute the overviews."""
+        self._worker.start()
+
     @property
     def running(self) -> bool:
-        """Whether they are being made."""
-        return self._worker.running
+        """Whether the overviews are being computed."""
+        return self._worker.running and not self.done
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the overviews are made, or cannot be; tell whether they are."""
+        """Wait until the work has ended; return whether there are overviews."""
         self._worker.join(timeout)
         return self.ready
 
     def close(self) -> None:
-        """Stop making them, within a block; nothing half-made is left."""
+        """Stop within a block; nothing unfinished is left on disk."""
         self._worker.close()
 
     def read(self, level: GrowingLevel, window: Window) -> NDArray[Any]:
-        """Return the pixels ``(y, x, c)`` of a window, or something like them, at once."""
+        """Return the pixels ``(y, x, c)`` of a window, blurred if need be, at once."""
         if level.number < len(self.image.levels):
             pixels = self.image.levels[level.number][window.y0 : window.y1, window.x0 : window.x1]
             return np.asarray(pixels.compute(scheduler="synchronous"))
         return NearestUpsampled(self._sample, level.shape).read(window)
 
     def _grow(self, folder: Path) -> Generator[bool, None, None]:
-        """Look around, then make the overviews, a block a step."""
+        """Sample the image, then compute the overviews, one block per step."""
         try:
             self._sample = look_around(self.image, SAMPLES)
-            self.version += 1
+            self.updated.emit()
             while not _making.acquire(timeout=0.1):
                 yield True
             try:
@@ -262,19 +276,20 @@ class OverviewBuilder:
             finally:
                 _making.release()
         except Exception as error:
-            expected(error, f"making overviews of {self.image.name}")
+            expected(error, f"computing overviews of {self.image.name}")
             self.error = error
-            with suppress(*UNREADABLE):  # then the few places have to do
+            with suppress(*UNREADABLE):  # then the first samples have to do
                 self._sample = look_around(self.image, MORE_SAMPLES)
         finally:
             if not self.ready:
                 self.image = sampled(self.image, self._sample)
-            self.version += 1
+            self.done = True
+            self.finished.emit()
 
     def _make(self, folder: Path) -> Generator[bool, None, None]:
         if kept_overviews(self.image, folder) is None:
             with closing(make_overviews(self.image, folder)) as making:
-                for self.share in making:
+                for self.progress in making:
                     yield True
         done = kept_overviews(self.image, folder)
         if done is None:
@@ -283,25 +298,25 @@ class OverviewBuilder:
 
 
 class GrowingLevel(WindowedArray):
-    """A level of a `OverviewBuilder` picture, ``(y, x, c)``: cut, it answers at once, see `OverviewBuilder.read`."""
+    """A level of an `OverviewBuilder`, ``(y, x, c)``. Indexing returns at once, see `OverviewBuilder.read`."""
 
-    def __init__(self, picture: OverviewBuilder, number: int, shape: tuple[int, ...]) -> None:
-        self.picture, self.number, self.shape = picture, number, shape
-        self.dtype = picture.image.levels[0].dtype
+    def __init__(self, builder: OverviewBuilder, number: int, shape: tuple[int, ...]) -> None:
+        self.builder, self.number, self.shape = builder, number, shape
+        self.dtype = builder.image.levels[0].dtype
 
     def read(self, window: Window) -> NDArray[Any]:
         """See `OverviewBuilder.read`."""
-        return self.picture.read(self, window)
+        return self.builder.read(self, window)
 
 
 class NearestUpsampled(WindowedArray):
-    """A few pixels ``(y, x, c)``, each repeated over its share of a picture of some shape."""
+    """A few pixels ``(y, x, c)``, enlarged to a shape by nearest neighbor."""
 
     def __init__(self, pixels: NDArray[Any], shape: tuple[int, ...]) -> None:
         self.pixels, self.shape, self.dtype = pixels, shape, pixels.dtype
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Return a window's pixels."""
+        """Return the pixels of a window."""
         rows = np.arange(window.y0, window.y1) * self.pixels.shape[0] // self.shape[0]
         cols = np.arange(window.x0, window.x1) * self.pixels.shape[1] // self.shape[1]
         return np.asarray(self.pixels[rows[:, None], cols])

@@ -1,4 +1,4 @@
-"""Levels for a window that must not wait: they answer from memory, and are painted anew behind its back."""
+"""Levels for a viewer that must not wait for a file: they are rendered in a thread and returned from memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from psygnal import Signal
 
 from dehazexl.image.grid import Window
 from dehazexl.viewing.display import upsample_window
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TINY = 256
-"""Pixels: the longest side of what is read while the window waits, once, when a painter is made."""
+"""Pixels: longest side of the level that is read at once when a renderer is created."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A painted window of a level.
+    """A rendered window of a level.
 
     Attributes
     ----------
     level, window
-        What it shows.
+        The level and the window.
     version
-        The picture's when it was painted.
+        Version of the session when it was rendered.
     pixels
         ``(y, x, 3)`` or 4, as `DehazeSession.read` returns them.
     """
@@ -43,26 +44,28 @@ class Frame:
 
 
 class Renderer:
-    """Shows a `DehazeSession` picture without reading its file while somebody waits.
+    """Renders the levels of a session in a thread of its own, so that nobody waits for a file.
 
-    What is cut out of its levels comes from what was painted last, and where that does not reach, from a small
-    picture of the whole, enlarged. A thread then reads and paints what was asked for, reads what lies around it, and
-    ends.
+    Pixels of a level come from the frame that was rendered last, and outside of it from a small image of the whole,
+    enlarged. A thread then reads and renders the requested window, reads ahead around it, and ends.
 
     Parameters
     ----------
-    live
-        The picture. A tiny level of it is read at once.
+    session
+        The session. A tiny level of it is read at once. When it is updated, the last window is rendered again.
 
     Attributes
     ----------
-    version : int
-        Rises when something was painted: what is cut now is better than what was cut before.
+    painted : psygnal.Signal(bool)
+        Emitted when a frame was rendered: True for the small image of the whole, False for a window. Emitted in the
+        thread that renders.
     """
 
-    def __init__(self, live: DehazeSession) -> None:
-        self.live, self.version = live, 0
-        sides = [max(level.shape[:2]) for level in live.image.levels]
+    painted = Signal(bool)
+
+    def __init__(self, session: DehazeSession) -> None:
+        self.session = session
+        sides = [max(level.shape[:2]) for level in session.image.levels]
         tiny = next((number for number, side in enumerate(sides) if side <= TINY), len(sides) - 1)
         self._whole = replace(self._painted(*self._all_of(tiny)), version=-1)
         self._view: Frame | None = None
@@ -70,22 +73,18 @@ class Renderer:
         self._ahead: tuple[int, list[Window]] = 0, []
         self._worker: Worker | None = None
         self._lock = threading.Lock()
-
-    @property
-    def renewed(self) -> int:
-        """Rises when the whole picture was painted: then thumbnails are better, too."""
-        return self._whole.version
+        session.updated.connect(self.paint)
 
     @property
     def levels(self) -> tuple[RenderedLevel, ...]:
         """The levels, finest first."""
-        return tuple(RenderedLevel(self, number) for number in range(len(self.live.image.levels)))
+        return tuple(RenderedLevel(self, number) for number in range(len(self.session.image.levels)))
 
     def read(self, level: int, window: Window) -> NDArray[Any]:
-        """Return the best pixels of a window that are painted, at once; better ones are painted next."""
-        self.live.look_at(level, window)
-        if level <= self.live.coarse:  # smaller ones are cut for thumbnails
-            self._want((level, window) if level < self.live.coarse else None)
+        """Return the best rendered pixels of a window, at once; better ones are rendered next."""
+        self.session.look_at(level, window)
+        if level <= self.session.coarse:  # thumbnails are made of coarser ones
+            self._want((level, window) if level < self.session.coarse else None)
         whole, view = self._whole, self._view
         self.paint()
         if whole.level == level:
@@ -100,22 +99,22 @@ class Renderer:
         return pixels
 
     def paint(self) -> None:
-        """Begin to paint what was asked for last, unless it is as good as the picture is by now."""
+        """Start to render the last window, unless its frame is up to date."""
         with self._lock:
             if self._worker is None and self._due() is not None:
-                self._worker = Worker(self._steps(), f"paint {self.live.image.name}")
+                self._worker = Worker(self._steps(), f"paint {self.session.image.name}")
                 self._worker.start()
 
     @property
     def fresh(self) -> bool:
-        """Whether what was painted is as good as the picture is by now."""
+        """Whether all frames are up to date."""
         return self._unpainted() is None
 
     def _want(self, wanted: tuple[int, Window] | None) -> None:
-        """Say what is looked at."""
+        """Set the window that is viewed."""
         if wanted != self._wanted:
             self._wanted = wanted
-            self._ahead = (0, []) if wanted is None else (wanted[0], self.live.around(*wanted))
+            self._ahead = (0, []) if wanted is None else (wanted[0], self.session.around(*wanted))
 
     def _steps(self) -> Generator[bool, None, None]:
         while (step := self._next()) is not None:
@@ -123,7 +122,7 @@ class Renderer:
             yield True
 
     def _next(self) -> Callable[[], None] | None:
-        """Return what is due, or end the work: at one go with `paint`, or what it asks for meanwhile would be lost."""
+        """Return the next step, or end the work: under the lock of `paint`, whose request would be lost otherwise."""
         with self._lock:
             step = self._due()
             if step is None:
@@ -131,72 +130,72 @@ class Renderer:
             return step
 
     def _due(self) -> Callable[[], None] | None:
-        """Return what is to be done next: paint what is not as good as the picture, then read what lies around."""
+        """Return the next step: render a frame that is out of date, then read ahead around the view."""
         unpainted, (level, chunks) = self._unpainted(), self._ahead
         if unpainted is not None:
             return partial(self._paint, *unpainted)
-        if chunks and self.live.running and not self.live.lost:
+        if chunks and self.session.running and not self.session.lost:
             return partial(self._read_ahead, level, chunks)
         return None
 
     def _unpainted(self) -> tuple[int, Window] | None:
-        """Return what is to be painted next: the view, then the whole; None if both are as good as the picture."""
+        """Return the next window to render: the view, then the whole; None if both are up to date."""
         view, wanted = self._view, self._wanted
-        if self.live.lost:
+        if self.session.lost:
             return None
-        fresh = view is not None and (view.level, view.window) == wanted and view.version == self.live.version
+        fresh = view is not None and (view.level, view.window) == wanted and view.version == self.session.version
         if wanted is not None and not fresh:
             return wanted
-        return self._all_of(self.live.coarse) if self._whole.version < self.live.renewed else None
+        return self._all_of(self.session.coarse) if self._whole.version < self.session.renewed else None
 
     def _paint(self, level: int, window: Window) -> None:
         frame = self._painted(level, window)
-        if self.live.lost:  # then what there is is better
+        if self.session.lost:  # the frame before is better
             return
-        if level < self.live.coarse:
+        is_view = level < self.session.coarse
+        if is_view:
             self._view = frame
         else:
             self._whole = frame
-        self.version += 1
+        self.painted.emit(not is_view)
 
     def _read_ahead(self, level: int, chunks: list[Window]) -> None:
-        """Read one chunk: then the view may have moved, which is painted first."""
-        self.live.read_ahead(level, chunks.pop())
+        """Read one chunk; the view may move meanwhile and is rendered first."""
+        self.session.read_ahead(level, chunks.pop())
 
     def _painted(self, level: int, window: Window) -> Frame:
-        version = self.live.version
-        return Frame(level, window, version, self.live.read(level, window))
+        version = self.session.version
+        return Frame(level, window, version, self.session.read(level, window))
 
     def _all_of(self, level: int) -> tuple[int, Window]:
         height, width = self._shape_of(level)[:2]
         return level, Window(0, height, 0, width)
 
     def _shape_of(self, level: int) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self.live.image.levels[level].shape
+        shape: tuple[int, ...] = self.session.image.levels[level].shape
         return shape
 
 
 class RenderedLevel(Level):
-    """A level of a `Renderer`, ``(y, x, 3)`` or 4: cut, it answers at once and never raises.
+    """A level of a `Renderer`, ``(y, x, 3)`` or 4. Indexing returns at once and never raises.
 
-    As an array it is all there is of the picture, read now. A copy has a painter of its own: it may be looked at
-    elsewhere.
+    Converting it to an array reads the whole level. A copy has a renderer of its own, as it may show another window.
     """
 
-    def __init__(self, painter: Renderer, number: int) -> None:
-        super().__init__(painter.live, number)
-        self.painter = painter
+    def __init__(self, renderer: Renderer, number: int) -> None:
+        super().__init__(renderer.session, number)
+        self.renderer = renderer
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Return what there is of a window, see `Renderer.read`."""
-        return self.painter.read(self.number, window)
+        """Return a window, see `Renderer.read`."""
+        return self.renderer.read(self.number, window)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         height, width = self.shape[:2]
-        return np.asarray(self.live.read(self.number, Window(0, height, 0, width)), dtype=dtype)
+        return np.asarray(self.session.read(self.number, Window(0, height, 0, width)), dtype=dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RenderedLevel:
-        key = id(self.painter)
+        key = id(self.renderer)
         if key not in memo:
-            memo[key] = Renderer(self.live)
+            memo[key] = Renderer(self.session)
         return RenderedLevel(memo[key], self.number)

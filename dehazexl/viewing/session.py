@@ -1,14 +1,14 @@
-"""A dehazed picture to look at: it answers at once with the best there is, and gets better where it is looked at.
+"""An image that is dehazed while it is viewed: pixels are returned at once, and improve where they are viewed.
 
-Three answers, each better than the one before:
+There are three stages, each better than the one before:
 
 1. the hazy pixels;
-2. the change that the network made to a small overview, then to a larger one, as gain and offset, enlarged and applied
-   to the pixels: as sharp as they are, after one or two seconds for a picture of any size;
-3. the network's own answer at the level on show, tile by tile, those nearest the middle of the view first.
+2. the gain and bias that the network predicts for a small overview, then for a larger one, enlarged and applied to the
+   hazy pixels: as sharp as they are, after one or two seconds for an image of any size;
+3. the output of the network at the level on screen, tile by tile, from the center of the view outwards.
 
-One thread owns the network. Nothing here needs a viewer: `Level` is what any viewer of lazy arrays can cut, and
-`renderer.RenderedLevel` is for those whose window must not wait for a file.
+One thread runs the network. Nothing here needs a viewer: any viewer of lazy arrays can index `Level`, and
+`renderer.RenderedLevel` is for viewers that must not wait for a file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from psygnal import Signal
 
 from dehazexl.engine.memory import short_of_memory
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import Window, check_overlap
-from dehazexl.image.image import Image, check_range, check_strength, value_range
+from dehazexl.image.image import Image, check_range, check_strength
+from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray, check_there
 from dehazexl.viewing.display import render, shown_dtype
 from dehazexl.viewing.errors import expected
@@ -39,52 +41,65 @@ if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
 
 CACHE = 512 * 2**20
-"""Bytes of dehazed tiles that are kept."""
+"""Bytes of dehazed tiles in the cache, by default."""
 
 AROUND = 512
-"""Pixels around the view that are read before it moves there."""
+"""Pixels around the view that are read ahead."""
 
 GLANCE, OVERVIEW = 512, 1024
-"""Pixels: the longest sides of the levels that are dehazed first, whole: a small one, to have something soon."""
+"""Pixels: longest sides of the two levels that are dehazed first, as a whole. The small one takes a second."""
 
 
 class DehazeSession:
-    """A picture that is dehazed while it is looked at.
+    """An image that is dehazed while it is viewed.
 
-    Its thread ends when it is closed, and when nobody holds the picture any more.
+    Its thread ends when the session is closed or garbage collected.
 
     Parameters
     ----------
     image
-        The picture. Its levels, finest first, are what can be looked at; the coarser ones are dehazed themselves, so
-        a large picture needs them.
+        The image. All of its levels, finest first, can be viewed. The coarser ones are dehazed themselves, so a large
+        image needs them.
     load
-        Returns the network; called in the thread that computes, so that nobody waits for it.
-    overlap, strength, limits
-        As in `engine.dehaze.dehaze`; limits are the values of black and white, None takes those of `image.value_range`.
+        Returns the network. Called in the thread of the session.
+    overlap, strength, value_range
+        See `dehazexl.dehaze`.
     cache
-        Bytes of dehazed tiles to keep.
+        Bytes of dehazed tiles in the cache.
 
     Attributes
     ----------
-    limits : tuple of float
-        The values of the picture that are black and white.
+    value_range : tuple of float
+        Values of the image that are black and white.
     coarse : int
-        The level that is dehazed whole before all tiles: the finest of at most 1024 pixels.
-    version : int
-        Rises when pixels that were handed out could be better now.
-    renewed : int
-        The version at which all of them could, rather than those of some tiles.
+        The level that is dehazed as a whole before any tiles: the finest of at most 1024 pixels.
+    version, renewed : int
+        Number of updates, and its value at the last update of all pixels. A `renderer.Frame` records its version.
     error : Exception or None
-        What ended the work. The levels go on to answer with what there is.
+        The error that ended the session. The levels still return the best pixels there are.
     lost : bool
-        Whether the picture could not be read.
+        Whether the image could not be read.
+    updated : psygnal.Signal(bool)
+        Emitted when pixels have improved: True if all have, False if those of some tiles have.
+    progressed : psygnal.Signal()
+        Emitted after each batch, and when the session stops: `status`, `progress` and `rate` may have changed.
+    warned : psygnal.Signal(str)
+        Emitted with a note for the user, for example that memory was short.
+    failed : psygnal.Signal(Exception)
+        Emitted with the error that ends the session.
+
+    Signals are emitted in the thread that computes or reads. They hold bound methods weakly.
 
     Raises
     ------
     ValueError
-        If overlap, strength or cache is out of range, or the limits do not rise.
+        If overlap, strength or cache is out of range, or the value range does not rise.
     """
+
+    updated = Signal(bool)
+    progressed = Signal()
+    warned = Signal(str)
+    failed = Signal(Exception)
 
     def __init__(
         self,
@@ -93,39 +108,40 @@ class DehazeSession:
         *,
         overlap: int | None = None,
         strength: float = 1.0,
-        limits: tuple[float, float] | None = None,
+        value_range: tuple[float, float] | None = None,
         cache: int = CACHE,
     ) -> None:
         if cache < 0:
             raise ValueError(f"cache is a number of bytes, 0 or more, not {cache}")
         self.image, self.load, self.overlap = image, load, check_overlap(overlap)
-        self.limits = value_range(image) if limits is None else check_range(limits)
+        self.value_range = find_value_range(image) if value_range is None else check_range(value_range)
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self._pixels = [ChunkCache.of(level) for level in image.levels]
         self.coarse = _finest(image, OVERVIEW)
-        self._wholes = self._first_wholes()  # levels that are yet to be dehazed whole
-        self._answers = TileCache([level.shape for level in image.levels], self.coarse, cache)
+        self._pending = self._all_pending()  # levels still to be dehazed as a whole
+        self._tiles = TileCache([level.shape for level in image.levels], self.coarse, cache)
         self._model: DehazeXL | None = None
-        self._works: dict[int, LevelRun] = {}
+        self._runs: dict[int, LevelRun] = {}
         self._view: tuple[int, Window] | None = None
         self._changed = threading.Condition()
         self._idle = False
+        self._note = ""
         self.strength = strength
         self._start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DehazeSession:
-        return self  # viewers copy a layer's metadata to duplicate it; both show the same work
+        return self  # viewers copy a layer's metadata to duplicate it; both layers share the session
 
     @property
     def levels(self) -> tuple[Level, ...]:
         """The dehazed levels, finest first."""
-        # Made anew each time: a circle of references would keep the thread until Python looks for such.
+        # Created each time: a reference cycle would keep the thread alive until the garbage collector runs.
         return tuple(Level(self, number) for number in range(len(self.image.levels)))
 
     @property
     def strength(self) -> float:
-        """From 0 (the hazy pixels) to 1; changed without running the network again."""
+        """Fraction of the haze that is removed, 0 to 1. Setting it does not run the network again."""
         return self._strength
 
     @strength.setter
@@ -135,58 +151,58 @@ class DehazeSession:
 
     @property
     def running(self) -> bool:
-        """Whether the thread is there, at work or waiting to be looked at."""
+        """Whether the thread is alive, at work or waiting for a view."""
         return self._worker.running
 
     @property
     def loaded(self) -> bool:
-        """Whether the network is there."""
+        """Whether the network has been loaded."""
         return self._model is not None
 
     @property
     def status(self) -> str:
-        """What is being done, in a few words."""
+        """The state of the work, in a few words."""
         if self.error is not None:
             return "failed"
         if not self.running:
             return "stopped"
-        if self._wholes:
-            return "looking at the whole picture"
+        if self._pending:
+            return "dehazing the overview"
         done, total = self.progress
-        if (work := self._preparing) is not None:
-            return f"{work.stage} {done} of {total} tiles"
+        if (run := self._preparing) is not None:
+            return f"{run.stage} {done} of {total} tiles"
         if not total:
             return "the overview is dehazed"
         return f"{done} of {total} tiles in view" if done < total else "all in view is dehazed"
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Tiles in view that are dehazed, and how many there are; while their level is encoded or fused, of that."""
-        if (work := self._preparing) is not None:
-            return work.done, work.total
+        """Finished tiles and their total: of the view, or of its level while that is encoded or fused."""
+        if (run := self._preparing) is not None:
+            return run.done, run.total
         view = self._view
         if view is None:
             return 0, 0
-        total = len(self._answers.wanted(*view))
-        return total - len(self._answers.missing(*view)), total
+        total = len(self._tiles.wanted(*view))
+        return total - len(self._tiles.missing(*view)), total
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know, such as that memory was short."""
-        notes = [work.job.memory.note for work in [*self._works.values()]]
+        """Notes for the user, for example that memory was short."""
+        notes = [run.job.memory.note for run in [*self._runs.values()]]
         return [note for note in notes[:1] if note]
 
     @property
     def rate(self) -> float:
-        """Tiles a second that are encoded and decoded, as far as is known; NaN before the first."""
+        """Tiles per second, encoded and decoded, as last measured; NaN before the first."""
         seconds: dict[str, float] = {}
-        for work in [*self._works.values()]:
-            seconds |= work.seconds
+        for run in [*self._runs.values()]:
+            seconds |= run.seconds
         return len(seconds) / (2 * sum(seconds.values())) if seconds else math.nan
 
     def look_at(self, level: int, window: Window) -> None:
-        """Say which pixels of which level are on show, to be dehazed first; `Level` says so when it is cut."""
-        # From the overview on all is there; smaller levels are cut for thumbnails, too, which say nothing of the view.
+        """Set the window of a level that is on screen; its tiles are dehazed first. Indexing a `Level` does so."""
+        # The overview and coarser levels need no tiles. Thumbnails are made of the coarsest: those are no views.
         view = (level, window) if level < self.coarse else None
         if level <= self.coarse and view != self._view:
             with self._changed:
@@ -194,62 +210,62 @@ class DehazeSession:
             self._worker.wake()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all that is on show is as good as it gets, or the work has ended; tell whether it is."""
+        """Wait until the view is dehazed or the work has ended; return whether it is dehazed."""
         with self._changed:
             self._changed.wait_for(lambda: self._idle or not self.running, timeout)
             return self._idle and self.error is None
 
     def close(self, timeout: float | None = 0) -> None:
-        """End the work within a batch of tiles; wait for that at most `timeout` seconds (None: until it has ended)."""
+        """Stop within a batch of tiles; wait for that at most `timeout` seconds, without limit if None."""
         self._worker.close()
         self._tell()
         self._worker.join(timeout)
 
     def restart(self) -> None:
-        """Go on after `close` or an error; what is dehazed already stays."""
+        """Continue after `close` or an error. Dehazed tiles are kept."""
         if not self.running:
-            for pixels in (*self._pixels, *(work.job.pixels for work in [*self._works.values()])):
-                pixels.forget()  # what was kept of a file that was gone may be anything
+            for pixels in (*self._pixels, *(run.job.pixels for run in [*self._runs.values()])):
+                pixels.forget()  # chunks of a file that was gone may hold anything
             self.error, self.lost, self._idle = None, False, False
             self._better(everywhere=True)
             self._start(self._worker)
 
     def forget(self) -> None:
-        """Drop all that has been computed; what is asked for later is computed again, if the work goes on."""
+        """Drop the network and all results. They are computed again if the session is running."""
         with self._changed:
-            self._model, self._works, self._idle = None, {}, False
-            self._wholes = self._first_wholes()
-            self._answers.forget()
+            self._model, self._runs, self._idle = None, {}, False
+            self._pending = self._all_pending()
+            self._tiles.forget()
         self._better(everywhere=True)
         self._worker.wake()
 
-    # What is shown
+    # Reading
 
     def read(self, level: int, window: Window) -> NDArray[Any]:
-        """Return the best there is of a window of a level, at once.
+        """Return a window of a level as dehazed as it is by now, at once.
 
         Returns
         -------
         ndarray
-            ``(y, x, 3)``, or 4 with the picture's alpha: the values of pictures of uint8, else float32 in [0, 1] of
-            the limits. Pixels without data stay as they are (0 where that is no number). If the picture cannot be
-            read: zeros, and `error` says why.
+            ``(y, x, 3)``, or 4 with the alpha of the image. uint8 for an image of uint8, else float32: 0 and 1 are
+            the ends of the value range. Nodata pixels are unchanged, NaN becomes 0. Zeros if the image cannot be
+            read; then `error` is set.
         """
         try:
             check_there(self.image.path)
             raw = self._pixels[level].read(window)
-            return render(raw, self.image, self.limits, self._strength, partial(self._answers.clear, level, window))
+            return render(raw, self.image, self.value_range, self._strength, partial(self._tiles.dehaze, level, window))
         except Exception as error:
             self.lost = self.lost or expected(error, f"showing {self.image.name}")
             self._fail(_bare(error), self._worker)
             return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
 
     def around(self, level: int, window: Window) -> list[Window]:
-        """List the chunks of a level's file in and around a window; none if they cannot all be kept."""
+        """List the chunks of a level in and around a window; an empty list if they do not fit into the cache."""
         return self._pixels[level].chunks(window.expand(AROUND))
 
     def read_ahead(self, level: int, chunk: Window) -> None:
-        """Read a chunk of the file, to be there when the view moves; what goes wrong is told when it is needed."""
+        """Read a chunk of the file before the view moves there. Errors are ignored: they recur when it is needed."""
         pixels = self._pixels[level]
         try:
             check_there(self.image.path)
@@ -257,32 +273,33 @@ class DehazeSession:
             check_there(self.image.path)
         except Exception as error:
             expected(error, f"reading ahead in {self.image.name}")
-            pixels.forget()  # what was read of a file that has gone meanwhile may be anything
+            pixels.forget()  # chunks of a file that is gone may hold anything
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what is shown: uint8 if the picture is, else float32."""
+        """The dtype of the levels: uint8 for an image of uint8, else float32."""
         return shown_dtype(self.image)
 
-    # What is computed
+    # Computing
 
     def _start(self, before: Worker | None = None) -> None:
         own: list[Worker] = []
         self._worker = Worker(_dehaze(weakref.ref(self), before, own), f"dehaze {self.image.name}")
         own.append(self._worker)
-        weakref.finalize(self, self._worker.close).atexit = False  # then all workers are ended anyway
+        weakref.finalize(self, self._worker.close).atexit = False  # at exit all workers are ended anyway
         self._worker.start()
 
     def _do_next(self, worker: Worker) -> bool:
-        """Do a batch of what is wanted most; tell whether there was anything to do.
+        """Compute the next batch; return whether there was one.
 
-        What fails ends the work of `worker`, which may be another one's by then: cancelled, and begun again.
+        An error ends the session, unless `worker` has been replaced: the session was closed and restarted meanwhile.
         """
         task = self._next()
         if task is None:
             return False
         try:
             self._advance(*task)
+            self._warn()
         except Exception as error:
             unreadable = expected(error, f"dehazing {self.image.name}") and not short_of_memory(error)
             if worker is self._worker:
@@ -290,126 +307,138 @@ class DehazeSession:
                 self._fail(error, worker)
         return True
 
+    def _warn(self) -> None:
+        """Emit the first note."""
+        if not self._note and (notes := self.notes):
+            self._note = notes[0]
+            self.warned.emit(self._note)
+
     def _next(self) -> tuple[int, Window] | None:
-        """Return what to work at: the overviews, then the view; None if all are done."""
+        """Return the level and window to dehaze next: the overviews, then the view; None if all are done."""
         with self._changed:
-            if self._wholes:
-                height, width = self.image.levels[self._wholes[0]].shape[:2]
-                return self._wholes[0], Window(0, height, 0, width)
+            if self._pending:
+                height, width = self.image.levels[self._pending[0]].shape[:2]
+                return self._pending[0], Window(0, height, 0, width)
             view = self._view
-            if view is not None and self._answers.missing(*view):
+            if view is not None and self._tiles.missing(*view):
                 return view
             self._idle = True
-            self._changed.notify_all()
         return None
 
     @property
     def _preparing(self) -> LevelRun | None:
-        """The level that is wanted most, while it is encoded or fused."""
-        view, wholes = self._view, self._wholes
-        work = self._works.get(wholes[0] if wholes else self.coarse if view is None else view[0])
-        return None if work is None or work.ready else work
+        """The run of the level to dehaze next, while it is encoded or fused."""
+        view, pending = self._view, self._pending
+        run = self._runs.get(pending[0] if pending else self.coarse if view is None else view[0])
+        return None if run is None or run.ready else run
 
     def _advance(self, level: int, window: Window) -> None:
-        """Do the next batch of what a window of a level needs."""
-        # In names of its own: `forget`, in another thread, may drop them at any time.
+        """Compute the next batch that a window of a level needs."""
+        # In local names: `forget`, in another thread, may drop the attributes at any time.
         model = self._model
         if model is None:
             model = self.load()
-            self._answers.cut(model.spec.tile, model.head.overlap if self.overlap is None else self.overlap)
+            self._tiles.cut(model.spec.tile, model.head.overlap if self.overlap is None else self.overlap)
             self._model = model
-        work = self._works.get(level)
-        if work is None:
-            work = self._works[level] = self._begin(level, model)
-        # What was read of a file that has gone meanwhile may be anything: it is looked for before anything is kept.
-        if not work.ready:
-            work.advance()
+        run = self._runs.get(level)
+        if run is None:
+            run = self._runs[level] = self._begin(level, model)
+        # A file that is gone may have been read as anything: check before a result is kept.
+        if not run.ready:
+            run.advance()
             check_there(self.image.path)
-        elif self._wholes[:1] == [level]:
-            overview = work.changes(lambda: not self.running)
+        elif self._pending[:1] == [level]:
+            overview = run.predict_affine(lambda: not self.running)
             check_there(self.image.path)
             with self._changed:
-                if overview is not None and self._wants(level, work):
-                    self._answers.overview, self._wholes = overview, self._wholes[1:]
+                if overview is not None and self._wants(level, run):
+                    self._tiles.overview, self._pending = overview, self._pending[1:]
             self._better(everywhere=True)
         else:
-            tiles = work.decode(self._answers.missing(level, window))
+            tiles = run.decode(self._tiles.missing(level, window))
             check_there(self.image.path)
             with self._changed:
-                if self._wants(level, work):
-                    self._answers.keep(level, tiles)
+                if self._wants(level, run):
+                    self._tiles.keep(level, tiles)
             self._better()
 
-    def _wants(self, level: int, work: LevelRun) -> bool:
-        """Whether what a work has found is still wanted: meanwhile all may have been stopped, or forgotten."""
-        return self.running and self._works.get(level) is work
+    def _wants(self, level: int, run: LevelRun) -> bool:
+        """Return whether a result is still wanted: the session may have been closed, or made to forget, meanwhile."""
+        return self.running and self._runs.get(level) is run
 
-    def _first_wholes(self) -> list[int]:
-        """List the levels to be dehazed whole, the first one first."""
+    def _all_pending(self) -> list[int]:
+        """List the levels to dehaze as a whole, the smaller one first."""
         return sorted({self.coarse, _finest(self.image, GLANCE)}, reverse=True)
 
     def _begin(self, level: int, model: DehazeXL) -> LevelRun:
-        memory = next((work.job.memory for work in self._works.values()), None)
-        return LevelRun.begin(self.image, level, model, self.overlap, self.limits, memory)
+        memory = next((run.job.memory for run in self._runs.values()), None)
+        return LevelRun.begin(self.image, level, model, self.overlap, self.value_range, memory)
 
     def _better(self, everywhere: bool = False) -> None:
         with self._changed:
             self.version += 1
             if everywhere:
                 self.renewed = self.version
+        self.updated.emit(everywhere)
 
     def _fail(self, error: Exception, worker: Worker) -> None:
-        """End the work of a worker, and keep what ended it."""
-        self.error = self.error or error
+        """End the work of a worker and record the first error."""
+        with self._changed:
+            first, self.error = self.error is None, self.error or error
         worker.close()
         self._tell()
+        if first:
+            self.failed.emit(error)
 
     def _tell(self) -> None:
+        """Wake the threads in `wait`, and emit the progress."""
         with self._changed:
             self._changed.notify_all()
+        self.progressed.emit()
 
 
 def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Worker]) -> Generator[bool, None, None]:
-    """Do a picture's work; it is held only while a batch is computed, so that it can be dropped.
+    """Take the steps of a session. It is referenced only during a batch, so that it can be garbage collected.
 
-    It begins when the worker `before` has ended; `own` holds the worker that takes these steps.
+    The steps begin when the worker `before` has ended; `own` holds the worker that takes them.
     """
     if before is not None:
         before.join()
     try:
-        while (live := ref()) is not None:
-            busy = live._do_next(own[0])
-            del live
+        while (session := ref()) is not None:
+            busy = session._do_next(own[0])
+            session._tell()
+            del session
             yield busy
     finally:
-        if (live := ref()) is not None:
-            for work in [*live._works.values()]:
-                work.interrupt()
-            live._tell()
+        if (session := ref()) is not None:
+            for run in [*session._runs.values()]:
+                run.interrupt()
+            session._tell()
 
 
 class Level(WindowedArray):
-    """A level of a session's image, ``(y, x, 3)`` or 4: indexed, it answers at once and never raises."""
+    """A level of a session, ``(y, x, 3)`` or 4. Indexing returns at once and never raises."""
 
-    def __init__(self, live: DehazeSession, number: int) -> None:
-        self.live, self.number = live, number
-        height, width, _ = live.image.levels[number].shape
-        self.shape, self.dtype = (height, width, 3 if live.image.alpha is None else 4), live.dtype
+    def __init__(self, session: DehazeSession, number: int) -> None:
+        self.session, self.number = session, number
+        height, width, _ = session.image.levels[number].shape
+        self.shape, self.dtype = (height, width, 3 if session.image.alpha is None else 4), session.dtype
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Return the best there is of a window; its tiles are dehazed next."""
-        self.live.look_at(self.number, window)
-        return self.live.read(self.number, window)
+        """Return a window as dehazed as it is by now; its tiles are dehazed next."""
+        self.session.look_at(self.number, window)
+        return self.session.read(self.number, window)
 
 
 def _finest(image: Image, side: int) -> int:
-    """Return the number of the finest level of at most so many pixels a side; if there is none, the last."""
+    """Return the index of the finest level of at most `side` pixels; if there is none, of the last."""
     fits = [max(level.shape[:2]) <= side for level in image.levels]
     return fits.index(True) if any(fits) else len(fits) - 1
 
 
 def _bare(error: Exception) -> Exception:
-    """Return an error without the frames that it came through: to keep them would keep the window that was painting."""
+    """Return an error without its frames: they would keep the window alive that was painting."""
     link: BaseException | None = error
     while link is not None:
         link.__traceback__ = None

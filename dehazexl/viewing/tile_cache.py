@@ -1,4 +1,4 @@
-"""What the network has said so far about the levels of a picture, and what that makes of their pixels."""
+"""Output of the network for the levels of an image, as far as there is any, and its application to hazy pixels."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from dehazexl.image.grid import TILE, TileGrid, Window
 from dehazexl.viewing.display import upsample_window
 
 PIXEL_BYTES = 3 * 2
-"""Of a dehazed pixel in half precision."""
+"""Bytes of a dehazed pixel in half precision."""
 
 Cell = tuple[int, int]
 """Row and column of a tile."""
 
 
 class TileCache:
-    """Dehazed tiles of a picture's levels, and what was changed of a coarse one; for any thread.
+    """Dehazed tiles of the levels of an image, and gain and bias of an overview. Safe to use from any thread.
 
     Parameters
     ----------
     shapes
-        Of the levels, finest first, ``(y, x, ...)``.
+        Shapes of the levels, finest first, ``(y, x, ...)``.
     coarse
-        Number of the first level that has no tiles: it is dehazed whole, and those after it are shown by that.
+        Index of the first level without tiles. It and coarser levels are dehazed by the overview.
     cache
-        Bytes of tiles that are kept; those that were not wanted for longest are dropped.
+        Bytes of tiles. The tiles that were last wanted longest ago are dropped first.
 
     Attributes
     ----------
     overview : ndarray or None
-        Gain and offset of each color of a coarse level, ``(2, 3, y, x)``, once they are known.
+        Gain and bias of each color of a coarse level, ``(2, 3, y, x)``, once they are known.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], coarse: int, cache: int) -> None:
@@ -47,23 +47,23 @@ class TileCache:
         self._lock = Lock()
 
     def cut(self, tile: int, overlap: int) -> None:
-        """Cut the levels into tiles of a side, which overlap, in pixels, once the network is known that says which."""
+        """Set the side and the overlap of the tiles, in pixels, once the network is loaded."""
         self.grids = [TileGrid(shape[0], shape[1], overlap, tile) for shape in self.shapes]
         self.most = max(1, self._cache // (tile**2 * PIXEL_BYTES))
 
     def __len__(self) -> int:
-        """Count the tiles that are kept."""
+        """Return the number of tiles in the cache."""
         return len(self._tiles)
 
     def wanted(self, level: int, window: Window) -> list[Cell]:
-        """List the tiles of a window, nearest its middle first, as many as can be kept."""
+        """List the tiles of a window, from its center outwards, as many as fit into the cache."""
         grid = self.grids[level]
         middle = [(window.y0 + window.y1) / 2 / grid.stride - 0.5, (window.x0 + window.x1) / 2 / grid.stride - 0.5]
         cells = sorted(grid.tiles_touching(window).cells(), key=lambda cell: math.dist(cell, middle))
         return cells[: self.most]
 
     def missing(self, level: int, window: Window) -> list[Cell]:
-        """List those of the wanted tiles that are not there; those that are will be dropped last."""
+        """List the wanted tiles that are not in the cache. Those that are will be dropped last."""
         wanted = self.wanted(level, window)
         with self._lock:
             there = {cell for cell in wanted if (level, *cell) in self._tiles}
@@ -72,58 +72,58 @@ class TileCache:
         return [cell for cell in wanted if cell not in there]
 
     def keep(self, level: int, tiles: Mapping[Cell, NDArray[np.float16]]) -> None:
-        """Keep dehazed tiles ``(tile, tile, 3)`` of a level."""
+        """Add dehazed tiles ``(tile, tile, 3)`` of a level."""
         with self._lock:
             self._tiles.update({(level, *cell): tile for cell, tile in tiles.items()})
             while len(self._tiles) > self.most:
                 self._tiles.popitem(last=False)
 
     def forget(self) -> None:
-        """Drop all."""
+        """Drop the tiles and the overview."""
         with self._lock:
             self.overview, self._tiles = None, OrderedDict()
 
-    def clear(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Dehaze a window of a level as well as is known: by its tiles, where there are any; else by the overview.
+    def dehaze(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Dehaze a window of a level by its tiles, where there are any, and by the overview elsewhere.
 
         Parameters
         ----------
         level, window
-            What is dehazed.
+            The window.
         hazy
-            Its colors ``(y, x, 3)``, on the scale of the network.
+            Its colors ``(y, x, 3)``, on the unit scale.
 
         Returns
         -------
         ndarray
-            The same, dehazed; `hazy` itself before anything is known.
+            The dehazed colors; `hazy` itself as long as there is neither.
         """
         grid = self.grids[level]
         cells = [*grid.tiles_touching(window).cells()] if level < self.coarse else []
         with self._lock:
-            there = {cell: answer for cell in cells if (answer := self._tiles.get((level, *cell))) is not None}
+            there = {cell: tile for cell in cells if (tile := self._tiles.get((level, *cell))) is not None}
         if not there:
-            return self._guess(level, window, hazy)
+            return self._by_overview(level, window, hazy)
         total = np.zeros(hazy.shape, np.float32)
-        share = np.zeros((*hazy.shape[:2], 1), np.float32)
-        for (row, col), answer in there.items():
-            tile = grid.tile(row, col)
-            part = tile.intersection(window)
-            weight = grid.blend_weight(row, col)[part.to_slices(tile)][..., None]
-            total[part.to_slices(window)] += weight * answer[part.to_slices(tile)]
-            share[part.to_slices(window)] += weight
-        if share.size and share.min() > 0.999:
+        weights = np.zeros((*hazy.shape[:2], 1), np.float32)
+        for (row, col), tile in there.items():
+            place = grid.tile(row, col)
+            part = place.intersection(window)
+            weight = grid.blend_weight(row, col)[part.to_slices(place)][..., None]
+            total[part.to_slices(window)] += weight * tile[part.to_slices(place)]
+            weights[part.to_slices(window)] += weight
+        if weights.size and weights.min() > 0.999:
             return total
-        return np.asarray(total + (1 - share) * self._guess(level, window, hazy), np.float32)
+        return np.asarray(total + (1 - weights) * self._by_overview(level, window, hazy), np.float32)
 
-    def _guess(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Apply the overview's change to a window of another level."""
+    def _by_overview(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply the gain and bias of the overview to a window of any level."""
         overview = self.overview
         if overview is None:
             return hazy
         clear = np.empty_like(hazy)
         for color in range(3):
-            gain, offset = (upsample_window(side[color], window, self.shapes[level]) for side in overview)
+            gain, bias = (upsample_window(side[color], window, self.shapes[level]) for side in overview)
             np.multiply(gain, hazy[..., color], out=clear[..., color])
-            clear[..., color] += offset
+            clear[..., color] += bias
         return clear

@@ -11,14 +11,14 @@ _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 class Worker:
-    """A thread that takes the steps of a generator; once started, it ends after the last, or when it is closed.
+    """A thread that takes the steps of a generator. It ends after the last step, or when it is closed.
 
     Parameters
     ----------
     steps
-        Yields after each step whether there is more to do; if not, the next is taken when `wake` is called.
+        Yields after each step whether there is more to do; if not, the next step is taken after `wake`.
     name
-        Of the thread.
+        Name of the thread.
     """
 
     def __init__(self, steps: Generator[bool, None, None], name: str) -> None:
@@ -27,33 +27,33 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin; what the steps need must be there by now."""
+        """Start the thread; everything that the steps need must exist by now."""
         _workers.add(self)
         self._thread.start()
 
     @property
     def running(self) -> bool:
-        """Whether it is there, at work or waiting, and has not been closed."""
+        """Whether the thread is alive, at work or waiting, and not closed."""
         return self._thread.is_alive() and not self._closed.is_set()
 
     def wake(self) -> None:
-        """Say that there is something to do."""
+        """Have the next step taken."""
         self._woken.set()
 
     def close(self) -> None:
-        """End the work after the step under way."""
+        """End the thread after the step under way."""
         self._closed.set()
         self._woken.set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the thread has ended; not from itself."""
+        """Wait until the thread has ended; return at once in that thread itself."""
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def _run(self) -> None:
         try:
             while not self._closed.is_set():
-                # Before the step looks for something to do: what comes later is seen by the next one.
+                # Before the step: a `wake` during the step is for the next one.
                 self._woken.clear()
                 busy = next(self._steps, None)
                 if busy is None:
@@ -65,7 +65,7 @@ class Worker:
 
 
 def _end_all() -> None:
-    """End all threads: one that computes while Python shuts down would crash it."""
+    """End all threads: one that computes during shutdown would crash Python."""
     for worker in (workers := list(_workers)):
         worker.close()
     for worker in workers:

@@ -9,7 +9,7 @@ __all__ = ["dehaze_layer", "set_strength"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: napari imports this package when it starts."""
+    """Import the functions on first access: napari imports this package when it starts."""
     if name in __all__:
         from napari_dehazexl import _layer
 

@@ -1,4 +1,4 @@
-"""How many tiles, how much memory and about how long: what is said before anything is run."""
+"""An estimate of tiles, memory and time, before anything is computed."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import TYPE_CHECKING
 from dehazexl.image.grid import TILE, TOKEN, TileGrid
 
 if TYPE_CHECKING:
-    from napari_dehazexl._facts import ModelInfo
+    from dehazexl.viewing.model_info import ModelInfo
     from napari_dehazexl._save import Progress
 
 BASE = 350e6
-"""Bytes for the network at work, whatever the picture's size."""
+"""Bytes of the running network, independent of the size of the image."""
 
 PIXEL = 110
-"""Bytes for a pixel of 8-bit RGB under way: read, dehazed, written, and its tile's feature maps."""
+"""Bytes per pixel of 8-bit RGB under way: read, dehazed, written, and the feature maps of its tile."""
 
 UNDER_WAY = 2 * 2048**2
-"""Pixels under way at most: two blocks. Saves of 0.3 to 268 megapixels took what these numbers say, within 30 %."""
+"""Pixels under way at most: two blocks. The estimate was within 30 % for saves of 0.3 to 268 megapixels."""
 
 CPU = 0.1
-"""Seconds that a tile takes on a CPU with the bundled weights' widths: a rough figure, until a save was measured."""
+"""Seconds per tile on a CPU with the bundled weights: a rough figure until a save was measured."""
 
 WIDTH = 256
-"""Channels of a token of the bundled weights; the time grows with its square."""
+"""Channels of a token of the bundled weights; the time grows with their square."""
 
 
 def estimated(grid: TileGrid, network: ModelInfo, measured: float | None) -> str:
-    """Say what it takes to dehaze all of a picture.
+    """Return a line with the number of tiles, the memory and the time that dehazing takes.
 
     Parameters
     ----------
     grid
-        How it is cut.
+        The tiles of the image.
     network
-        What is known of the network.
+        Properties of the network.
     measured
-        Seconds that a tile took in an earlier save, or None.
+        Seconds per tile of an earlier save, or None.
     """
     count = grid.count
     tiles = "1 tile" if count == 1 else f"{count} tiles"
@@ -45,7 +45,7 @@ def estimated(grid: TileGrid, network: ModelInfo, measured: float | None) -> str
 
 
 def memory(grid: TileGrid, network: ModelInfo) -> float:
-    """Return the bytes that a save takes: the network, pixels under way, tokens, their keys and values in a layer."""
+    """Return the bytes of a save: network, pixels under way, tokens, keys and values of one layer of the context."""
     numbers = grid.count * (TILE // TOKEN) ** 2 * network.channels
     tokens = numbers * network.itemsize * (1 + 2 / network.pool**2)
     return BASE + PIXEL * min(grid.height * grid.width, UNDER_WAY) + tokens
@@ -61,24 +61,30 @@ def _time(grid: TileGrid, network: ModelInfo, measured: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time for people."""
+    """Format a time."""
     if seconds < 100:
         return f"{max(1, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 class Clock:
-    """Measures a save without the loading of the weights; one that goes on after what is there tells nothing."""
+    """Measures the time of a save without loading the weights.
 
-    def __init__(self, anew: bool) -> None:
-        self._anew = anew
+    Parameters
+    ----------
+    complete
+        Whether the save starts from the beginning: the time of one that is resumed says nothing.
+    """
+
+    def __init__(self, complete: bool) -> None:
+        self._complete = complete
         self._started: float | None = None
 
     def see(self, progress: Progress) -> None:
-        """Begin to count at the first tiles."""
+        """Start the clock at the first tiles."""
         if self._started is None and progress.stage == "encoding":
             self._started = time.perf_counter()
 
     def seconds(self) -> float | None:
-        """Return the seconds since then, or None."""
-        return time.perf_counter() - self._started if self._anew and self._started is not None else None
+        """Return the seconds since the first tiles, or None."""
+        return time.perf_counter() - self._started if self._complete and self._started is not None else None

@@ -1,4 +1,4 @@
-"""The look of the dock widget: what can be chosen and pressed."""
+"""The form of the dock widget: its fields, buttons and lines of text."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ QAbstractSpinBox::up-button, QAbstractSpinBox::down-button {
   subcontrol-origin: padding; subcontrol-position: top left; width: 1px; height: 1px;
 }
 """
-"""Style of the slider's number: napari's theme keeps all its room for buttons that it has not."""
+"""Style of the number of the slider: napari's theme reserves its width for buttons that are not there."""
 
 
 class Form(Container):  # type: ignore[type-arg]
-    """All that is to be chosen, pressed and read, one below the other."""
+    """The fields, buttons and lines of text, one below the other."""
 
     def __init__(self) -> None:
         self._make_choices()
@@ -36,10 +36,10 @@ class Form(Container):  # type: ignore[type-arg]
         self.estimate = Label(
             label="Estimate",
             value="",
-            tooltip="What saving all of it (or the region) takes; the memory is beside the viewer's own.",
+            tooltip="Tiles, memory (besides the viewer's) and time of saving the whole image, or the region.",
         )
-        self.bar = ProgressBar(value=0, min=0, max=100, visible=False, tooltip="How far the save is.")
-        self.status = Label(label="Status", value="", tooltip="How far the uppermost dehazed layer is.")
+        self.bar = ProgressBar(value=0, min=0, max=100, visible=False, tooltip="Progress of the save.")
+        self.status = Label(label="Status", value="", tooltip="Progress of the topmost visible dehazed layer.")
         rows = [
             Container(widgets=row, layout="horizontal", labels=False)
             for row in ([self.preview, self.dehaze], [self.save_as, self.cancel])
@@ -55,61 +55,61 @@ class Form(Container):  # type: ignore[type-arg]
         self._make_room()
 
     def _make_choices(self) -> None:
-        self.input = _layer_of(Image, "Input", "The RGB layer to dehaze, of two dimensions.")
+        self.input = _layer_of(Image, "Input", "The two-dimensional RGB layer to dehaze.")
         self.region = _layer_of(
-            Shapes | None, "Region", "A Shapes layer: only what its selected (or last) rectangle covers is dehazed."
+            Shapes | None, "Region", "A Shapes layer. Only the area of its selected (or last) rectangle is dehazed."
         )
-        self.region.null_string = "the whole picture"  # instead of five dashes
+        self.region.null_string = "the whole image"  # instead of five dashes
         self.weights = FileEdit(
             label="Weights", nullable=True, value=None, filter="*.safetensors *.pth",
-            tooltip="A weights file of dehazexl train, or an official .pth. Empty: the bundled weights.",
+            tooltip="A weights file of dehazexl train, or an official .pth file. Empty: the bundled weights.",
         )  # fmt: skip
         self.device = ComboBox(
             label="Device", choices=["auto"], value="auto",
-            tooltip="Where the network runs, with its memory. auto: a GPU if there is one.",
+            tooltip="Device that runs the network, and its memory. auto: a GPU if there is one.",
         )  # fmt: skip
         self.precision = ComboBox(
             label="Precision", choices=["auto", "float32", "bfloat16", "float16"], value="auto",
-            tooltip="What the network computes in. auto: half precision where that is faster.",
+            tooltip="Number format of the network. auto: half precision where that is faster.",
         )  # fmt: skip
         self.overlap = ComboBox(
             label="Overlap", choices=[("auto", None), *((str(n), n) for n in (0, 16, 32, 64, 96, 128))], value=None,
-            tooltip="Pixels by which tiles overlap and are blended. auto: what suits the weights.",
+            tooltip="Overlap of neighboring tiles in pixels, where they are blended. auto: the default of the weights.",
         )  # fmt: skip
         self.strength = FloatSlider(
             label="Strength", value=1.0, min=0.0, max=1.0,
-            tooltip="Share of the haze that is removed, 0 to 1. Moves dehazed layers at once, but not saved ones.",
+            tooltip="Fraction of the haze to remove, 0 to 1. Applied to dehazed layers at once, but not to saved ones.",
         )  # fmt: skip
         self.limits = LineEdit(
             label="Range", value="",
-            tooltip="Black and white in the picture's values, e.g. 0, 3000. Empty: the contrast limits, if chosen.",
+            tooltip="Values that are black and white, e.g. 0, 3000. Empty: the contrast limits, if you chose them.",
         )  # fmt: skip
         self.cache = SpinBox(
             label="Cache", value=512, min=16, max=65536,
-            tooltip="Megabytes of dehazed tiles that each dehazed layer keeps in memory.",
+            tooltip="Megabytes of dehazed tiles to keep in memory, for each layer.",
         )  # fmt: skip
 
     def _make_buttons(self) -> None:
         self.preview = PushButton(
-            text="Preview view", tooltip="Dehaze the region, or what is on screen, into its own layer."
+            text="Preview view", tooltip="Dehaze the region, or the visible area, into a layer of its own."
         )
-        self.dehaze = PushButton(text="Dehaze", tooltip="Add a dehazed layer; what is on screen comes first.")
-        self.save_as = PushButton(text="Save as...", tooltip="Dehaze all of it (or the region) into a file.")
-        self.cancel = PushButton(text="Cancel", tooltip="Stop dehazing and saving. A save goes on when asked again.")
-        self.defaults = PushButton(text="Restore defaults", tooltip="Set everything as it was at first.")
+        self.dehaze = PushButton(text="Dehaze", tooltip="Add a dehazed layer. The visible area is dehazed first.")
+        self.save_as = PushButton(text="Save as...", tooltip="Dehaze the whole image (or the region) into a file.")
+        self.cancel = PushButton(text="Cancel", tooltip="Stop dehazing and saving. Both can be continued later.")
+        self.defaults = PushButton(text="Restore defaults", tooltip="Reset all settings to their defaults.")
 
     def _make_room(self) -> None:
-        """Wrap long lines, and leave room for the slider's number, which Qt would cut off in a narrow dock."""
+        """Wrap long lines, and reserve the width of the number of the slider, which a narrow dock would cut off."""
         from qtpy.QtWidgets import QDoubleSpinBox, QSizePolicy
 
         for label in (self.estimate, self.status):
             label.native.setWordWrap(True)
-            # Else a long line would make the dock wider, and the canvas jump.
+            # A long line would otherwise widen the dock and move the canvas.
             label.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         number = self.strength.native.findChild(QDoubleSpinBox)
         number.setDecimals(2)
         number.setStyleSheet(NUMBER)
-        self.bar.label = "Progress"  # the first label that changes makes all of one width
+        self.bar.label = "Progress"  # a label that is set later would change the width of all
 
     def chosen_weights(self) -> str:
         """Return the name or path of the weights."""
@@ -118,12 +118,12 @@ class Form(Container):  # type: ignore[type-arg]
 
 
 def _layer_of(kind: Any, label: str, tooltip: str) -> Any:
-    """Return a choice among the viewer's layers of a kind."""
+    """Return a choice among the layers of a kind."""
     return create_widget(annotation=kind, label=label, options={"tooltip": tooltip})
 
 
 def parse_range(text: str) -> tuple[float, float] | None:
-    """Read two rising numbers with a comma between, or None from nothing."""
+    """Parse two rising numbers, separated by a comma; None if the text is empty."""
     if not text.strip():
         return None
     try:

@@ -1,4 +1,4 @@
-"""The dehazed layer: it appears at once above its source, and gets better where it is looked at."""
+"""The dehazed layer: it appears at once above its source, and improves where it is viewed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from dehazexl.viewing.overviews import SMALLEST
 from dehazexl.viewing.renderer import Renderer
 from dehazexl.viewing.session import CACHE, DehazeSession
-from napari_dehazexl._reader import IMAGE
 from napari_dehazexl._source import source_of
-from napari_dehazexl._watch import LIVE, Watch, refresh
+from napari_dehazexl._state import KEY, LayerState, state_of
+from napari_dehazexl._watch import Watch, refresh
 
 if TYPE_CHECKING:
     import napari.layers
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dehazexl.image.image import Image
     from dehazexl.model import DehazeXL
 
-PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")  # what places a layer in the world
+PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")  # attributes that place a layer in the world
 
 
 def dehaze_layer(
@@ -47,32 +47,33 @@ def dehaze_layer(
     layer
         An RGB image layer of two dimensions, multiscale or not.
     strength
-        From 0 (the input) to 1; later `set_strength` changes it without running the network again.
+        Fraction of the haze to remove, 0 to 1. `set_strength` changes it without running the network again.
     overlap
-        Pixels by which tiles overlap, 0 to 128; None takes what suits the weights.
+        Overlap of tiles in pixels, 0 to 128. None takes the default of the weights.
     weights, device, dtype
-        See `dehazexl.load_model`. The network is loaded when the layer is there already; if it cannot be, a viewer says
-        why and takes the layer away again, and without a viewer ``error`` of the work holds the reason.
+        See `dehazexl.load_model`. The network is loaded after the layer is added. If that fails, a viewer shows the
+        error and removes the layer; without a viewer, ``error`` of the session holds it.
     value_range
-        The values of the picture that are black and white. None takes the layer's contrast limits,
-        or those of `dehazexl.image.value_range` where napari itself chose them for a picture that is not of uint8.
+        Values of the image that are black and white. None takes the contrast limits of the layer, or
+        `dehazexl.image.value_range` if napari chose those for an image that is not of uint8.
     region
-        First and last row and column to dehaze, ``(y0, y1, x0, x1)``; None takes all.
+        Rows and columns to dehaze, ``(y0, y1, x0, x1)``. None takes the whole image.
     name
-        Of the new layer.
+        Name of the new layer.
     cache
-        Bytes of dehazed tiles that are kept.
+        Bytes of dehazed tiles to keep.
     viewer
-        Where to add it, above its source. None takes the current viewer, if it shows the source; without one, as in a
-        script, the layer is only returned.
+        The viewer to add the layer to, above its source. None takes the current viewer if it shows the source. Without
+        a viewer, as in a script, the layer is only returned.
 
     Returns
     -------
     napari.layers.Image
-        A multiscale RGB layer with the place, scale and units of its source. Its levels answer with the best there is:
-        the hazy pixels, then what a small overview taught, and a larger one, then the dehazed tiles; in a window at
-        once, with a blurred picture until the pixels are read. ``layer.metadata["dehazexl-live"]`` is the work:
-        ``wait()`` for it, ``close()`` it, ``read()`` pixels that are not blurred.
+        A multiscale RGB layer with the position, scale and units of its source. Its levels return the hazy pixels, then
+        those dehazed by a small and by a larger overview, then the dehazed tiles; in a window at once, blurred until
+        the pixels are read. ``layer.metadata["dehazexl"].session`` is the
+        `dehazexl.viewing.session.DehazeSession` behind it: ``wait()`` for it, ``close()`` it, ``read()`` pixels that
+        are not blurred.
 
     Raises
     ------
@@ -91,53 +92,56 @@ def dehaze_layer(
         image = _part(image, window)
         linear = {name: placed[name] for name in ("scale", "rotate", "shear", "translate")}
         placed["translate"] = Affine(**linear)((window.y0, window.x0))
-    added = threading.Event()  # to load the network while the window adds the layer would make the window wait
+    added = threading.Event()  # a network that loads meanwhile would slow down the window that adds the layer
     load = partial(network, str(weights), device, dtype, written(weights), after=added)
-    if len(image.levels) == 1:  # napari never shows the last level of several anew
+    if len(image.levels) == 1:  # napari never refreshes the last of several levels
         image = replace(image, levels=(image.levels[0], image.levels[0][::2, ::2]))
-    live = DehazeSession(image, load, overlap=overlap, strength=strength, limits=value_range or limits, cache=cache)
+    session = DehazeSession(
+        image, load, overlap=overlap, strength=strength, value_range=value_range or limits, cache=cache
+    )
     viewer = viewer if viewer is not None else napari.current_viewer()
     shown = viewer is not None and layer in viewer.layers
+    if shown:
+        Watch(viewer, session)
     try:
-        # A window must not wait for pixels; a script has to.
-        levels = Renderer(live).levels if shown and hasattr(viewer, "window") else live.levels
-        metadata = {IMAGE: image, LIVE: live}
+        # A window must not wait for pixels, a script has to.
+        levels = Renderer(session).levels if shown and hasattr(viewer, "window") else session.levels
+        metadata = {KEY: LayerState(image, session)}
         dehazed = ImageLayer(
             list(levels), multiscale=True, rgb=True, name=name or f"{layer.name} dehazed", cache=False,
-            contrast_limits=(0, 255 if live.dtype == "uint8" else 1), metadata=metadata, **placed,
+            contrast_limits=(0, 255 if session.dtype == "uint8" else 1), metadata=metadata, **placed,
         )  # fmt: skip
         if shown:
             viewer.layers.insert(viewer.layers.index(layer) + 1, dehazed)
-            Watch(viewer, live)
     finally:
         added.set()
     return dehazed
 
 
 def set_strength(layer: napari.layers.Image, strength: float) -> None:
-    """Change how much haze is removed in a dehazed layer, 0 to 1; the network does not run again."""
-    live_of(layer).strength = strength
+    """Set the fraction of the haze that is removed in a dehazed layer, 0 to 1; the network does not run again."""
+    session_of(layer).strength = strength
     refresh(layer)
 
 
-def live_of(layer: napari.layers.Image) -> DehazeSession:
-    """Return the work behind a dehazed layer.
+def session_of(layer: napari.layers.Image) -> DehazeSession:
+    """Return the session behind a dehazed layer.
 
     Raises
     ------
     ValueError
-        If it is no dehazed layer, or reads from a file by now.
+        If the layer was not dehazed, or reads from a file by now.
     """
-    live: DehazeSession | None = layer.metadata.get(LIVE)
-    if live is None:
+    session = state_of(layer).session
+    if session is None:
         raise ValueError(f"the layer {layer.name!r} is not being dehazed: select one that dehaze_layer made")
-    return live
+    return session
 
 
 def network(weights: str, device: str, dtype: str, changed: int, *, after: threading.Event | None = None) -> DehazeXL:
-    """Load a network, see `dehazexl.load_model`; the last one is kept, so that layers and previews share it.
+    """Load a network, see `dehazexl.load_model`. The last one is cached: layers and previews share it.
 
-    `changed` is what `written` said of the weights; `after` is waited for first.
+    `changed` is the result of `written` for the weights; `after` is waited for first.
     """
     if after is not None:
         after.wait()
@@ -146,7 +150,7 @@ def network(weights: str, device: str, dtype: str, changed: int, *, after: threa
 
 
 def written(weights: str | Path) -> int:
-    """Tell when a file of weights was last written, in nanoseconds; 0 for bundled ones."""
+    """Return when a weights file was last written, in nanoseconds; 0 for the bundled weights."""
     path = Path(weights)
     return path.stat().st_mtime_ns if path.is_file() else 0
 
@@ -162,7 +166,7 @@ def _network(weights: str, device: str, dtype: str, changed: int) -> DehazeXL:
 
 
 def _part(image: Image, window: Window) -> Image:
-    """Crop a picture; of its tiny levels only the first is kept."""
+    """Crop an image; of its tiny levels only the first is kept."""
     part = image.cropped(window)
     sides = [max(level.shape[:2]) for level in part.levels]
     enough = next((number for number, side in enumerate(sides, start=1) if side <= SMALLEST), len(sides))
@@ -170,7 +174,7 @@ def _part(image: Image, window: Window) -> Image:
 
 
 def window_of(region: Sequence[int]) -> Window:
-    """Return the window of rows and columns ``(y0, y1, x0, x1)``."""
+    """Return the window of a region ``(y0, y1, x0, x1)``."""
     from dehazexl.image.grid import Window
 
     if len(region) != 4:

@@ -2,65 +2,35 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.image.windowed_array import WindowedArray, check_there
+from napari_dehazexl._messages import report
+from napari_dehazexl._overviews import build, shown, with_kept_overviews
+from napari_dehazexl._state import KEY, LayerState
 
 if TYPE_CHECKING:
-    import dask.array as da
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from dehazexl.image.grid import Window
     from dehazexl.image.image import Image
-    from dehazexl.viewing.overviews import GrowingLevel, OverviewBuilder
 
     LayerData = tuple[list[Any], dict[str, Any], str]
-    Limits = tuple[float, float]
 
 SUFFIXES = (".tif", ".tiff", ".zarr")
 
-IMAGE = "dehazexl"
-"""Under this name a layer's metadata hold the `dehazexl.Image` that it shows."""
-
-GROWING = "dehazexl-growing"
-"""Under this name a layer's metadata hold the `dehazexl.viewing.overviews.OverviewBuilder` picture while it is one."""
-
-LIMITS = "dehazexl-limits"
-"""Under this name a layer's metadata hold the values that are shown as 0 and 1, unless they are shown as they are."""
-
-SHOWN = "dehazexl-shown"
-"""Under this name a layer's metadata hold the dask name of its finest level, by which what the reader gave is known."""
-
-BAND = "dehazexl-band"
-"""Under this name the metadata of a layer of one band hold its index."""
-
-OTHER = "another picture was written there: open it anew"
-
-CHUNK = 1024  # pixels: how overviews that are being made are cut
-
-_told: set[str] = set()  # pictures that were said to be unreadable
-_growths: set[Growth] = set()  # those at work: Qt holds only weak references to what it calls
-
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return `read` if the path looks like a picture that it opens, else None. Never raises."""
+    """Return `read` for paths of TIFF and Zarr, else None. Never raises."""
     paths = [path] if isinstance(path, str) else list(path)
     fits = bool(paths) and all(str(p).rstrip("/\\").lower().endswith(SUFFIXES) for p in paths)
     return read if fits else None
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
-    """Open pictures as lazy napari layers.
+    """Open images as lazy napari layers.
 
-    A large picture without overviews gets some: they are made in the background, shown when they are there, and kept
-    in the user's cache folder for the next time. Meanwhile a blurred picture from a few places stands for them.
+    A large image without overviews gets some: they are computed in the background, shown as soon as they are there,
+    and kept in the user's cache folder for the next time. Meanwhile a blurred image from a few places stands for them.
 
     Parameters
     ----------
@@ -70,8 +40,8 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     Returns
     -------
     list of tuple
-        For each picture, its colors as a multiscale ``rgb`` layer, with its alpha if it has one; and a hidden
-        layer for each further band. `metadata` holds the `dehazexl.Image` under ``"dehazexl"``.
+        For each image, its colors as a multiscale ``rgb`` layer, with its alpha if it has one; and a hidden layer for
+        each further band. ``metadata["dehazexl"]`` is a `LayerState`, whose ``image`` is the `dehazexl.Image`.
 
     Raises
     ------
@@ -85,55 +55,34 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 
 
 def layers_of(image: Image) -> list[LayerData]:
-    """Return the layers of a picture, see `read`."""
+    """Return the layers of an image, see `read`."""
     from dehazexl.image.image import value_range
-    from dehazexl.viewing.overviews import OverviewBuilder, needs_overviews, with_tail
+    from dehazexl.viewing.overviews import needs_overviews, with_tail
 
-    image = with_overviews(image)
-    tell_again(image)
-    growing = None
+    image = with_kept_overviews(image)
+    report(image, None)
     limits = value_range(image)
-    if needs_overviews(image):
-        growing = OverviewBuilder(image, cache_folder())
-        show_growth(growing)
-    else:
-        image = with_tail(image)
-    white = 255 if image.levels[0].dtype == "uint8" else 1
-    colors = placed(image, image.name, growing) | {"rgb": True, "contrast_limits": (0, white)}
-    colors["metadata"][LIMITS] = limits
-    layers = [layer_of(colors_of(image, growing, limits), colors)]
+    builder = build(image) if needs_overviews(image) else None
+    image = with_tail(image) if builder is None else image
+    source, white = shown(image, builder), 255 if image.levels[0].dtype == "uint8" else 1
+    state = LayerState(image, overviews=builder, value_range=limits)
+    colors = placed(image, image.name) | {"rgb": True, "contrast_limits": (0, white)}
+    layers = [layer_of(source.colors(limits), colors, state)]
     for band in (band for band in range(len(image.bands)) if band not in (*image.rgb, image.alpha)):
-        further = placed(image, f"{image.name} {image.bands[band]}", growing) | {"visible": False}
+        state = LayerState(image, overviews=builder, band=band)
+        further = placed(image, f"{image.name} {image.bands[band]}") | {"visible": False}
         further["contrast_limits"] = value_range(replace(image, rgb=(band, band, band)))
-        further["metadata"][BAND] = band
-        layers.append(layer_of(band_of(image, band, growing), further))
+        layers.append(layer_of(source.band(band), further, state))
     return layers
 
 
-def layer_of(levels: list[da.Array], about: dict[str, Any]) -> LayerData:
-    """Return a layer of some levels, finest first, that are known by the finest one's name."""
-    about["metadata"][SHOWN] = levels[0].name
-    return levels, about, "image"
+def layer_of(levels: list[Any], attributes: dict[str, Any], state: LayerState) -> LayerData:
+    """Return the data of a layer of some levels, finest first, with its state."""
+    return levels, attributes | {"metadata": {KEY: replace(state, finest=levels[0].name)}}, "image"
 
 
-def shows_what_was_read(finest: Any, metadata: dict[str, Any]) -> bool:
-    """Tell whether a layer's finest level is what the reader gave, and nothing was done to it."""
-    return metadata.get(SHOWN) is not None and getattr(finest, "name", None) == metadata[SHOWN]
-
-
-def _as_read(layer: Any) -> bool:
-    return bool(layer.multiscale) and shows_what_was_read(layer.data[0], layer.metadata)
-
-
-def cache_folder() -> Path:
-    """Where overviews are kept."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("napari-dehazexl") / "overviews"
-
-
-def placed(image: Image, name: str, growing: OverviewBuilder | None = None) -> dict[str, Any]:
-    """Return what layers of a picture have in common: name, position and where they come from."""
+def placed(image: Image, name: str) -> dict[str, Any]:
+    """Return the attributes that all layers of an image have in common."""
     return {
         "name": name,
         "multiscale": True,
@@ -141,260 +90,4 @@ def placed(image: Image, name: str, growing: OverviewBuilder | None = None) -> d
         "translate": image.translate,
         "units": (image.units, image.units),
         "cache": False,
-        "metadata": {IMAGE: image} | ({GROWING: growing} if growing else {}),
     }
-
-
-def colors_of(image: Image, growing: OverviewBuilder | None = None, limits: Limits | None = None) -> list[da.Array]:
-    """Return the colors of each level, and their alpha, as napari shows them.
-
-    Parameters
-    ----------
-    image
-        The picture.
-    growing
-        The same while its overviews are being made.
-    limits
-        The values that are shown as 0 and 1 unless the picture is of uint8, which is shown as it is. None takes those
-        of `dehazexl.image.value_range`; a layer's metadata keep others under `LIMITS`.
-
-    Returns
-    -------
-    list of dask.array.Array
-        ``(y, x, 3)`` or ``(y, x, 4)``, uint8 or float32; where the picture cannot be read they are 0.
-    """
-    import numpy as np
-
-    from dehazexl.image.image import colors, value_range
-    from dehazexl.viewing.display import shown_dtype, with_alpha
-
-    dtype = shown_dtype(image)
-    low, high = limits or value_range(image)
-
-    def render(pixels: NDArray[Any]) -> NDArray[Any]:
-        rgb = colors(pixels, image)
-        if dtype != np.uint8:
-            rgb = ((rgb.astype(np.float32) - np.float32(low)) / np.float32(high - low)).clip(0, 1)
-        return with_alpha(rgb, pixels, image)
-
-    return _shown(image, growing, render, (3 if image.alpha is None else 4,), dtype)
-
-
-def band_of(image: Image, band: int, growing: OverviewBuilder | None = None) -> list[da.Array]:
-    """Return one band of each level, ``(y, x)``; where the picture cannot be read it is 0."""
-    return _shown(image, growing, itemgetter((..., band)), (), image.levels[0].dtype)
-
-
-def _shown(
-    image: Image,
-    growing: OverviewBuilder | None,
-    render: Callable[[NDArray[Any]], NDArray[Any]],
-    channels: tuple[int, ...],
-    dtype: np.dtype[Any],
-) -> list[da.Array]:
-    import dask.array as da
-    import numpy as np
-
-    from dehazexl.viewing.overviews import with_tail
-
-    levels: Sequence[da.Array | GrowingLevel] = growing.levels if growing else with_tail(image).levels
-    return [
-        da.from_array(
-            Shown(image, number, level, render, (*level.shape[:2], *channels), dtype),
-            chunks=(*getattr(level, "chunks", (CHUNK, CHUNK))[:2], *channels),
-            name=False,
-            meta=np.empty((0,) * (2 + len(channels)), dtype),
-        )
-        for number, level in enumerate(levels)
-    ]
-
-
-class Shown(WindowedArray):
-    """A level as napari shows it: cut, it never raises, for napari would paint garbage, or show half a layer."""
-
-    def __init__(
-        self,
-        image: Image,
-        number: int,
-        level: da.Array | GrowingLevel,
-        render: Callable[[NDArray[Any]], NDArray[Any]],
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-    ) -> None:
-        import dask.array as da
-
-        from dehazexl.image.chunk_cache import ChunkCache
-
-        self.image, self.number, self.render, self.shape, self.dtype = image, number, render, shape, dtype
-        # A window that moves a little needs most chunks again, and waits for them.
-        self.level = ChunkCache.of(level) if isinstance(level, da.Array) else level
-        self.changed = _changed(image)
-
-    def read(self, window: Window) -> NDArray[Any]:
-        """Read a window; zeros, and one message, if that fails."""
-        import numpy as np
-
-        try:
-            check_there(self.image.path)
-            self.renew()
-            return self.render(self.level.read(window))
-        except Exception as error:
-            if isinstance(error, FileNotFoundError):
-                self.changed = 0  # when it is back it is another file
-            tell_unreadable(self.image, error)
-            return np.zeros((window.height, window.width, *self.shape[2:]), self.dtype)
-
-    def renew(self) -> None:
-        """Read from the file anew if it was written again: nothing in it lies where it lay.
-
-        Raises
-        ------
-        ValueError
-            If it holds another picture now.
-        """
-        from dehazexl.image.chunk_cache import ChunkCache
-
-        changed = _changed(self.image)
-        if changed == self.changed or not isinstance(self.level, ChunkCache):
-            return
-        assert self.image.path is not None
-        levels = _opened_anew(self.image.path, changed)
-        if self.number >= len(levels) or levels[self.number].shape != self.level.array.shape:
-            raise ValueError(OTHER)
-        self.level, self.changed = ChunkCache.of(levels[self.number]), changed
-        tell_again(self.image)  # not after each window: a damaged one lies among good ones
-
-
-@lru_cache(maxsize=1)
-def _opened_anew(path: Path, changed: int) -> tuple[da.Array, ...]:
-    """Return the levels of a file that was written again: once for all of them."""
-    from dehazexl import open_image
-    from dehazexl.viewing.overviews import with_tail
-
-    return with_tail(with_overviews(open_image(path))).levels
-
-
-def with_overviews(image: Image) -> Image:
-    """Return the picture with its own overviews, or those that were kept of it."""
-    from dehazexl.viewing.overviews import kept_overviews, needs_overviews, without_gaps
-
-    image = without_gaps(image)
-    return (kept_overviews(image, cache_folder()) if needs_overviews(image) else None) or image
-
-
-def renewed(image: Image) -> Image:
-    """Return a picture as its file holds it by now: it may have been written again since it was opened.
-
-    Raises
-    ------
-    ValueError
-        If the file holds another picture, or none, now.
-    """
-    from dehazexl import open_image
-
-    if image.path is None or not image.path.exists():
-        return image
-    again = open_image(image.path)
-    if again.fingerprint == image.fingerprint:
-        return image
-    if (again.levels[0].shape, again.levels[0].dtype) != (image.levels[0].shape, image.levels[0].dtype):
-        raise ValueError(f"{image.name}: {OTHER}")
-    return replace(image, levels=with_overviews(again).levels, fingerprint=again.fingerprint)
-
-
-def _changed(image: Image) -> int:
-    """Tell when a picture's file was written last."""
-    return image.path.stat().st_mtime_ns if image.path is not None and image.path.exists() else 0
-
-
-def tell_unreadable(image: Image, error: Exception) -> None:
-    """Say once, from whatever thread, that a picture cannot be read."""
-    from napari.utils.notifications import show_error
-
-    if _key(image) in _told:
-        return
-    _told.add(_key(image))
-    # napari hands what another thread says to the window's, which may be in the midst of painting.
-    threading.Thread(target=show_error, args=(f"{image.name} cannot be read: {error}",)).start()
-
-
-def tell_again(image: Image) -> None:
-    """Say it again if a picture cannot be read, for somebody tries anew."""
-    _told.discard(_key(image))
-
-
-def _key(image: Image) -> str:
-    return str(image.path or image.fingerprint)
-
-
-def show_growth(growing: OverviewBuilder) -> None:
-    """Show in the viewers what there is of a picture's overviews, and in the end the overviews.
-
-    Without Qt nothing is shown anew, but layers answer with the overviews from then on.
-    """
-    from qtpy.QtWidgets import QApplication
-
-    if QApplication.instance() is not None:
-        Growth(growing)
-
-
-class Growth:
-    """Shows a picture while its overviews are being made, and ends that when no viewer holds it any more."""
-
-    def __init__(self, growing: OverviewBuilder) -> None:
-        from qtpy.QtCore import QTimer
-
-        self.growing, self.shown, self.seen = growing, growing.version, False
-        self.timer = QTimer()
-        self.timer.timeout.connect(self.look)
-        self.timer.start(200)
-        _growths.add(self)
-
-    def layers(self) -> list[Any]:
-        """List the layers that show it, in whatever viewer."""
-        return [layer for viewer in viewers() for layer in viewer.layers if layer.metadata.get(GROWING) is self.growing]
-
-    def look(self) -> None:
-        """Show what is new."""
-        layers, running = self.layers(), self.growing.running
-        if self.growing.version != self.shown:
-            self.shown = self.growing.version
-            for layer in filter(_as_read, layers) if running else ():
-                layer.refresh(extent=False, thumbnail=False, highlight=False)
-        self.seen = self.seen or bool(layers)
-        if not running or (self.seen and not layers):
-            self.end(layers)
-
-    def end(self, layers: list[Any]) -> None:
-        """Let the layers read what there is by now."""
-        from napari.utils.notifications import show_error, show_info
-
-        self.timer.stop()
-        _growths.discard(self)
-        self.growing.close()
-        for layer in layers:
-            if _as_read(layer):  # not if its pixels were replaced meanwhile
-                take_over(layer, self.growing)
-            elif IMAGE not in layer.metadata:
-                show_info(f"{layer.name} can be dehazed now")
-        if self.growing.error is not None and layers:
-            show_error(f"{self.growing.image.name} stays blurred from afar, without overviews: {self.growing.error}")
-
-
-def viewers() -> list[Any]:
-    """List the viewers that are open."""
-    import napari
-
-    # The current one alone would not do: a picture goes on to grow in a window that lies behind another.
-    known = getattr(napari.Viewer, "_instances", [napari.current_viewer()])
-    return [viewer for viewer in known if viewer is not None]
-
-
-def take_over(layer: Any, growing: OverviewBuilder) -> None:
-    """Let a layer read the overviews that were made for it."""
-    image, limits, band = growing.image, layer.contrast_limits, layer.metadata.get(BAND)
-    metadata = {name: value for name, value in layer.metadata.items() if name != GROWING}
-    levels = colors_of(image, limits=metadata[LIMITS]) if band is None else band_of(image, band)
-    layer.metadata = metadata | {IMAGE: image, SHOWN: levels[0].name}
-    layer.data = levels
-    layer.contrast_limits = limits

@@ -1,4 +1,4 @@
-"""Which rows and columns of a layer are meant: a rectangle of a Shapes layer, or what is on screen."""
+"""Rows and columns of a layer: those of a rectangle in a Shapes layer, or the visible ones."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ if TYPE_CHECKING:
     from napari.layers import Image, Shapes
 
     Region = tuple[int, int, int, int]
-    """First and last row, first and last column: ``(y0, y1, x0, x1)``."""
+    """Rows and columns ``(y0, y1, x0, x1)``, the ends excluded."""
 
 
 def drawn(viewer: Any, shapes: Shapes, layer: Image) -> Region:
-    """Return what the selected, or else the last, shape covers of a layer.
+    """Return the region of a layer under the selected shape, or else the last one.
 
     Raises
     ------
     ValueError
-        If there is no shape, or it lies outside.
+        If there is no shape, or it lies outside the layer.
     """
     if not len(shapes.data):
         raise ValueError(f"the layer {shapes.name!r} holds no shape: draw a rectangle")
     number = max(shapes.selected_data) if shapes.selected_data else len(shapes.data) - 1
     corners = [shapes.data_to_world(corner) for corner in shapes.data[number]]
-    # Where layers are of pixels and of lengths, viewers show the numbers of each as they are.
+    # If some layers are in pixels and others in lengths, viewers ignore the units.
     units = layer.units if viewer.dims.units is None else shapes.units
     return clipped(pixels_at(corners, units, layer), layer)
 
 
 def on_screen(viewer: Any, layer: Image) -> Region:
-    """Return what is on screen of a layer.
+    """Return the visible region of a layer.
 
     Raises
     ------
     ValueError
-        If nothing is.
+        If none of the layer is visible.
     """
     if hasattr(viewer, "canvas"):  # since napari 0.9
         camera, size, dims = viewer.scene.camera, viewer.canvas.size, viewer.dims
@@ -48,16 +48,16 @@ def on_screen(viewer: Any, layer: Image) -> Region:
         ]
         points = np.tile(dims.point, (4, 1))
         points[:, dims.displayed[-2:]] = [*product(*edges)]  # the view may be transposed
-        return clipped(pixels_at(points, dims.units or layer.units, layer), layer, "what is on screen")
-    # Before, napari tells it of the level on show, widened to the picture's chunks.
+        return clipped(pixels_at(points, dims.units or layer.units, layer), layer, "the visible area")
+    # Before 0.9, in pixels of the level on screen, extended to its chunks.
     level = layer.data_level if layer.multiscale else 0
     factors = layer.downsample_factors[level][-2:] if layer.multiscale else (1, 1)
-    return clipped(layer.corner_pixels[:, -2:] * factors, layer, "what is on screen")
+    return clipped(layer.corner_pixels[:, -2:] * factors, layer, "the visible area")
 
 
 def pixels_at(points: Any, units: Any, layer: Image) -> list[Any]:
-    """Return the pixels ``(y, x)`` of a layer at points ``(..., y, x)`` of the world, given in some units."""
-    # Layers themselves convert none.
+    """Return the pixels ``(y, x)`` of a layer at points ``(..., y, x)`` of the world, given in `units`."""
+    # Layers do not convert units.
     factors = [(1 * unit).to(own).magnitude for unit, own in zip(units[-2:], layer.units[-2:], strict=True)]
     return [layer.world_to_data(np.multiply(point[-2:], factors))[-2:] for point in points]
 

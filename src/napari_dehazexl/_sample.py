@@ -1,81 +1,25 @@
-"""Sample data: hazy pictures that need no download."""
+"""Sample data: hazy images that need no download."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     LayerData = tuple[Any, dict[str, Any], str]
-
-PIECE = 1024
-"""Pixels: side of the picture that the large one repeats, mirrored."""
-
-LARGE = 16384
-"""Pixels: side of the large picture."""
-
-CHUNK = 512
-"""Pixels: side of what is made at once; a window waits for all of those that it touches."""
 
 
 def scene() -> list[LayerData]:
-    """Make a hazy picture of farmland, 1500 x 2000 pixels. A second or two."""
+    """Make a hazy image of farmland, 1500 x 2000 pixels. A second or two."""
     from dehazexl.cli.demo import with_haze
     from dehazexl.synthesis.scene import aerial
 
-    about = {"name": "hazy farmland", "rgb": True, "contrast_limits": (0, 255)}
-    return [(with_haze(aerial(1500, 2000, 3), 3), about, "image")]
+    attributes = {"name": "hazy farmland", "rgb": True, "contrast_limits": (0, 255)}
+    return [(with_haze(aerial(1500, 2000, 3), 3), attributes, "image")]
 
 
 def large_scene() -> list[LayerData]:
-    """Make a lazy hazy picture of farmland, 16384 x 16384 pixels; its pixels are made when they are looked at.
-
-    The land repeats every 2048 pixels; the haze over it does not.
-    """
-    import dask.array as da
-    import numpy as np
-
-    from dehazexl import open_image
-    from dehazexl.synthesis.scene import aerial
+    """Make a lazy hazy image of farmland, 16384 x 16384 pixels, see `dehazexl.synthesis.large_scene`."""
+    from dehazexl.synthesis.large_scene import large_scene as make
     from napari_dehazexl._reader import layers_of
 
-    piece = aerial(PIECE, PIECE, 1)
-    levels = []
-    for step in (2**number for number in range(9)):
-        side, chunk = LARGE // step, min(CHUNK, LARGE // step)
-        blocks = da.zeros((side, side, 3), chunks=(chunk, chunk, 3), dtype=np.uint8)
-        levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"farmland-{step}"))
-    return layers_of(replace(open_image(levels[0]), levels=tuple(levels), name="hazy farmland, large"))
-
-
-def _block(block: NDArray[np.uint8], piece: NDArray[np.uint8], step: int, block_info: Any = None) -> NDArray[np.uint8]:
-    """Make a block ``(y, x, 3)`` of every `step`-th pixel of the large picture."""
-    import numpy as np
-
-    (y0, y1), (x0, x1), _ = block_info[0]["array-location"]
-    y, x = np.arange(y0, y1) * step, np.arange(x0, x1) * step
-    folded = [PIECE - 1 - np.abs(place % (2 * PIECE) - PIECE + 0.5).astype(int) for place in (y, x)]
-    clear = piece[folded[0][:, None], folded[1]].astype(np.float32)
-    waves = sum(_waves(y, x, a, b) for a, b in ((3100, 2300), (1400, 900)))
-    t = np.exp(-0.55 - 0.28 * waves)[..., None]
-    airlight = np.array([222, 226, 230], np.float32)
-    clear -= airlight
-    clear *= t
-    clear += airlight
-    return np.asarray(np.rint(clear, out=clear), np.uint8)
-
-
-def _waves(y: NDArray[np.int_], x: NDArray[np.int_], a: float, b: float) -> NDArray[np.float32]:
-    """Compute ``sin(y / a + 2 sin(x / b)) cos(x / a - cos(y / b))``, as products of what depends on y or x alone."""
-    import numpy as np
-
-    def product(rows: list[Any], cols: list[Any]) -> NDArray[np.float32]:
-        return np.stack(rows, axis=1).astype(np.float32) @ np.stack(cols).astype(np.float32)
-
-    bent, lean = 2 * np.sin(x / b), np.cos(y / b)
-    one = product([np.sin(y / a), np.cos(y / a)], [np.cos(bent), np.sin(bent)])
-    other = product([np.cos(lean), np.sin(lean)], [np.cos(x / a), np.sin(x / a)])
-    return np.asarray(one * other)
+    return layers_of(make())

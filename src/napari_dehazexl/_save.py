@@ -1,4 +1,4 @@
-"""Save a dehazed picture: the engine's passes and writer, with progress, to be stopped and gone on with."""
+"""Saves of a dehazed image: with progress, and resumable after they were stopped."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
 
     Steps = Generator["Progress", None, bool]
-    """The steps of a save; in the end whether it is complete, or was stopped before."""
+    """The steps of a save. They return whether it is complete, or was stopped."""
 
 SUFFIXES = (".ome.zarr", ".zarr", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a save is: its stage, the share of it that is done, 0 to 1, and what the user should know."""
+    """Progress of a save: its stage, the fraction of the stage that is done, and a note for the user."""
 
     stage: str
     share: float
@@ -40,28 +40,28 @@ def save(
     *,
     overlap: int | None = None,
     strength: float = 1.0,
-    limits: tuple[float, float] | None = None,
+    value_range: tuple[float, float] | None = None,
     overwrite: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Steps:
-    """Dehaze a whole picture into a file, as `dehazexl run` does.
+    """Dehaze a whole image into a file, as `dehazexl run` does.
 
-    The tokens are kept beside the file (see `tokens_of`), recorded in squares of 8 x 8 tiles, until it is complete: a
-    save that was stopped, or failed, goes on after them when it is asked for again with the same settings. What stood
-    under the name is only replaced at the end. Where the device's memory is short, fewer tiles are computed at once.
+    Until the file is complete, its tokens are kept next to it (see `tokens_of`) in squares of 8 x 8 tiles. A save that
+    was stopped or failed continues from them if it is repeated with the same settings. A file at `path` is replaced
+    only at the end. If the device runs out of memory, fewer tiles are computed at once.
 
     Parameters
     ----------
     image, path
-        What to dehaze, and where to; see `dehazexl.io.write.write` for the suffixes.
+        The image, and the file to write. See `dehazexl.io.write.write` for the suffixes.
     load
         Returns the network.
-    overlap, strength, limits
-        See `dehazexl.dehaze`; limits are its value range.
+    overlap, strength, value_range
+        See `dehazexl.dehaze`.
     overwrite
-        Replace what is at `path`.
+        Replace a file at `path`.
     stopped
-        Asked after each batch of tiles, from several threads; once it says so the work ends, without an error.
+        Called after each batch of tiles, from several threads; the save ends without an error once it returns True.
 
     Yields
     ------
@@ -84,7 +84,7 @@ def save(
     with claimed(path):
         check(image.levels[0], path, image, overwrite=overwrite)
         yield Progress("loading the weights", 0)
-        job = prepare(image, load(), overlap, strength, limits)
+        job = prepare(image, load(), overlap, strength, value_range)
         store = _fresh_tokens(job, tokens_of(path))
         try:
             return (yield from _passes(job, store, path, overwrite, stopped))
@@ -94,7 +94,7 @@ def save(
 
 
 def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: Callable[[], bool]) -> Steps:
-    """Encode, fuse, decode and write; remove the tokens when the file is there."""
+    """Encode, fuse, decode and write; delete the tokens when the file is complete."""
     from dehazexl.engine.dehaze import decode_lazily
     from dehazexl.engine.run import Cancel, Cancelled, stages
     from dehazexl.io.write import total, write
@@ -116,7 +116,7 @@ def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: C
         clear = decode_lazily(job, store, cancel.check)
         for pixels in write(clear, path, job.image, overwrite=overwrite):
             if pixels == total(clear):
-                # Before the last yield, which is where a window that closes leaves the work.
+                # Before the last yield: a window that closes ends the generator there.
                 shutil.rmtree(tokens_of(path), ignore_errors=True)
             yield progress("decoding", pixels / total(clear))
     except Cancelled:
@@ -125,7 +125,7 @@ def _passes(job: Job, store: TokenStore, path: Path, overwrite: bool, stopped: C
 
 
 def copy(image: Image, path: Path, stopped: Callable[[], bool] = lambda: False) -> Steps:
-    """Write a picture as it is, in place of what is there; yields and returns as `save`."""
+    """Write an image as it is, replacing a file at the path; yields and returns as `save` does."""
     from dehazexl.io.write import total, write
 
     pixels = image.levels[0]
@@ -138,12 +138,12 @@ def copy(image: Image, path: Path, stopped: Callable[[], bool] = lambda: False) 
 
 
 def tokens_of(path: Path) -> Path:
-    """Return the folder of a save's tokens, ``.NAME.tokens`` beside the file."""
+    """Return the folder of the tokens of a save, ``.NAME.tokens`` next to the file."""
     return path.with_name(f".{path.name}.tokens")
 
 
 def _fresh_tokens(job: Job, folder: Path) -> TokenStore:
-    """Open the tokens of a save that was stopped, or begin anew if they are of other settings."""
+    """Open the tokens of a stopped save; replace them if they are of other settings."""
     from dehazexl.engine.dehaze import open_tokens
 
     try:
@@ -156,7 +156,7 @@ def _fresh_tokens(job: Job, folder: Path) -> TokenStore:
 
 
 def _holds_tokens(folder: Path) -> bool:
-    """Tell whether a folder is one of ours, to be deleted at will."""
+    """Return whether a folder holds tokens, and may be deleted."""
     import zarr
 
     try:
@@ -167,7 +167,7 @@ def _holds_tokens(folder: Path) -> bool:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Keep others from writing the same file meanwhile: another widget, or napari's own menu.
+    """Reserve a file: another widget, or napari's menu, may not write it meanwhile.
 
     Raises
     ------
@@ -190,18 +190,20 @@ _claiming = threading.Lock()
 
 
 def read_from_file(layer: napari.layers.Image, path: Path) -> None:
-    """Let a dehazed layer read what was saved of it, and end its work.
+    """Let a dehazed layer read from the file it was saved to, and close its session.
 
-    Pictures without a pyramid (PNG, JPEG) are no good for that; the layer then stays as it is.
+    Files without a pyramid (PNG, JPEG) are not suited for that; the layer then stays as it is.
     """
     from dehazexl import open_image
-    from napari_dehazexl._reader import IMAGE, LIMITS, SHOWN, colors_of
-    from napari_dehazexl._watch import LIVE, replace_levels
+    from napari_dehazexl._overviews import shown
+    from napari_dehazexl._state import KEY, LayerState, state_of
+    from napari_dehazexl._watch import replace_levels
 
-    if not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
+    session = state_of(layer).session
+    if session is None or not path.name.lower().endswith((".zarr", ".tif", ".tiff")):
         return
-    image, live = open_image(path), layer.metadata[LIVE]
-    live.close()
-    levels = colors_of(image, limits=live.limits)
-    layer.metadata = {IMAGE: image, LIMITS: live.limits, SHOWN: levels[0].name}
+    image = open_image(path)
+    session.close()
+    levels = shown(image).colors(session.value_range)
+    layer.metadata[KEY] = LayerState(image, value_range=session.value_range, finest=levels[0].name)
     replace_levels(layer, levels)

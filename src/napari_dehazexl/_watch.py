@@ -1,4 +1,4 @@
-"""Keeps a dehazed layer up to date in its window, and ends its work with it."""
+"""Keeps dehazed layers up to date in a viewer, and closes their session with the last of them."""
 
 from __future__ import annotations
 
@@ -6,142 +6,152 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from napari_dehazexl._reader import tell_unreadable
+from napari_dehazexl._main_thread import call_later
+from napari_dehazexl._messages import report
+from napari_dehazexl._state import state_of
 
 if TYPE_CHECKING:
     import napari.layers
 
-    from dehazexl.viewing.renderer import Renderer
     from dehazexl.viewing.session import DehazeSession
 
-LIVE = "dehazexl-live"
-"""Under this name a dehazed layer's metadata hold its `dehazexl.viewing.session.DehazeSession`."""
+INTERVAL = 100
+"""Milliseconds between two refreshes, at least."""
 
-INTERVAL = 100  # milliseconds between looks at what has become better
-AFTER_ERROR = 10_000  # milliseconds: an error that stays is not to be reported at each look
+REST = 4
+"""Pause after a refresh, in times of its duration: the window has other things to do."""
 
-_watches: set[Watch] = set()  # those at work: napari and Qt hold only weak references to what they call
+_watches: set[Watch] = set()  # those at work: napari and psygnal hold only weak references to what they call
 
 
 def refresh(layer: napari.layers.Image, thumbnail: bool = False) -> None:
-    """Show a layer's pixels anew, and its thumbnail if asked to; its extent and highlight are as they were."""
-    if thumbnail and hasattr(layer, "_reset_thumbnail_level_data"):  # since 0.9 napari keeps the level that it shows
+    """Refresh the pixels of a layer, and its thumbnail if asked to, but neither extent nor highlight."""
+    if thumbnail and hasattr(layer, "_reset_thumbnail_level_data"):  # since 0.9 napari caches that level
         layer._reset_thumbnail_level_data()
     layer.refresh(extent=False, thumbnail=thumbnail, highlight=False)
 
 
 def replace_levels(layer: napari.layers.Image, levels: list[Any]) -> None:
-    """Give a multiscale layer other levels, more or fewer."""
-    if not hasattr(layer, "_reset_data_level"):  # before 0.9 napari shows the number that it showed, there or not
+    """Replace the levels of a multiscale layer by others, more or fewer."""
+    if not hasattr(layer, "_reset_data_level"):  # before 0.9 napari keeps the index of the level, even if there is none
         levels = levels + levels[-1:] * (len(layer.data) - len(levels))
     layer.data = levels
 
 
 class Watch:
-    """Shows what has become better in a dehazed picture, says once what went wrong, and ends the work with its layers.
+    """Refreshes the layers of a session, shows its messages, and ends it when the last of its layers is removed.
 
-    It looks now and then, in the window's own thread, so that the thread that computes never touches the window. It
-    holds neither the window nor the picture: both may go.
+    It holds neither the viewer nor the session: both may go. A `ViewerModel` has no window; there it only ends the
+    session.
+
+    Parameters
+    ----------
+    viewer
+        The viewer that the layers are in.
+    session
+        The work behind the layers. They may be inserted later.
     """
 
-    def __init__(self, viewer: Any, live: DehazeSession) -> None:
+    def __init__(self, viewer: Any, session: DehazeSession) -> None:
         viewer = getattr(viewer, "__wrapped__", viewer)  # plugins are handed a proxy, which nobody else holds
-        self.layers, self.live = weakref.ref(viewer.layers), weakref.ref(live)
-        self.seen: weakref.WeakKeyDictionary[Renderer, tuple[int, int]] = weakref.WeakKeyDictionary()
-        self.notes = 0
-        self.error: Exception | None = None
+        self.layers, self.session = weakref.ref(viewer.layers), weakref.ref(session)
+        self.thumbnail = False
         viewer.layers.events.removed.connect(self.removed)
         _watches.add(self)
+        weakref.finalize(session, _watches.discard, self)
         if hasattr(viewer, "window"):
-            self.render(viewer.window._qt_window)
-        else:  # a ViewerModel; the timer must not go in whatever thread drops the picture, nothing else minds
-            weakref.finalize(live, _watches.discard, self)
+            self.render(viewer, session)
 
-    def render(self, window: Any) -> None:
-        """Look now and then, until the window is closed."""
-        from qtpy.QtCore import QTimer
+    def render(self, viewer: Any, session: DehazeSession) -> None:
+        """Follow the session's signals, until the window is closed."""
         from qtpy.QtWidgets import QApplication
+        from superqt.utils import qthrottled
 
-        self.timer = QTimer()
-        self.timer.setSingleShot(True)
-        self.timer.timeout.connect(self.look)
-        self.timer.start(INTERVAL)
+        window = viewer.window._qt_window
+        # The window owns the timer: whatever thread drops the session does not drop that.
+        self.refresh_soon = qthrottled(self.refresh, timeout=INTERVAL, leading=False, parent=window)
+        session.warned.connect(self.warn)
+        session.failed.connect(self.fail)
+        viewer.layers.events.inserted.connect(self.inserted)
         application = QApplication.instance()
         assert application is not None
         for end in (window.destroyed, application.aboutToQuit):
             end.connect(self.end)
 
     def shown(self) -> list[napari.layers.Image]:
-        """List the layers that show the picture: its own, and duplicates."""
-        layers, live = self.layers() or (), self.live()
-        return [layer for layer in layers if layer.metadata.get(LIVE) is live]
+        """List the layers of the session: the one that was made for it, and duplicates."""
+        layers, session = self.layers() or (), self.session()
+        return [layer for layer in layers if session is not None and state_of(layer).session is session]
 
-    def look(self) -> None:
-        """Show what is new, and look again: the slower the window, the later."""
-        started = time.perf_counter()
-        try:
-            again = self.update()
-        except Exception:
-            self.timer.start(AFTER_ERROR)  # it is not to be the last look
-            raise
-        if again:
-            self.timer.start(max(INTERVAL, int(4000 * (time.perf_counter() - started))))
-
-    def update(self) -> bool:
-        """Show what is new, and tell whether there will be more."""
-        live, layers = self.live(), self.shown()
-        if live is None or not layers:  # gone, or reads from a file by now
-            _watches.discard(self)
-            return False
-        for layer in layers:
-            self.renew(layer)
-        self.tell(live, layers[0].name)
-        present = self.layers()
-        if present is not None and live.error is not None and not live.lost and not live.loaded:
-            for layer in layers:  # without a network they would show the hazy picture for ever
-                present.remove(layer)
-            return False
-        return True
-
-    def renew(self, layer: napari.layers.Image) -> None:
-        """Show what was painted of a layer since the last look, and have it painted better if it can be."""
-        painter: Renderer | None = getattr(layer.data[0], "painter", None)
-        if painter is None:
+    def inserted(self, event: Any) -> None:
+        """Follow what is painted of a new layer of the session."""
+        if event.value not in self.shown():
             return
-        painter.paint()
-        now, before = (painter.version, painter.renewed), self.seen.get(painter, (0, -1))
-        if now != before:
-            self.seen[painter] = now
-            refresh(layer, thumbnail=now[1] != before[1])
+        renderer = getattr(event.value.data[0], "renderer", None)
+        if renderer is not None:
+            renderer.painted.connect(self.painted)
+            self.painted(True)  # perhaps it was painted just before
 
-    def tell(self, live: DehazeSession, name: str) -> None:
-        """Report what the user should know, each thing once."""
-        from napari.utils.notifications import show_error, show_warning
+    def painted(self, whole: bool) -> None:
+        """Refresh the layers soon; called in the thread that paints."""
+        call_later(self._painted, whole)
+
+    def _painted(self, whole: bool) -> None:
+        if self in _watches:
+            self.thumbnail = self.thumbnail or whole
+            self.refresh_soon()
+
+    def refresh(self) -> None:
+        """Show what was painted since the last time, less often the slower the window is."""
+        started = time.perf_counter()
+        thumbnail, self.thumbnail = self.thumbnail, False
+        for layer in self.shown():
+            refresh(layer, thumbnail)
+        self.refresh_soon.setTimeout(max(INTERVAL, int(1000 * REST * (time.perf_counter() - started))))
+
+    def warn(self, note: str) -> None:
+        """Show a note of the session; called in the thread that computes."""
+        call_later(self._warn, note)
+
+    def _warn(self, note: str) -> None:
+        from napari.utils.notifications import show_warning
+
+        for layer in self.shown()[:1]:
+            show_warning(f"{layer.name}: {note}")
+
+    def fail(self, error: Exception) -> None:
+        """Show what has ended the session; called in the thread that computes or reads."""
+        call_later(self._fail, error)
+
+    def _fail(self, error: Exception) -> None:
+        from napari.utils.notifications import show_error
 
         from dehazexl.engine.memory import short_of_memory
 
-        for note in live.notes[self.notes :]:
-            show_warning(f"{name}: {note}")
-        self.notes = len(live.notes)
-        if live.error is None or live.error is self.error:
+        session, present, layers = self.session(), self.layers(), self.shown()
+        if session is None or present is None or not layers:  # gone, or they read from a file by now
             return
-        self.error = live.error
-        if live.lost and not short_of_memory(live.error):
-            tell_unreadable(live.image, live.error)
+        if session.lost and not short_of_memory(error):
+            report(session.image, error)
         else:
-            show_error(f"{name}: {live.error or 'out of memory'}")
+            show_error(f"{layers[0].name}: {error or 'out of memory'}")
+        if not session.lost and not session.loaded:
+            for layer in layers:  # without a network they would show the hazy image for ever
+                present.remove(layer)
 
     def removed(self, event: Any = None) -> None:
-        """End the work when its last layer is gone."""
-        if not self.shown():
+        """End the session when its last layer is gone."""
+        if self in _watches and not self.shown():
             self.end()
+            if hasattr(self, "refresh_soon"):
+                self.refresh_soon.deleteLater()
 
     def end(self, event: Any = None) -> None:
-        """End the work and drop what was computed; the thread is gone within a batch of tiles."""
+        """End the session and drop what was computed; its thread is gone within a batch of tiles."""
         _watches.discard(self)
-        if hasattr(self, "timer"):
-            self.timer.stop()
-        live = self.live()
-        if live is not None:
-            live.close()
-            live.forget()
+        if hasattr(self, "refresh_soon"):
+            self.refresh_soon.cancel()
+        session = self.session()
+        if session is not None:
+            session.close()
+            session.forget()

@@ -17,18 +17,20 @@ from napari.layers import Image
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info, show_warning
 
+from dehazexl.viewing.model_info import ModelInfo
 from napari_dehazexl._estimate import Clock, estimated
-from napari_dehazexl._facts import ModelInfo, devices, get_ready, look_up
 from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
-from napari_dehazexl._order import DehazeRequest, network_of
-from napari_dehazexl._reader import tell_again
+from napari_dehazexl._main_thread import call_later
+from napari_dehazexl._messages import report
+from napari_dehazexl._prepare import devices, get_ready, look_up
 from napari_dehazexl._region import drawn, on_screen
+from napari_dehazexl._request import DehazeRequest, network_of
 from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
+from napari_dehazexl._save_worker import SaveResult, Saving, in_thread
 from napari_dehazexl._settings import Settings
 from napari_dehazexl._source import source_of
-from napari_dehazexl._thread import SaveResult, Saving, in_thread
-from napari_dehazexl._watch import LIVE
+from napari_dehazexl._state import state_of, update_state
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -36,22 +38,20 @@ if TYPE_CHECKING:
     from dehazexl.viewing.session import DehazeSession
     from napari_dehazexl._region import Region
 
-SAVE = "Save the dehazed picture"
+SAVE = "Save the dehazed image"
 
 FILTERS = {
     "OME-Zarr (*.ome.zarr *.zarr)": ".ome.zarr",
     "TIFF (*.tif *.tiff)": ".tif",
-    "PNG or JPEG, for small pictures (*.png *.jpg *.jpeg)": ".png",
+    "PNG or JPEG, for small images (*.png *.jpg *.jpeg)": ".png",
 }
-"""Kinds of files as the dialog lists them, and the suffix of a name that has none."""
+"""Filters of the file dialog, and the suffix for a name without one."""
 
 SETTINGS = ("weights", "device", "precision", "overlap", "strength", "cache")
-"""Widgets whose values are remembered. A value range is a picture's own, it would spoil the next one."""
+"""Widgets whose values are remembered. A value range is not: it suits one image only."""
 
-PREVIEW = "dehazexl-preview"
-"""Under this name the metadata of a preview hold a weak reference to the layer that it previews."""
-
-LOOK = 300  # milliseconds between looks at how far things are
+INTERVAL = 300
+"""Milliseconds between two changes of the estimate and the status, at least."""
 
 
 class Dehaze(Form):
@@ -60,7 +60,7 @@ class Dehaze(Form):
     Parameters
     ----------
     napari_viewer
-        The viewer it is docked in.
+        The viewer that the widget is docked in.
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
@@ -69,8 +69,8 @@ class Dehaze(Form):
         self._saving: Saving | None = None
         self._cancelled = threading.Event()
         self._gone = False
-        self._facts: ModelInfo | str | None = None
-        self._settings = Settings()
+        self._model: ModelInfo | str | None = None
+        self._settings = Settings(self.native)
         self._factory = {name: getattr(self, name).value for name in SETTINGS}
         self._set(self._settings.values)
         self._connect()
@@ -78,7 +78,7 @@ class Dehaze(Form):
         self._look_up()
 
     def _connect(self) -> None:
-        from qtpy.QtCore import QTimer
+        from superqt.utils import qthrottled
 
         self.dehaze.changed.connect(self._dehaze)
         self.preview.changed.connect(self._preview)
@@ -90,13 +90,15 @@ class Dehaze(Form):
             getattr(self, name).changed.connect(self._remember)
         for widget in (self.weights, self.device, self.precision):
             widget.changed.connect(self._look_up)
-        self._timer = QTimer(self.native)
-        self._timer.timeout.connect(self._look)
-        self._timer.start(LOOK)
+        self._look_soon = qthrottled(self._look, timeout=INTERVAL, leading=False, parent=self.native)
+        for widget in (self.input, self.region, self.overlap):
+            widget.changed.connect(self._changed)
+        self.viewer.layers.events.connect(self._changed)  # of each layer: shapes that are drawn, names, visibility
+        self._changed()
         self.native_parent_changed.connect(self._moved)
         self.native.destroyed.connect(self._leave)
 
-    # What the user asks for
+    # Dehazing
 
     def _options(self) -> dict[str, Any]:
         """Return the arguments of `dehaze_layer`."""
@@ -117,48 +119,49 @@ class Dehaze(Form):
     def _source(self) -> Image:
         layer = self.input.value
         if layer is None:
-            raise ValueError("there is no image layer: open a picture first")
+            raise ValueError("there is no image layer: open an image first")
         return layer
 
     def _region(self, layer: Image) -> Region | None:
         return None if self.region.value is None else drawn(self.viewer, self.region.value, layer)
 
     def _dehaze(self) -> None:
-        """Add a dehazed layer, or show the one that is there, and go on with it if it was stopped."""
+        """Add a dehazed layer, or show and restart the one that exists."""
         with reported():
             layer = self._source()
-            order = self._order(layer)
-            there = [each for each in self._dehazed() if PREVIEW not in each.metadata]
-            alike = [each for each in there if order.fits(each.metadata[LIVE])]
+            request = self._request(layer)
+            there = [(each, session) for each, session in self._dehazed() if state_of(each).preview_of is None]
+            alike = [(each, session) for each, session in there if request.fits(session)]
             if alike:
-                tell_again(order.image)
-                alike[-1].metadata[LIVE].restart()
-                alike[-1].visible = True
-                self.viewer.layers.selection.active = alike[-1]
+                dehazed, session = alike[-1]
+                report(request.image, None)
+                session.restart()
+                dehazed.visible = True
+                self.viewer.layers.selection.active = dehazed
             else:
                 self._add(layer, self._region(layer), f"{layer.name} dehazed")
 
     def _preview(self) -> None:
-        """Add a preview in place of the layer's last one, which stays if there is something wrong."""
+        """Add a preview; it replaces the last one of the layer, unless there is an error."""
         with reported():
             layer = self._source()
             region = self._region(layer) or on_screen(self.viewer, layer)
-            fresh = self._add(layer, region, name := f"{layer.name} preview")
-            for old in [old for old in self.viewer.layers if old.metadata.get(PREVIEW, lambda: None)() is layer]:
+            added = self._add(layer, region, name := f"{layer.name} preview")
+            for old in [old for old in self.viewer.layers if _previewed_by(old) is layer]:
                 self.viewer.layers.remove(old)
-            fresh.metadata[PREVIEW] = weakref.ref(layer)
-            fresh.name = name
+            update_state(added, preview_of=weakref.ref(layer))
+            added.name = name
 
     def _add(self, layer: Image, region: Region | None, name: str) -> Image:
-        """Add a layer, above those that were dehazed before: else they would hide it."""
+        """Add a layer, above those that were dehazed before: they would hide it."""
         options = self._options() | {"cache": self.cache.value * 2**20}
-        fresh = dehaze_layer(layer, region=region, name=name, viewer=self.viewer, **options)
+        added = dehaze_layer(layer, region=region, name=name, viewer=self.viewer, **options)
         layers = self.viewer.layers
-        layers.move(layers.index(fresh), max(layers.index(each) for each in self._dehazed()) + 1)
-        return fresh
+        layers.move(layers.index(added), max(layers.index(each) for each, _ in self._dehazed()) + 1)
+        return added
 
-    def _order(self, layer: Image) -> DehazeRequest:
-        """Return what the choices come to for a layer."""
+    def _request(self, layer: Image) -> DehazeRequest:
+        """Return the request to dehaze a layer with the current settings."""
         image, limits = source_of(layer)
         if (region := self._region(layer)) is not None:
             image = image.cropped(window_of(region))
@@ -166,29 +169,34 @@ class Dehaze(Form):
         how = chosen["overlap"], chosen["strength"], chosen["value_range"] or limits
         return DehazeRequest(image, self._network(), changed, *how)
 
-    def _order_to_save(self, layer: Image) -> DehazeRequest:
-        """Return the same for a file: of the range that the dehazed layer has, unless another was typed."""
-        order = self._order(layer)
+    def _request_to_save(self, layer: Image) -> DehazeRequest:
+        """Return the request for a file: with the value range of the dehazed layer, unless one was entered."""
+        request = self._request(layer)
         if self._options()["value_range"] is not None:
-            return order
-        alike = [each for live in self._lives() if (each := replace(order, limits=live.limits)).fits(live)]
-        return alike[-1] if alike else order
+            return request
+        alike = [
+            each
+            for session in self._sessions()
+            if (each := replace(request, value_range=session.value_range)).fits(session)
+        ]
+        return alike[-1] if alike else request
 
-    def _dehazed(self) -> list[Image]:
-        """List the layers that are being dehazed, or were until they were stopped."""
-        return [layer for layer in self.viewer.layers if LIVE in layer.metadata]
+    def _dehazed(self) -> list[tuple[Image, DehazeSession]]:
+        """List the layers with a session, running or stopped, and the sessions."""
+        both = [(layer, state_of(layer).session) for layer in self.viewer.layers]
+        return [(layer, session) for layer, session in both if session is not None]
 
-    def _lives(self) -> list[DehazeSession]:
-        return [layer.metadata[LIVE] for layer in self._dehazed()]
+    def _sessions(self) -> list[DehazeSession]:
+        return [session for _, session in self._dehazed()]
 
     def _cancel(self) -> None:
-        """Stop saving, and dehazing layers; what is dehazed stays."""
+        """Stop saving and dehazing; dehazed tiles are kept."""
         self._cancelled.set()
-        for live in self._lives():
-            live.close()
+        for session in self._sessions():
+            session.close()
 
     def _set_strength(self, strength: float) -> None:
-        for layer in self._dehazed():
+        for layer, _ in self._dehazed():
             set_strength(layer, strength)
 
     def _restore(self) -> None:
@@ -202,32 +210,32 @@ class Dehaze(Form):
 
         with reported():
             if self._saving is not None:
-                raise ValueError("a picture is being saved: wait for it, or cancel it")
+                raise ValueError("an image is being saved: wait for it, or cancel it")
             layer = self._source()
-            order = self._order_to_save(layer)  # what is wrong is better said before a name is asked for
-            answer, kind = QFileDialog.getSaveFileName(self.native, SAVE, proposed(layer, order), ";;".join(FILTERS))
+            request = self._request_to_save(layer)  # report errors before asking for a name
+            answer, kind = QFileDialog.getSaveFileName(self.native, SAVE, proposed(layer, request), ";;".join(FILTERS))
             if not answer:
                 return
             path = named(Path(answer), kind)
-            # The dialog has asked for the name that was typed, not for the one with the suffix.
+            # The dialog has asked about the name as typed, not about the one with a suffix.
             if path == Path(answer) or self._may_replace(path):
-                self._save(order, path)
+                self._save(request, path)
 
     def _may_replace(self, path: Path) -> bool:
-        """Ask before something is replaced."""
+        """Ask before a file is replaced."""
         from qtpy.QtWidgets import QMessageBox
 
         question = f"{path.name} exists already. Replace it?"
         yes = QMessageBox.StandardButton.Yes
         return not path.exists() or QMessageBox.question(self.native, SAVE, question) == yes
 
-    def _save(self, order: DehazeRequest, path: Path) -> None:
-        """Begin to save a picture (or a region of it), dehazed, in place of what is there."""
+    def _save(self, request: DehazeRequest, path: Path) -> None:
+        """Start a save; a file at the path is replaced."""
         self._cancelled = threading.Event()
-        self._clock = Clock(anew=not tokens_of(path).exists())
-        self._saving = in_thread(partial(order.steps, path), self._cancelled.is_set)
+        self._clock = Clock(complete=not tokens_of(path).exists())
+        self._saving = in_thread(partial(request.steps, path), self._cancelled.is_set)
         self._saving.yielded.connect(self._while_here(self._show_progress))
-        self._saving.returned.connect(self._while_here(partial(self._saved, order, path)))
+        self._saving.returned.connect(self._while_here(partial(self._saved, request, path)))
         self._saving.finished.connect(self._while_here(self._end_saving))
         self.bar.visible = True
         self._saving.start()
@@ -239,63 +247,71 @@ class Dehaze(Form):
         if progress.note:
             show_warning(progress.note)
 
-    def _saved(self, order: DehazeRequest, path: Path, outcome: SaveResult) -> None:
-        """Let what was dehazed alike read from the file; or say what went wrong, and how to go on."""
-        if outcome.complete:
-            facts = self._facts if order.network == self._network() else None
-            if (seconds := self._clock.seconds()) is not None and isinstance(facts, ModelInfo):
-                self._settings.measured(order.network, seconds / order.tiles(facts), anew=True)
-            for layer in self._dehazed():
-                if order.fits(live := layer.metadata[LIVE]) and live.strength == order.strength:
+    def _saved(self, request: DehazeRequest, path: Path, result: SaveResult) -> None:
+        """Let the layers of the same request read from the file; or show the error, and how to continue."""
+        if result.complete:
+            model = self._model if request.network == self._network() else None
+            if (seconds := self._clock.seconds()) is not None and isinstance(model, ModelInfo):
+                self._settings.measured(request.network, seconds / request.count_tiles(model), replace=True)
+                self._changed()
+            for layer, session in self._dehazed():
+                if request.fits(session) and session.strength == request.strength:
                     read_from_file(layer, path)
             show_info(f"{path.name} is complete")
             return
         kept = tokens_of(path)
-        rest = f"; saving it again with the same settings goes on after what is in {kept}" if kept.exists() else ""
-        if outcome.error is None:
+        rest = f"; saving it again with the same settings continues from {kept}" if kept.exists() else ""
+        if result.error is None:
             show_info(f"{path.name} was stopped{rest}")
         else:
-            show_error(f"{path.name}: {outcome.error or type(outcome.error).__name__}{rest}")
+            show_error(f"{path.name}: {result.error or type(result.error).__name__}{rest}")
 
     def _end_saving(self) -> None:
         self._saving = None
         self.bar.visible = False
 
     def _moved(self, parent: Any) -> None:
-        """End the save with the dock: without its button no one could."""
+        """Cancel the save when the dock is closed: there is no button any more."""
         if self.native.parent() is None:
             self._cancelled.set()
-            self._timer.stop()
             self._settings.write()
-        else:
-            self._timer.start()
 
     def _leave(self) -> None:
-        """End the save when the window is gone; there is nothing left to show it on."""
+        """Cancel the save when the window is gone."""
         self._gone = True
         self._cancelled.set()
         self._settings.write()
 
     def _while_here(self, slot: Callable[..., None]) -> Callable[..., None]:
-        """Return what calls a slot as long as the window is there."""
+        """Return a slot that does nothing once the window is gone."""
         return lambda *values: None if self._gone else slot(*values)
 
-    # What the user sees
+    # Estimate and status
+
+    def _changed(self, event: Any = None) -> None:
+        """Update the estimate and the status soon."""
+        if not self._gone:
+            self._look_soon()
+
+    def _progressed(self) -> None:
+        """Update them for a session; called in the thread that computes."""
+        call_later(self._changed)
 
     def _look(self) -> None:
-        """Say how far the uppermost layer in sight is, and what all of the picture would take."""
-        shown = [layer for layer in self._dehazed() if layer.visible]
-        _say(self.status, f"{shown[-1].name}: {shown[-1].metadata[LIVE].status}" if shown else "")
-        for live in self._lives():
-            if math.isfinite(rate := live.rate):  # read once: it is another thread's
-                self._settings.measured(network_of(live), 1 / rate, anew=False)
+        """Update the estimate, and the status to that of the topmost visible layer."""
+        shown = [f"{layer.name}: {session.status}" for layer, session in self._dehazed() if layer.visible]
+        _say(self.status, shown[-1] if shown else "")
+        for session in self._sessions():
+            session.progressed.connect(self._progressed, unique=True)
+            if math.isfinite(rate := session.rate):  # read once: another thread changes it
+                self._settings.measured(network_of(session), 1 / rate, replace=False)
         _say(self.estimate, self._estimate())
 
     def _estimate(self) -> str:
-        """Say how many tiles, how much memory and how long, before anything is run."""
+        """Return the estimate, or why there is none."""
         layer = self.input.value
         if layer is None or not getattr(layer, "rgb", False) or layer.ndim != 2:
-            return "Select an RGB picture of two dimensions."
+            return "Select a two-dimensional RGB image."
         level = layer.data[0] if layer.multiscale else layer.data
         height, width = level.shape[:2]
         try:
@@ -303,21 +319,22 @@ class Dehaze(Form):
                 height, width = region[1] - region[0], region[3] - region[2]
         except ValueError as error:
             return str(error)
-        if isinstance(self._facts, str):
-            return self._facts
+        if isinstance(self._model, str):
+            return self._model
         speed = self._settings.speed(self._network())
-        if self._facts is None:
+        if self._model is None:
             return "..."
-        return estimated(self._facts.grid(height, width, self.overlap.value), self._facts, speed)
+        return estimated(self._model.grid(height, width, self.overlap.value), self._model, speed)
 
     def _look_up(self) -> None:
-        """Ask what the chosen network needs; that takes torch, and torch seconds to import."""
+        """Read the properties of the chosen network, in a thread: importing torch takes seconds."""
         wanted = self._network()
-        self._facts = None
+        self._model = None
 
-        def found(facts: ModelInfo | str) -> None:
+        def found(model: ModelInfo | str) -> None:
             if wanted == self._network():
-                self._facts = facts
+                self._model = model
+                self._changed()
 
         worker: Any = create_worker(look_up, *wanted)
         worker.returned.connect(self._while_here(found))
@@ -330,26 +347,32 @@ class Dehaze(Form):
         worker.start()
 
     def _list_devices(self, wanted: str | None, found: list[tuple[str, str]]) -> None:
-        """Offer the devices that are there, and take the one that is remembered."""
+        """List the available devices, and choose the one that is remembered."""
         self.device.choices = found
         if wanted in [name for _, name in found]:
             self.device.value = wanted
         create_worker(get_ready, *self._network()).start()
 
-    # What is remembered
+    # Settings
 
     def _set(self, values: dict[str, Any]) -> None:
         for name in SETTINGS:
             try:
                 getattr(self, name).value = values.get(name, self._factory[name])
-            except (ValueError, TypeError):  # a device that is not there any more, or another version's value
+            except (ValueError, TypeError):  # a missing device, or a value of another version
                 getattr(self, name).value = self._factory[name]
 
     def _remember(self) -> None:
-        """Keep the choices."""
+        """Remember the settings."""
         values = {name: getattr(self, name).value for name in SETTINGS}
         weights = self.chosen_weights()
         self._settings.remember(**values | {"weights": None if weights == "compact" else weights})
+
+
+def _previewed_by(layer: Any) -> Any:
+    """Return the layer that a preview previews, None for any other layer."""
+    source = state_of(layer).preview_of
+    return None if source is None else source()
 
 
 def _say(label: Any, text: str) -> None:
@@ -357,23 +380,23 @@ def _say(label: Any, text: str) -> None:
         label.value = text
 
 
-def proposed(layer: Image, order: DehazeRequest) -> str:
-    """Propose a name to save under: beside the picture's file, without what some system forbids in names."""
+def proposed(layer: Image, request: DehazeRequest) -> str:
+    """Return a file name next to the file of the image, without characters that a system forbids."""
     name = re.sub(r'[\\/:*?"<>|]', "-", f"{layer.name} dehazed")
-    return name if order.image.path is None else str(order.image.path.parent / name)
+    return name if request.image.path is None else str(request.image.path.parent / name)
 
 
 def named(path: Path, kind: str) -> Path:
-    """Give a name without one of our suffixes that of the chosen kind of files.
+    """Return a path with a suffix, that of the chosen filter if there is none.
 
     Raises
     ------
     ValueError
-        If it lies in a Zarr: a Zarr is a folder, and dialogs step into those that are chosen.
+        If it lies in a Zarr: a Zarr is a folder, and file dialogs open folders.
     """
     zarr = next((folder for folder in path.parents if folder.suffix.lower() == ".zarr"), None)
     if zarr is not None:
-        raise ValueError(f"{path} lies in a Zarr: choose a name beside {zarr.name}")
+        raise ValueError(f"{path} lies in a Zarr: choose a name next to {zarr.name}")
     if path.name.lower().endswith(SUFFIXES):
         return path
     return path.with_name(path.name + FILTERS.get(kind, SUFFIXES[0]))
@@ -381,7 +404,7 @@ def named(path: Path, kind: str) -> Path:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Show what the user did wrong as one notification."""
+    """Show an error as a notification."""
     try:
         yield
     except (ValueError, OSError) as error:

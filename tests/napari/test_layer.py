@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,20 @@ import torch
 from window import camera
 
 import dehazexl
+from dehazexl.image.chunk_cache import ChunkCache
+from dehazexl.image.grid import Window
 from dehazexl.model import SPECS, DehazeXL
 from dehazexl.model.weights import save_model
 
 pytest.importorskip("napari")
 
-LIVE = "dehazexl-live"
-GROWING = "dehazexl-growing"
+from napari_dehazexl._state import state_of
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache of overviews of the test's own."""
-    monkeypatch.setattr("napari_dehazexl._reader.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("napari_dehazexl._overviews.cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -54,8 +54,8 @@ def dehaze(weights) -> Iterator[Callable[..., Any]]:
 
     yield start
     for layer in made:
-        if LIVE in layer.metadata:
-            layer.metadata[LIVE].close(60)
+        if (session := state_of(layer).session) is not None:
+            session.close(60)
 
 
 @pytest.fixture
@@ -130,22 +130,6 @@ def hidden(layer: Any, viewer: Any, qtbot: Any) -> np.ndarray:
     return shown
 
 
-class Beat:
-    """The longest time that the window's event loop stood still."""
-
-    def __init__(self) -> None:
-        from qtpy.QtCore import QTimer
-
-        self.longest, self.last = 0.0, time.perf_counter()
-        self.timer = QTimer()
-        self.timer.timeout.connect(self.beat)
-        self.timer.start(5)
-
-    def beat(self) -> None:
-        now = time.perf_counter()
-        self.longest, self.last = max(self.longest, now - self.last), now
-
-
 # What is read, and with which limits
 
 
@@ -168,10 +152,12 @@ def test_limits_are_those_of_the_whole_picture(make_napari_viewer_proxy, dehaze,
     assert tuple(layer.contrast_limits) == (0, 1)
     whole = dehaze(layer, viewer=viewer, strength=0)
     part = dehaze(layer, viewer=viewer, strength=0, region=(500, 900, 600, 1100))
-    assert part.metadata[LIVE].limits == whole.metadata[LIVE].limits == (0, 60000)
-    np.testing.assert_array_equal(part.metadata[LIVE].levels[0][:], whole.metadata[LIVE].levels[0][500:900, 600:1100])
+    assert state_of(part).session.value_range == state_of(whole).session.value_range == (0, 60000)
+    np.testing.assert_array_equal(
+        state_of(part).session.levels[0][:], state_of(whole).session.levels[0][500:900, 600:1100]
+    )
     layer.contrast_limits = (0.25, 0.5)
-    assert dehaze(layer, viewer=viewer).metadata[LIVE].limits == (15000, 30000)
+    assert state_of(dehaze(layer, viewer=viewer)).session.value_range == (15000, 30000)
 
 
 def test_a_layer_with_other_pixels_is_dehazed_from_those(make_napari_viewer_proxy, dehaze, tiled) -> None:
@@ -179,15 +165,15 @@ def test_a_layer_with_other_pixels_is_dehazed_from_those(make_napari_viewer_prox
     layer = opened(viewer, tiled)
     inverted = 255 - np.asarray(layer.data[0])
     layer.data = [inverted[:: 2**i, :: 2**i] for i in range(len(layer.data))]
-    np.testing.assert_array_equal(dehaze(layer, strength=0).metadata[LIVE].levels[0][:], inverted)
+    np.testing.assert_array_equal(state_of(dehaze(layer, strength=0)).session.levels[0][:], inverted)
 
 
 def test_a_tiny_picture_is_shown_dehazed(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
     """napari never shows the last of several levels anew: there must be one more."""
     viewer = make_napari_viewer_proxy(show=True)
     dehazed = dehaze(viewer.add_image(scene[:60, :60], rgb=True), viewer=viewer)
-    assert dehazed.metadata[LIVE].wait(60)
-    clear = dehazed.metadata[LIVE].levels[0][:].astype(int)
+    assert state_of(dehazed).session.wait(60)
+    clear = state_of(dehazed).session.levels[0][:].astype(int)
     assert np.abs(clear - scene[:60, :60]).mean() > 2, "the network does nothing"
     qtbot.waitUntil(lambda: np.array_equal(np.asarray(dehazed._slice.image.view), clear), timeout=20_000)
 
@@ -254,11 +240,11 @@ def test_a_file_that_was_written_again_is_read_again(
     layer.save(str(tmp_path / "copy.tif"), plugin="napari-dehazexl")
     np.testing.assert_array_equal(np.asarray(dehazexl.open_image(tmp_path / "copy.tif").levels[0]), noise)
     put(scene[:300], path, overwrite=True)
-    with pytest.raises(ValueError, match="another picture was written there"):
+    with pytest.raises(ValueError, match="another image was written there"):
         source_of(layer)
     assert not np.asarray(layer.data[0][part]).any()
     qtbot.waitUntil(lambda: bool(told), timeout=5_000)
-    assert "another picture was written there: open it anew" in told[0] and len(told) == 1
+    assert "another image was written there: open it again" in told[0] and len(told) == 1
 
 
 def test_a_file_that_was_away_has_its_overviews_again(large, cache, told, qtbot) -> None:
@@ -315,7 +301,7 @@ def test_short_memory_while_painting_is_no_unreadable_file(
     def short(*args: Any) -> Any:
         raise MemoryError("Unable to allocate 9 GB")
 
-    monkeypatch.setattr(dehazed.metadata[LIVE]._answers, "clear", short)
+    monkeypatch.setattr(state_of(dehazed).session._tiles, "dehaze", short)
     camera(viewer).zoom = 3
     qtbot.waitUntil(lambda: bool(told), timeout=20_000)
     assert told == ["scene dehazed: Unable to allocate 9 GB"]
@@ -330,18 +316,18 @@ def test_limits_that_napari_chose_are_none(dehaze, scene, dtype) -> None:
 
     pixels = scene.astype(dtype) * 8 + 1000
     dehazed = dehaze(Image(pixels, rgb=True))
-    assert dehazed.metadata[LIVE].limits == pytest.approx(value_range(dehazexl.open_image(pixels)), rel=0.01)
-    assert dehaze(Image(pixels, rgb=True, contrast_limits=(900, 4000))).metadata[LIVE].limits == (900, 4000)
+    assert state_of(dehazed).session.value_range == pytest.approx(value_range(dehazexl.open_image(pixels)), rel=0.01)
+    assert state_of(dehaze(Image(pixels, rgb=True, contrast_limits=(900, 4000)))).session.value_range == (900, 4000)
 
 
 def test_an_array_s_limits_are_its_contrast_limits(dehaze, scene) -> None:
     from napari.layers import Image
 
     layer = Image(scene, rgb=True)
-    assert dehaze(layer).metadata[LIVE].limits == (0, 255)
+    assert state_of(dehaze(layer)).session.value_range == (0, 255)
     layer.contrast_limits = (30, 200)
     shown = dehaze(layer, strength=0)
-    assert shown.metadata[LIVE].limits == (30, 200)
+    assert state_of(shown).session.value_range == (30, 200)
     np.testing.assert_array_equal(shown.data[0][:], scene)
 
 
@@ -351,10 +337,10 @@ def test_bands_are_known_by_their_place(make_napari_viewer_proxy, large, gate, t
     assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9) and not further.visible
     further.name = "red"
     gate.set()
-    qtbot.waitUntil(lambda: GROWING not in further.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(further).overviews is None, timeout=60_000)
     np.testing.assert_array_equal(np.asarray(further.data[0][:2]), tifffile.imread(large)[:2, :, 3])
     assert tuple(further.contrast_limits) == pytest.approx((0, 866), abs=9)
-    assert GROWING not in colors.metadata and not told
+    assert state_of(colors).overviews is None and not told
 
 
 def test_alpha_is_shown_as_such(make_napari_viewer_proxy, dehaze, tmp_path, scene, qtbot) -> None:
@@ -370,7 +356,7 @@ def test_alpha_is_shown_as_such(make_napari_viewer_proxy, dehaze, tmp_path, scen
         shown = dehaze(source, viewer=viewer)
         assert shown.rgb
         shown.data[0][:]
-        live = shown.metadata[LIVE]
+        live = state_of(shown).session
         qtbot.waitUntil(lambda live=live: live.wait(0.01), timeout=60_000)
         np.testing.assert_array_equal(shown.data[0][:500], pixels[:500])
         np.testing.assert_array_equal(shown.data[0][500:, :, 3], alpha[500:, :, 0])
@@ -396,9 +382,9 @@ def test_it_goes_on_to_grow_behind_another_window(make_napari_viewer_proxy, larg
     qtbot.wait(500)
     make_napari_viewer_proxy()
     qtbot.wait(500)
-    assert layer.metadata[GROWING].running
+    assert state_of(layer).overviews.running
     gate.set()
-    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)
 
 
 def test_without_a_window_the_overviews_are_used(large) -> None:
@@ -409,7 +395,7 @@ def test_without_a_window_the_overviews_are_used(large) -> None:
 
     data, kwargs, _ = layers_of(dehazexl.open_image(large))[0]
     layer = Image(data, **kwargs)
-    growing = layer.metadata[GROWING]
+    growing = state_of(layer).overviews
     assert growing.wait(60)
     image, _ = source_of(layer)
     half = tifffile.imread(large)[:, :, :3].reshape(1250, 2, 1300, 2, 3).astype(float).mean((1, 3))
@@ -423,10 +409,10 @@ def test_without_overviews_it_is_dehazed_all_the_same(
     cache.write_text("in the way")
     viewer = make_napari_viewer_proxy(show=True)
     layer = opened(viewer, large)
-    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)
     assert len(told) == 1 and "without overviews" in told[0]
     dehazed = dehaze(layer, viewer=viewer)
-    live = dehazed.metadata[LIVE]
+    live = state_of(dehazed).session
     dehazed.data[0][:300, :300]
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
     assert len(told) == 1
@@ -438,10 +424,10 @@ def test_a_lazy_array_gets_overviews_too(dehaze) -> None:
 
     pixels = np.random.default_rng(0).integers(0, 255, (2100, 300, 3), np.uint8)
     layer = Image(da.from_array(pixels, chunks=(512, 100, 1)), rgb=True, contrast_limits=(0, 255))
-    with pytest.raises(ValueError, match="are being made"):
+    with pytest.raises(ValueError, match="are being computed"):
         dehaze(layer)
-    assert layer.metadata[GROWING].wait(60)
-    live = dehaze(layer).metadata[LIVE]
+    assert state_of(layer).overviews.wait(60)
+    live = state_of(dehaze(layer)).session
     live.levels[0][:300]
     assert live.wait(60)
     assert max(live.levels[-1].shape[:2]) <= 64
@@ -451,17 +437,17 @@ def test_overviews_of_a_lazy_array_end_with_its_layer(make_napari_viewer_proxy, 
     viewer = make_napari_viewer_proxy()
     pixels = da.zeros((2100, 300, 3), chunks=(512, 100, 1), dtype=np.uint8)
     layer = viewer.add_image(pixels, rgb=True, contrast_limits=(0, 255))
-    with pytest.raises(ValueError, match="are being made"):
+    with pytest.raises(ValueError, match="are being computed"):
         dehaze(layer, viewer=viewer)
     qtbot.wait(500)
     viewer.layers.remove(layer)
-    qtbot.waitUntil(lambda: not layer.metadata[GROWING].running, timeout=5_000)
+    qtbot.waitUntil(lambda: not state_of(layer).overviews.running, timeout=5_000)
     gate.set()
 
 
 def test_pixels_that_were_replaced_while_it_grows_stay(make_napari_viewer_proxy, large, gate, qtbot) -> None:
     layer = opened(make_napari_viewer_proxy(), large)
-    growing = layer.metadata[GROWING]
+    growing = state_of(layer).overviews
     layer.data = [np.full((*level.shape[:2], 3), 7, np.uint8) for level in layer.data]
     gate.set()
     assert growing.wait(60)
@@ -469,26 +455,81 @@ def test_pixels_that_were_replaced_while_it_grows_stay(make_napari_viewer_proxy,
     assert np.unique(layer.data[0]) == [7]
 
 
+def test_many_threads_call_the_window(qapp, qtbot) -> None:
+    from napari_dehazexl._main_thread import call_later
+
+    called: list[threading.Thread] = []
+
+    def call() -> None:
+        for _ in range(2000):
+            call_later(lambda: called.append(threading.current_thread()))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    qtbot.waitUntil(lambda: len(called) == 8000, timeout=60_000)
+    assert set(called) == {threading.main_thread()}
+    for thread in threads:
+        thread.join()
+
+
 # The dehazed layer in a window
 
 
-def test_a_large_array_stops_nothing(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
+@pytest.fixture
+def reads(monkeypatch) -> dict[bool, list[int]]:
+    """Pixels of each window of a file or array that is read, in the window's thread (True) and in others (False)."""
+    counts: dict[bool, list[int]] = {True: [], False: []}
+    read = ChunkCache.read
+
+    def counted(self: ChunkCache, window: Window) -> np.ndarray:
+        counts[threading.current_thread() is threading.main_thread()].append(window.height * window.width)
+        return read(self, window)
+
+    monkeypatch.setattr(ChunkCache, "read", counted)
+    return counts
+
+
+def test_the_window_s_thread_reads_a_tiny_level_only(make_napari_viewer_proxy, dehaze, reads, monkeypatch, qtbot):
+    computed: list[bool] = []
+    encode = DehazeXL.encode
+
+    def noted(self: DehazeXL, tiles: torch.Tensor) -> Any:
+        computed.append(threading.current_thread() is threading.main_thread())
+        return encode(self, tiles)
+
+    monkeypatch.setattr(DehazeXL, "encode", noted)
     viewer = make_napari_viewer_proxy(show=True)
-    dehaze(viewer.add_image(scene[:300, :300], rgb=True), viewer=viewer)  # imports, which take their time once
     pixels = np.random.default_rng(0).integers(0, 255, (5000, 7000, 3), np.uint8)
-    layer = viewer.add_image(pixels, rgb=True)
-    qtbot.wait(500)
-    started = time.perf_counter()
-    dehazed = dehaze(layer, viewer=viewer)
-    assert time.perf_counter() - started < 2
+    dehazed = dehaze(viewer.add_image(pixels, rgb=True), viewer=viewer)
+    assert sum(reads[True]) <= 256 * 256, "adding the layer reads more"
     assert max(dehazed.data[-1].shape[:2]) <= 64
-    qtbot.wait(500)
-    live, beat = dehazed.metadata[LIVE], Beat()
+    session = state_of(dehazed).session
+    qtbot.waitUntil(lambda: session._tiles.overview is not None, timeout=60_000)
     for zoom in (1, 0.3, 2):
+        before = len(reads[False])
         camera(viewer).zoom = zoom
-        qtbot.wait(1000)
-    assert beat.longest < 0.5
-    assert live.running and live.error is None
+        qtbot.waitUntil(lambda before=before: len(reads[False]) > before, timeout=60_000)
+    assert max(reads[False]) > 256 * 256, "the view was never read"
+    assert sum(reads[True]) <= 256 * 256, "the view is read while the window waits"
+    assert computed and not any(computed), "the window computes"
+    assert session.running and session.error is None
+
+
+def test_refreshes_are_few_however_often_it_is_painted(make_napari_viewer_proxy, dehaze, scene, monkeypatch, qtbot):
+    """Each takes the window's thread: what comes within a moment is shown at once."""
+    viewer = make_napari_viewer_proxy(show=True)
+    dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
+    session, renderer = state_of(dehazed).session, dehazed.data[0].renderer
+    qtbot.waitUntil(lambda: session.wait(0.01) and renderer.fresh, timeout=60_000)
+    qtbot.wait(500)
+    refreshed: list[bool] = []
+    monkeypatch.setattr("napari_dehazexl._watch.refresh", lambda layer, thumbnail: refreshed.append(thumbnail))
+    for number in range(50):
+        renderer.painted.emit(number == 0)
+    qtbot.waitUntil(lambda: bool(refreshed), timeout=5_000)
+    qtbot.wait(500)
+    assert refreshed == [True], "what was painted whole has its thumbnail renewed"
 
 
 def test_source_pixels_first_dehazed_pixels_after(make_napari_viewer_proxy, dehaze, scene, monkeypatch, qtbot) -> None:
@@ -505,7 +546,7 @@ def test_source_pixels_first_dehazed_pixels_after(make_napari_viewer_proxy, deha
     gate.set()
     qtbot.waitUntil(lambda: np.abs(canvas(viewer) - hazy).mean() > 2, timeout=60_000)
     camera(viewer).zoom = 3  # what comes into view is dehazed, too
-    live = dehazed.metadata[LIVE]
+    live = state_of(dehazed).session
     qtbot.waitUntil(lambda: live._view is not None and live.wait(0.01), timeout=60_000)
     view = live._view
     assert view is not None and view[0] == 0
@@ -522,7 +563,7 @@ def test_async_slicing(make_napari_viewer_proxy, dehaze, scene, monkeypatch, qtb
     assert not viewer.__wrapped__._layer_slicer._force_sync
     hazy = hidden(dehazed, viewer, qtbot)
     qtbot.waitUntil(lambda: np.abs(canvas(viewer) - hazy).mean() > 2, timeout=60_000)
-    assert dehazed.metadata[LIVE].wait(60)
+    assert state_of(dehazed).session.wait(60)
     qtbot.wait(500)  # a slice that is under way when the test ends would hold the window
     gc.collect()
 
@@ -537,7 +578,7 @@ def test_short_memory_is_said_once(make_napari_viewer_proxy, dehaze, scene, told
 
     monkeypatch.setattr(DehazeXL, "encode", short)
     viewer = make_napari_viewer_proxy(show=True)
-    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)).session
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
     qtbot.wait(500)
     assert len(told) == 1 and "memory was short: 2 tiles" in told[0]
@@ -571,7 +612,7 @@ def test_layers_share_the_network(dehaze, scene, qtbot) -> None:
     from napari.layers import Image
 
     layer = Image(scene[:300, :300], rgb=True)
-    lives = [dehaze(layer).metadata[LIVE] for _ in range(2)]
+    lives = [state_of(dehaze(layer)).session for _ in range(2)]
     assert all(live.wait(60) for live in lives)
     assert lives[0]._model is lives[1]._model
 
@@ -590,7 +631,7 @@ def test_a_zarr_that_vanishes_is_said_once(make_napari_viewer_proxy, dehaze, tmp
     for center in ((0, 300, 300), (0, 800, 900)):
         camera(viewer).zoom, camera(viewer).center = 2, center
         qtbot.wait(500)
-    qtbot.waitUntil(lambda: bool(told) and not dehazed.metadata[LIVE].running, timeout=60_000)
+    qtbot.waitUntil(lambda: bool(told) and not state_of(dehazed).session.running, timeout=60_000)
     assert len(told) == 1 and "scene cannot be read" in told[0]
     assert not np.asarray(layer.data[0][:300, :300]).any()
     assert dehazed.data[0][:300, :300].any(), "what was seen of it has gone, too"
@@ -613,7 +654,7 @@ def test_a_tiff_that_is_cut_short_is_said_once(make_napari_viewer_proxy, dehaze,
 def test_the_source_is_removed(make_napari_viewer_proxy, dehaze, scene, told, qtbot) -> None:
     viewer = make_napari_viewer_proxy(show=True)
     layer = viewer.add_image(scene, rgb=True)
-    live = dehaze(layer, viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(layer, viewer=viewer)).session
     viewer.layers.remove(layer)
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
     assert not told
@@ -626,8 +667,8 @@ def test_a_duplicate_shows_the_same_work(make_napari_viewer, dehaze, scene, qtbo
     dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
     viewer.layers.selection = {dehazed}
     _duplicate_layer(viewer.layers)
-    live, copy = dehazed.metadata[LIVE], viewer.layers[-1]
-    assert copy.metadata[LIVE] is live and copy.data[0].live is live
+    live, copy = state_of(dehazed).session, viewer.layers[-1]
+    assert state_of(copy).session is live and copy.data[0].session is live
     viewer.layers.remove(dehazed)
     assert live.running
     viewer.layers.remove(copy)
@@ -637,11 +678,11 @@ def test_a_duplicate_shows_the_same_work(make_napari_viewer, dehaze, scene, qtbo
 def test_a_removed_layer_s_tiles_go(make_napari_viewer_proxy, dehaze, scene, qtbot) -> None:
     viewer = make_napari_viewer_proxy(show=True)
     dehazed = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)
-    live = dehazed.metadata[LIVE]
+    live = state_of(dehazed).session
     camera(viewer).zoom = 3
-    qtbot.waitUntil(lambda: bool(len(live._answers)), timeout=60_000)
+    qtbot.waitUntil(lambda: bool(len(live._tiles)), timeout=60_000)
     viewer.layers.remove(dehazed)
-    assert not len(live._answers) and live._answers.overview is None and live._model is None
+    assert not len(live._tiles) and live._tiles.overview is None and live._model is None
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
 
 
@@ -650,11 +691,11 @@ def test_x_on_one_of_two_windows(make_napari_viewer, dehaze, scene, qtbot) -> No
 
     make_napari_viewer(show=True)
     viewer = make_napari_viewer(show=True)
-    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)).session
     assert live.running
     viewer.window._qt_window.close()
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
-    assert not [watch for watch in _watches if watch.live() is live]  # nor a timer, though the viewer is still held
+    assert not [watch for watch in _watches if watch.session() is live]  # nor a timer, though the viewer is still held
     del viewer.window._qt_window  # so that the fixture does not close it once more
 
 
@@ -662,7 +703,7 @@ def test_without_a_window_nothing_is_left_either(dehaze, scene) -> None:
     from napari.components import ViewerModel
 
     viewer = ViewerModel()
-    live = dehaze(viewer.add_image(scene, rgb=True), viewer=viewer).metadata[LIVE]
+    live = state_of(dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)).session
     viewer.layers.pop()
     live._worker.join(60)
     assert not live._worker._thread.is_alive()
@@ -674,7 +715,7 @@ def test_without_a_viewer_either(weights, scene) -> None:
     from napari_dehazexl import dehaze_layer
 
     dehazed = dehaze_layer(Image(scene, rgb=True), weights=weights)
-    thread = dehazed.metadata[LIVE]._worker._thread
+    thread = state_of(dehazed).session._worker._thread
     assert thread.is_alive()
     del dehazed
     gc.collect()

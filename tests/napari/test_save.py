@@ -15,6 +15,8 @@ pytest.importorskip("napari")
 from window import *  # noqa: F403
 from window import camera, click, close_dock, dock, save_as, saved, workers
 
+from napari_dehazexl._state import state_of
+
 
 @pytest.fixture
 def long(opened, scene, widget) -> Any:
@@ -83,7 +85,7 @@ def test_a_renamed_source_is_known(widget, opened, tmp_path, monkeypatch, qtbot)
     layer.name = "renamed"
     save_as(widget, tmp_path / "saved.tif", monkeypatch)
     saved(widget, qtbot)
-    assert "dehazexl-live" not in viewer.layers["scene dehazed"].metadata
+    assert state_of(viewer.layers["scene dehazed"]).session is None
 
 
 def test_what_was_dehazed_otherwise_is_left_alone(widget, opened, tmp_path, monkeypatch, qtbot) -> None:
@@ -92,7 +94,7 @@ def test_what_was_dehazed_otherwise_is_left_alone(widget, opened, tmp_path, monk
     widget.overlap.value = 64
     save_as(widget, tmp_path / "saved.tif", monkeypatch)
     saved(widget, qtbot)
-    assert "dehazexl-live" in viewer.layers["scene dehazed"].metadata
+    assert state_of(viewer.layers["scene dehazed"]).session is not None
 
 
 @pytest.mark.parametrize("answer", ["Yes", "No"])
@@ -122,7 +124,7 @@ def test_the_file_has_the_range_of_the_layer_on_show(widget, opened, tmp_path, m
     layer.contrast_limits = (60, 200)
     save_as(widget, tmp_path / "saved.tif", monkeypatch)
     saved(widget, qtbot)
-    assert "dehazexl-live" not in dehazed.metadata, "it does not read from its file"
+    assert state_of(dehazed).session is None, "it does not read from its file"
     network = dehazexl.load_model(widget.weights.value, dtype="float32")
     wanted = dehazexl.dehaze(dehazexl.open_image(tmp_path / "scene.tif"), network).compute()
     assert np.abs(np.asarray(dehazed.data[0]).astype(int) - wanted).max() <= 1
@@ -135,13 +137,13 @@ def test_what_is_wrong_is_said_before_a_name_is_asked_for(widget, opened, monkey
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: pytest.fail("a name was asked for"))
     viewer.layers.clear()
     click(widget.save_as)
-    assert errors == ["there is no image layer: open a picture first"]
+    assert errors == ["there is no image layer: open an image first"]
 
 
 def test_a_name_in_a_zarr_is_refused(widget, tmp_path, monkeypatch, errors) -> None:
     """Dialogs step into a Zarr that is chosen to be replaced, for it is a folder."""
     save_as(widget, tmp_path / "old.ome.zarr" / "scene dehazed.tif", monkeypatch)
-    assert "lies in a Zarr: choose a name beside old.ome.zarr" in errors[0] and widget._saving is None
+    assert "lies in a Zarr: choose a name next to old.ome.zarr" in errors[0] and widget._saving is None
 
 
 def test_the_name_that_is_proposed_lies_beside_the_picture(widget, opened, tmp_path, monkeypatch) -> None:
@@ -168,7 +170,7 @@ def test_a_failure_says_how_to_go_on(widget, tmp_path, monkeypatch, qtbot, error
     monkeypatch.setattr("dehazexl.io.write.write", full)
     save_as(widget, tmp_path / "saved.tif", monkeypatch)
     saved(widget, qtbot)
-    assert "no space left" in errors[0] and "goes on after what is in" in errors[0] and len(errors) == 1
+    assert "no space left" in errors[0] and "continues from" in errors[0] and len(errors) == 1
 
 
 def test_short_of_memory_saves_with_fewer_tiles(widget, scene, weights, tmp_path, monkeypatch, qtbot, errors):
@@ -250,7 +252,7 @@ def test_file_save_writes_dehazed(opened, weights, scene, tmp_path) -> None:
     wanted = dehazexl.dehaze(scene, dehazexl.load_model(weights, dtype="float32")).compute()
     written = np.asarray(dehazexl.open_image(path).levels[0])
     assert np.abs(written.astype(int) - wanted).max() <= 1
-    assert "dehazexl-live" not in dehazed.metadata, "it does not read from its file"
+    assert state_of(dehazed).session is None, "it does not read from its file"
 
 
 def test_a_saved_layer_may_have_fewer_levels_than_before(
@@ -296,11 +298,11 @@ def test_file_save_lives_and_can_be_cancelled(opened, weights, gate, tmp_path, q
         bar.cancel_button.click()
         gate.go.set()
 
-    with pytest.raises(OSError, match="was cancelled: saving it again goes on"):
+    with pytest.raises(OSError, match="was cancelled: saving it again continues"):
         dehazed.save(str(tmp_path / "written.tif"), plugin="napari-dehazexl")
     timer.stop()
     assert sum(ticks) >= 5, "the window stood still"
-    assert not (tmp_path / "written.tif").exists() and "dehazexl-live" in dehazed.metadata
+    assert not (tmp_path / "written.tif").exists() and state_of(dehazed).session is not None
 
 
 def test_a_layer_whose_strength_moved_meanwhile_goes_on(opened, weights, gate, tmp_path, qtbot) -> None:
@@ -315,7 +317,7 @@ def test_a_layer_whose_strength_moved_meanwhile_goes_on(opened, weights, gate, t
     timer.start(20)
     dehazed.save(str(tmp_path / "written.tif"), plugin="napari-dehazexl")
     timer.stop()
-    assert dehazed.metadata["dehazexl-live"].strength == 0
+    assert state_of(dehazed).session.strength == 0
     wanted = dehazexl.dehaze(np.asarray(layer.data[0]), dehazexl.load_model(weights, dtype="float32")).compute()
     written = np.asarray(dehazexl.open_image(tmp_path / "written.tif").levels[0])
     assert np.abs(written.astype(int) - wanted).max() <= 1
@@ -384,7 +386,6 @@ def test_file_save_writes_what_took_the_picture_s_place(opened, scene, tmp_path)
 
 def test_file_save_while_overviews_are_made(make_napari_viewer_proxy, tmp_path, monkeypatch, qtbot) -> None:
     from dehazexl.viewing import overviews
-    from napari_dehazexl._reader import GROWING
 
     pixels = np.random.default_rng(0).integers(0, 255, (2500, 2600, 4), np.uint8)
     tifffile.imwrite(tmp_path / "big.tif", pixels, tile=(256, 256), photometric="rgb", extrasamples=["unspecified"])
@@ -392,12 +393,12 @@ def test_file_save_while_overviews_are_made(make_napari_viewer_proxy, tmp_path, 
     monkeypatch.setattr(overviews, "make_overviews", lambda *args: (gate.wait(60), (yield from make(*args))))
     viewer = make_napari_viewer_proxy()
     layer, band = viewer.open(str(tmp_path / "big.tif"), plugin="napari-dehazexl")
-    assert GROWING in layer.metadata
+    assert state_of(layer).overviews is not None
     for each, wanted in ((layer, pixels), (band, pixels[..., 3:])):
         each.save(str(tmp_path / "out.tif"), plugin="napari-dehazexl")
         np.testing.assert_array_equal(np.asarray(dehazexl.open_image(tmp_path / "out.tif").levels[0]), wanted)
     gate.set()
-    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)
 
 
 def test_file_save_refuses_stacks(make_napari_viewer_proxy, tmp_path) -> None:

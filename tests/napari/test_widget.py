@@ -21,6 +21,8 @@ pytest.importorskip("napari")
 from window import *  # noqa: F403
 from window import camera, click, close_dock, save_as, saved, workers
 
+from napari_dehazexl._state import state_of
+
 
 def test_manifest_is_valid() -> None:
     result = subprocess.run(
@@ -29,9 +31,18 @@ def test_manifest_is_valid() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_top_level_manifest_is_the_package_s() -> None:
-    root = Path(__file__).parents[2]
-    assert (root / "napari.yaml").read_text() == (root / "src/napari_dehazexl/napari.yaml").read_text()
+def test_the_manifest_promises_what_the_code_reads_and_writes() -> None:
+    from npe2 import PluginManifest
+
+    from napari_dehazexl._reader import get_reader
+    from napari_dehazexl._save import SUFFIXES
+
+    manifest = PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml")
+    (reader,), (writer,) = manifest.contributions.readers, manifest.contributions.writers
+    assert all(get_reader(pattern.replace("*", "scene")) for pattern in reader.filename_patterns)
+    assert {".tif", ".zarr"} < set(writer.filename_extensions) <= set(SUFFIXES)
+    for key in (sample.key for sample in manifest.contributions.sample_data):
+        assert key in ("scene", "large"), "a sample that no test opens"
 
 
 def test_tiff_opens_as_multiscale_rgb(make_napari_viewer_proxy, tmp_path, scene) -> None:
@@ -110,7 +121,7 @@ def test_hazy_pixels_first_dehazed_after(widget, opened, weights, scene, tmp_pat
     qtbot.waitUntil(lambda: np.array_equal(dehazed.data[0][view], scene[view]), timeout=10_000)
 
     loading.set()
-    live = dehazed.metadata["dehazexl-live"]
+    live = state_of(dehazed).session
     for part in (view, np.s_[700:1100, 900:1300]):  # and where one pans to
         dehazed.data[0][part]
         qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
@@ -124,7 +135,7 @@ def test_the_canvas_shows_what_has_become_better(opened, weights, qtbot) -> None
     viewer, layer = opened
     hazy = viewer.screenshot(flash=False)
     dehazed = dehaze_layer(layer, weights=weights, dtype="float32", viewer=viewer)
-    live = dehazed.metadata["dehazexl-live"]
+    live = state_of(dehazed).session
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
 
     def changed() -> None:
@@ -137,7 +148,7 @@ def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypa
     viewer, _ = opened
     click(widget.dehaze)
     dehazed = viewer.layers["scene dehazed"]
-    live = dehazed.metadata["dehazexl-live"]
+    live = state_of(dehazed).session
     widget.strength.value = 0.5
     assert live.strength == 0.5
 
@@ -154,7 +165,7 @@ def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypa
     height, width, _ = shown.data[0].shape
     assert height < 1100 and width < 1300
     row, col = (int(place) for place in shown.translate)
-    shown.metadata["dehazexl-live"].strength = 0
+    state_of(shown).session.strength = 0
     np.testing.assert_array_equal(shown.data[0][:], scene[row : row + height, col : col + width])
 
     path = tmp_path / "saved.ome.zarr"
@@ -163,9 +174,9 @@ def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypa
     wanted = dehazexl.dehaze(scene, dehazexl.load_model(weights, dtype="float32"), strength=0.5).compute()
     pixels = np.asarray(dehazexl.open_image(path).levels[0])
     assert np.abs(pixels.astype(int) - wanted).max() <= 1
-    assert "dehazexl-live" not in dehazed.metadata and not live.running
+    assert state_of(dehazed).session is None and not live.running
     np.testing.assert_array_equal(np.asarray(dehazed.data[0]), pixels)
-    assert "dehazexl-live" in shown.metadata, "only a part of what was saved"
+    assert state_of(shown).session is not None, "only a part of what was saved"
     (again,) = viewer.open(str(path), plugin="napari-dehazexl")
     np.testing.assert_array_equal(np.asarray(again.data[0]), pixels)
     assert not list(tmp_path.glob(".*")), "something was left behind"
@@ -174,7 +185,7 @@ def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypa
 def test_dehaze_goes_on_after_cancel(widget, opened, qtbot) -> None:
     viewer, _ = opened
     click(widget.dehaze)
-    live = viewer.layers["scene dehazed"].metadata["dehazexl-live"]
+    live = state_of(viewer.layers["scene dehazed"]).session
     click(widget.cancel)
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
     assert not live._worker._thread.is_alive()
@@ -214,7 +225,7 @@ def test_a_rectangle_is_a_region(widget, opened, tmp_path, monkeypatch, qtbot) -
     saved(widget, qtbot)
     pixels = dehazexl.open_image(tmp_path / "part.tif").levels[0]
     assert pixels.shape == (300, 400, 3)
-    assert "dehazexl-live" not in part.metadata, "it does not read from its file"
+    assert state_of(part).session is None, "it does not read from its file"
     np.testing.assert_array_equal(np.asarray(part.data[0]), np.asarray(pixels))
     shapes.add_rectangles([[0, 0], [0, 900], [900, 900], [900, 0]])
     qtbot.waitUntil(lambda: "16 tiles" in widget.estimate.value, timeout=5_000)
@@ -234,6 +245,14 @@ def test_the_estimate_is_there_before_anything_has_run(widget, opened, settings,
     qtbot.waitUntil(lambda: settings.exists() and "seconds_per_tile" in settings.read_text(), timeout=5_000)
 
 
+def kept(settings: Path) -> dict[str, object]:
+    """What a file of settings holds."""
+    from qtpy.QtCore import QSettings
+
+    file = QSettings(str(settings), QSettings.Format.IniFormat)
+    return {name: json.loads(file.value(name)) for name in file.allKeys()}
+
+
 def test_settings_are_remembered_and_restored(widget, opened, settings, qtbot) -> None:
     viewer, _ = opened
     qtbot.waitUntil(settings.exists, timeout=5_000)
@@ -243,10 +262,10 @@ def test_settings_are_remembered_and_restored(widget, opened, settings, qtbot) -
     widget.overlap.value, widget.cache.value = 64, 100
     assert not settings.exists(), "written at each step of a slider"
     qtbot.waitUntil(settings.exists, timeout=5_000)
-    assert json.loads(settings.read_text())["overlap"] == 64
+    assert kept(settings)["overlap"] == 64
     widget.overlap.value = 16
     close_dock(viewer, widget)
-    assert json.loads(settings.read_text())["overlap"] == 16, "closing the dock lost the last change"
+    assert kept(settings)["overlap"] == 16, "closing the dock lost the last change"
     from napari_dehazexl._widget import Dehaze
 
     again = Dehaze(viewer)
@@ -261,15 +280,17 @@ def test_two_docks_keep_each_other_s_settings(settings, qapp) -> None:
     from napari_dehazexl._settings import Settings
 
     shown = {"overlap": None, "strength": 1.0, "cache": 512}
-    settings.parent.mkdir()
-    settings.write_text(json.dumps(shown))
+    first = Settings()
+    first.remember(**shown)
+    first.write()
     one, other = (Settings(), dict(shown)), (Settings(), dict(shown))
     changes = ({"overlap": 64}, {"strength": 0.5}, {"cache": 100}, {"strength": 0.4})
     for (each, values), change in zip((one, other, one, other), changes, strict=True):
         values |= change
         each.remember(**values)  # a dock hands over all that it shows
         each.write()
-    assert json.loads(settings.read_text()) == {"overlap": 64, "strength": 0.4, "cache": 100}
+    assert kept(settings) == {"overlap": 64, "strength": 0.4, "cache": 100}
+    assert Settings().values == kept(settings)
 
 
 def test_settings_that_cannot_be_written_are_said_once(widget, settings, errors, qtbot) -> None:
@@ -290,7 +311,7 @@ def test_the_slider_s_number_has_room(widget) -> None:
 
 
 def test_everything_says_what_it_is(widget) -> None:
-    assert widget.region.native.currentText() == "the whole picture"
+    assert widget.region.native.currentText() == "the whole image"
     rows = {row: [row.tooltip] if row.tooltip else [each.tooltip for each in row] for row in widget}
     assert all(all(tooltips) for tooltips in rows.values()), rows
 
@@ -334,7 +355,7 @@ def test_pressed_again_the_layer_that_is_there_is_shown(widget, opened, qtbot) -
     click(widget.dehaze)
     assert len(viewer.layers) == 2 and dehazed.visible
     assert viewer.layers.selection.active.name == "scene dehazed"
-    assert dehazed.metadata["dehazexl-live"].running
+    assert state_of(dehazed).session.running
     click(widget.dehaze)
     assert len(viewer.layers) == 2
 
@@ -379,7 +400,7 @@ def test_scripts_need_no_window(scene, weights) -> None:
     viewer = ViewerModel()
     layer = viewer.add_image(scene, rgb=True, name="scene", scale=(2, 2))
     dehazed = dehaze_layer(layer, strength=0.8, weights=weights, dtype="float32", viewer=viewer)
-    live = dehazed.metadata["dehazexl-live"]
+    live = dehazed.metadata["dehazexl"].session  # as the README has it
     dehazed.data[0][:300, :300]
     assert live.wait(60)
     assert list(viewer.layers) == [layer, dehazed] and tuple(dehazed.scale) == (2, 2)
@@ -406,7 +427,6 @@ def test_sample_data(make_napari_viewer_proxy, key, side) -> None:
 def test_overviews_are_made_for_a_large_picture(make_napari_viewer_proxy, tmp_path, errors, qtbot, monkeypatch) -> None:
     from dehazexl.viewing import overviews
     from napari_dehazexl import dehaze_layer
-    from napari_dehazexl._reader import GROWING
 
     y, x = np.mgrid[:2500, :2600]
     pixels = np.stack([y // 10, x // 11, (x + y) // 21, x % 7], axis=-1).astype(np.uint8)
@@ -416,14 +436,14 @@ def test_overviews_are_made_for_a_large_picture(make_napari_viewer_proxy, tmp_pa
     monkeypatch.setattr(overviews, "make_overviews", lambda *args: gate.wait(60) and make(*args))
     viewer = make_napari_viewer_proxy(show=True)
     layer, further = viewer.open(str(path), plugin="napari-dehazexl")
-    assert layer.metadata[GROWING].running
-    with pytest.raises(ValueError, match="are being made"):
+    assert state_of(layer).overviews.running
+    with pytest.raises(ValueError, match="are being computed"):
         dehaze_layer(layer, viewer=viewer)
     gate.set()
-    qtbot.waitUntil(lambda: GROWING not in layer.metadata, timeout=60_000)
+    qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)
     coarse = np.asarray(layer.data[3])[:312, :324]
     assert np.abs(coarse - pixels[4:2500:8, 4:2596:8, :3].astype(int)).max() <= 2
     assert further.data[0].ndim == 2 and not further.visible
     (again, _) = viewer.open(str(path), plugin="napari-dehazexl")
-    assert GROWING not in again.metadata, "made once more"
+    assert state_of(again).overviews is None, "made once more"
     assert not errors

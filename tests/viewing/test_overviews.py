@@ -27,6 +27,13 @@ from dehazexl.viewing.overviews import (
 )
 
 
+def started(image: dehazexl.Image, folder: Path) -> OverviewBuilder:
+    """Overviews that are being made."""
+    builder = OverviewBuilder(image, folder)
+    builder.start()
+    return builder
+
+
 @pytest.fixture
 def large(tmp_path: Path) -> dehazexl.Image:
     """A tiled picture of 2400 x 3000 without overviews."""
@@ -128,13 +135,13 @@ def test_damaged_ones_are_made_anew(large, tmp_path) -> None:
     for file in folder.rglob("zarr.json"):
         file.write_text('{"zarr_format"')
     assert kept_overviews(large, folder) is None and not list(folder.iterdir())
-    assert OverviewBuilder(large, folder).wait(60)
+    assert started(large, folder).wait(60)
 
 
 def test_two_that_grow_at_the_same_time_are_made_once(large, tmp_path, monkeypatch) -> None:
     made, make = [], make_overviews
     monkeypatch.setattr("dehazexl.viewing.overviews.make_overviews", lambda *args: made.append(1) or make(*args))
-    both = [OverviewBuilder(large, tmp_path / "cache") for _ in range(2)]
+    both = [started(large, tmp_path / "cache") for _ in range(2)]
     assert all(growing.wait(60) for growing in both)
     assert len(made) == 1
 
@@ -159,31 +166,47 @@ def test_what_is_shown_while_they_grow(large, tmp_path, monkeypatch) -> None:
     make = make_overviews
     monkeypatch.setattr("dehazexl.viewing.overviews.make_overviews", lambda *args: gate.wait(60) and make(*args))
     growing = OverviewBuilder(large, tmp_path / "cache")
+    looked, finished = threading.Event(), threading.Event()
+    growing.updated.connect(looked.set)
+    growing.finished.connect(finished.set)
     coarse = growing.levels[-1]
     assert max(coarse.shape) <= 64
-    while growing.version == 0:
-        assert growing.running
-        assert coarse[:].shape == coarse.shape  # at once, whatever it is
+    assert coarse[:].shape == coarse.shape  # at once, whatever it is
+    growing.start()
+    assert looked.wait(60) and growing.running
     assert len(np.unique(coarse[:].reshape(-1, 3), axis=0)) > 8
     np.testing.assert_array_equal(growing.levels[0][5:9, 7:9], large.levels[0][5:9, 7:9])
-    assert not growing.ready
+    assert not growing.ready and not finished.is_set()
     gate.set()
     assert growing.wait(60) and growing.error is None
+    assert finished.is_set() and growing.done and not growing.running
     half = np.asarray(growing.image.levels[2])
     np.testing.assert_array_equal(growing.levels[2][:], half)
     assert growing.levels[2].shape == half.shape
 
 
-def test_stopped_they_leave_nothing_half_made(large, tmp_path) -> None:
-    growing = OverviewBuilder(large, tmp_path / "cache")
+def test_stopped_they_leave_nothing_half_made(large, tmp_path, small_blocks, monkeypatch) -> None:
+    making = threading.Event()
+
+    def made(*args):
+        for share in make_overviews(*args):
+            making.set()
+            assert stopped.wait(60)
+            yield share
+
+    stopped, folder = threading.Event(), tmp_path / "cache"
+    monkeypatch.setattr("dehazexl.viewing.overviews.make_overviews", made)
+    growing = started(large, folder)
+    assert making.wait(60) and len(list(folder.iterdir())) == 1, "nothing was begun"
     growing.close()
-    assert not growing.wait(60)
-    assert not list((tmp_path / "cache").glob(".*"))
+    stopped.set()
+    assert not growing.wait(60) and growing.error is None
+    assert growing.done and not list(folder.iterdir())
 
 
 def test_a_folder_that_cannot_be(large, tmp_path) -> None:
     (tmp_path / "cache").write_text("in the way")
-    growing = OverviewBuilder(large, tmp_path / "cache")
+    growing = started(large, tmp_path / "cache")
     assert not growing.wait(60)
     assert isinstance(growing.error, OSError)
     overview = next(level for level in growing.image.levels if max(level.shape[:2]) <= 1024)

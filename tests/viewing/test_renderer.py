@@ -123,7 +123,7 @@ def test_what_stays_in_view_stays_sharp(start, hazy) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_strength_is_shown(start, hazy, dtype: str) -> None:
     pixels = hazy.astype(dtype)
-    live, painter, _ = start(pixels, limits=(0, 255))
+    live, painter, _ = start(pixels, value_range=(0, 255))
     painter.levels[1][VIEW]
     assert live.wait(60)
     live.strength = 0
@@ -136,16 +136,37 @@ def test_strength_is_shown(start, hazy, dtype: str) -> None:
     np.testing.assert_allclose(painter.levels[2][:], live.levels[2][:], atol=1e-6)
 
 
-def test_new_versions_rise_and_rest(start, hazy) -> None:
+def counted(painter: Renderer) -> list[bool]:
+    """What a renderer paints from now on: True for the whole, False for the view."""
+    frames: list[bool] = []
+    painter.painted.connect(lambda whole: frames.append(whole))
+    return frames
+
+
+def test_what_is_painted_is_told_once(start, hazy) -> None:
+    live, painter, _ = start(hazy)
+    frames = counted(painter)
+    painter.levels[0][VIEW]
+    assert live.wait(60)
+    painted(painter)
+    assert set(frames) == {True, False}
+    frames.clear()
+    painter.levels[0][VIEW]
+    painted(painter)
+    assert not frames, "the same was painted again"
+
+
+def test_a_new_strength_is_painted_unasked(start, hazy) -> None:
+    """Nobody looks now and then whether something is to be painted."""
     live, painter, _ = start(hazy)
     painter.levels[0][VIEW]
     assert live.wait(60)
     painted(painter)
-    before = painter.version
-    assert before > 0
-    painter.levels[0][VIEW]
-    painted(painter)
-    assert painter.version == before  # nothing was painted again
+    done = threading.Event()
+    painter.painted.connect(lambda whole: whole and done.set())
+    live.strength = 0
+    assert done.wait(60)  # the view is painted before the whole
+    np.testing.assert_array_equal(painter._view.pixels, hazy[VIEW])
 
 
 def test_a_lost_picture_is_shown_as_it_was(start, hazy) -> None:
@@ -173,17 +194,17 @@ def test_a_copy_is_looked_at_by_itself(start, hazy) -> None:
     """A layer and its moved duplicate show different windows: both get sharp, and then rest."""
     live, painter, _ = start(hazy)
     levels = copy.deepcopy(painter.levels)
-    other = levels[0].painter
-    assert other is not painter and all(level.painter is other and level.live is live for level in levels)
+    other = levels[0].renderer
+    assert other is not painter and all(level.renderer is other and level.session is live for level in levels)
     for _ in range(2):
         painter.levels[0][VIEW], levels[0][1500:2000, 2000:2600]
         assert live.wait(60)
         painted(painter), painted(other)
-    versions = painter.version, other.version
+    frames = counted(painter), counted(other)
     np.testing.assert_array_equal(painter.levels[0][VIEW], live.levels[0][VIEW])
     there = Window(1500, 2000, 2000, 2600)
     np.testing.assert_array_equal(levels[0][1500:2000, 2000:2600], live.read(0, there))
-    assert (painter.version, other.version) == versions
+    assert not any(frames), "both are at rest"
 
 
 def test_what_lies_around_the_view_is_read_before_the_view_moves_there(start, hazy) -> None:
@@ -238,7 +259,7 @@ def test_short_of_memory_it_goes_on_later(start, hazy, monkeypatch) -> None:
     painter.levels[0][VIEW]
     assert live.wait(60)
     painted(painter)
-    clear = live._answers.clear
+    clear = live._tiles.dehaze
     tries = iter([MemoryError("Unable to allocate 9 GB")])
 
     def short(*args):
@@ -246,7 +267,7 @@ def test_short_of_memory_it_goes_on_later(start, hazy, monkeypatch) -> None:
             raise error
         return clear(*args)
 
-    monkeypatch.setattr(live._answers, "clear", short)
+    monkeypatch.setattr(live._tiles, "dehaze", short)
     painter.levels[0][600:1000, 300:900]
     painted(painter)
     assert isinstance(live.error, MemoryError)

@@ -57,9 +57,11 @@ def test_hazy_at_once_then_as_the_engine_has_it(watch, model, hazy) -> None:
     gate = threading.Event()
     live = watch(opened(hazy), lambda: gate.wait(60) and model)
     np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
-    before = live.version
+    updates: list[bool] = []
+    live.updated.connect(lambda everywhere: updates.append(everywhere))
     gate.set()
-    assert live.wait(60) and live.version > before
+    assert live.wait(60)
+    assert updates[:2] == [True, True] and set(updates[2:]) == {False}  # two overviews, then tiles
     wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
     assert np.abs(wanted - hazy[VIEW]).mean() > 2, "the network does nothing"
     assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
@@ -73,7 +75,7 @@ def test_tiles_of_another_size_are_as_the_engine_has_them(watch, hazy) -> None:
     wanted = np.asarray(dehazexl.dehaze(hazy, model)[VIEW]).astype(int)
     assert np.abs(wanted - hazy[VIEW]).mean() > 2, "the network does nothing"
     assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
-    assert live.progress == (len(live._answers), len(live._answers)) and len(live._answers) == 2  # of 512 x 512 pixels
+    assert live.progress == (len(live._tiles), len(live._tiles)) and len(live._tiles) == 2  # of 512 x 512 pixels
 
 
 def test_the_overview_s_change_comes_between(watch, model, hazy) -> None:
@@ -89,13 +91,13 @@ def test_the_overview_s_change_comes_between(watch, model, hazy) -> None:
 
 def test_a_small_overview_comes_before_the_larger(watch, model, hazy, monkeypatch) -> None:
     sides: list[int] = []
-    changes = LevelRun.changes
+    changes = LevelRun.predict_affine
 
     def noted(work: LevelRun, stopped: Callable[[], bool]) -> np.ndarray | None:
         sides.append(work.job.grid.height)
         return changes(work, stopped)
 
-    monkeypatch.setattr(LevelRun, "changes", noted)
+    monkeypatch.setattr(LevelRun, "predict_affine", noted)
     live = watch(opened(hazy), lambda: model)
     assert live.wait(60)
     assert sides == [275, 550]
@@ -107,7 +109,7 @@ def test_a_small_overview_comes_before_the_larger(watch, model, hazy, monkeypatc
 def test_forgotten_while_an_overview_is_made(watch, model, hazy, monkeypatch) -> None:
     """What comes of it is not kept, and both overviews are made anew."""
     sides: list[int] = []
-    changes = LevelRun.changes
+    changes = LevelRun.predict_affine
 
     def forgetful(work: LevelRun, stopped: Callable[[], bool]) -> np.ndarray | None:
         overview = changes(work, stopped)
@@ -116,13 +118,13 @@ def test_forgotten_while_an_overview_is_made(watch, model, hazy, monkeypatch) ->
             live.forget()
         return overview
 
-    monkeypatch.setattr(LevelRun, "changes", forgetful)
+    monkeypatch.setattr(LevelRun, "predict_affine", forgetful)
     gate = threading.Event()
     live = watch(opened(hazy), lambda: gate.wait(60) and model)
     gate.set()
     assert live.wait(60)
     assert sides == [275, 275, 550]
-    assert live._answers.overview is not None and live._answers.overview.shape == (2, 3, 550, 750)
+    assert live._tiles.overview is not None and live._tiles.overview.shape == (2, 3, 550, 750)
 
 
 def test_strength_needs_no_network(watch, model, hazy) -> None:
@@ -142,11 +144,11 @@ def test_strength_needs_no_network(watch, model, hazy) -> None:
 @pytest.mark.parametrize("limits", [(10, 5), (3, 3), (0, math.inf), (math.nan, 1)])
 def test_limits_that_do_not_rise(model, hazy, limits) -> None:
     with pytest.raises(ValueError, match="must be two rising numbers"):
-        DehazeSession(opened(hazy), lambda: model, limits=limits)
+        DehazeSession(opened(hazy), lambda: model, value_range=limits)
 
 
 def test_bytes_keep_their_values_whatever_is_black_and_white(watch, model, hazy) -> None:
-    live = watch(opened(hazy), lambda: model, limits=(130, 190))
+    live = watch(opened(hazy), lambda: model, value_range=(130, 190))
     live.levels[0][VIEW]
     assert live.wait(60)
     wanted = np.asarray(dehazexl.dehaze(hazy, model, value_range=(130, 190))[VIEW]).astype(int)
@@ -171,9 +173,9 @@ def test_what_is_transparent_stays_so(watch, model, hazy) -> None:
 
 def test_the_middle_of_the_view_comes_first(watch, model, hazy) -> None:
     live = watch(opened(hazy), lambda: model)
-    nearest = live._answers.wanted(0, Window(300, 700, 500, 1100))
+    nearest = live._tiles.wanted(0, Window(300, 700, 500, 1100))
     assert nearest[0] == (2, 3)  # its middle is at 560, 784, that of the view at 500, 800
-    assert sorted(nearest) == sorted(live._answers.grids[0].tiles_touching(Window(300, 700, 500, 1100)).cells())
+    assert sorted(nearest) == sorted(live._tiles.grids[0].tiles_touching(Window(300, 700, 500, 1100)).cells())
 
 
 def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
@@ -183,29 +185,31 @@ def test_a_pan_re_orders_the_queue(watch, model, hazy) -> None:
     live.look_at(0, first)
     live.look_at(0, then)  # before anything of the first has been computed
     kept: list[list[tuple[int, int]]] = []
-    keep = live._answers.keep
-    live._answers.keep = lambda level, tiles: (kept.append(list(tiles)), keep(level, tiles))  # type: ignore[method-assign]
+    keep = live._tiles.keep
+    live._tiles.keep = lambda level, tiles: (kept.append(list(tiles)), keep(level, tiles))  # type: ignore[method-assign]
     gate.set()
     assert live.wait(60)
-    assert live._answers.wanted(0, then)[0] in kept[0], "not the middle of the new view"
-    assert {cell[1:] for cell in live._answers._tiles} <= set(live._answers.wanted(0, then)), (
-        "tiles that nobody looks at"
-    )
+    assert live._tiles.wanted(0, then)[0] in kept[0], "not the middle of the new view"
+    assert {cell[1:] for cell in live._tiles._tiles} <= set(live._tiles.wanted(0, then)), "tiles that nobody looks at"
 
 
 def test_progress_and_rate_from_the_first_tiles_on(watch, model, hazy) -> None:
-    live = watch(opened(hazy), lambda: model)
+    gate = threading.Event()
+    live = watch(opened(hazy), lambda: gate.wait(60) and model)
     assert math.isnan(live.rate)
     live.levels[0][VIEW]
-    seen: set[str] = set()
-    until = time.monotonic() + 60
-    while not live.wait(0.001):
-        assert time.monotonic() < until
-        seen.add(live.status)
+    seen: list[str] = []
+
+    def follow() -> None:
         done, total = live.progress
         assert 0 <= done <= total
         assert not live.status.startswith("encoding") or live.rate > 0
-    assert "looking at the whole picture" in seen
+        seen.append(live.status)
+
+    live.progressed.connect(follow)
+    gate.set()
+    assert live.wait(60) and live.error is None
+    assert "dehazing the overview" in seen
     assert any(status.startswith("encoding ") and status.endswith(" of 35 tiles") for status in seen)
     assert live.rate > 0 and live.status == "all in view is dehazed"
 
@@ -215,16 +219,16 @@ def test_tiles_are_forgotten_when_there_are_too_many(watch, model, hazy) -> None
     live = watch(opened(hazy), lambda: model, cache=5 * tile)
     live.levels[0][:300, :300]
     assert live.wait(60)
-    assert {key[1:] for key in live._answers._tiles} >= {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert {key[1:] for key in live._tiles._tiles} >= {(0, 0), (0, 1), (1, 0), (1, 1)}
     live.levels[0][:]  # more than fits: as many as fit, and then rest
     assert live.wait(60)
-    assert 0 < len(live._answers._tiles) <= 5
+    assert 0 < len(live._tiles._tiles) <= 5
 
 
 def test_floats_are_shown_from_black_to_white(watch, model, hazy) -> None:
     pixels = (hazy.astype(np.float32) * 10 + 100).astype(np.uint16)
     pixels[0, 0] = 65535
-    live = watch(opened(pixels), lambda: model, limits=(100, 2650))
+    live = watch(opened(pixels), lambda: model, value_range=(100, 2650))
     live.levels[0][VIEW]
     assert live.wait(60)
     shown = live.levels[0][VIEW]
@@ -251,10 +255,13 @@ def test_short_memory_halves_the_batch(watch, hazy) -> None:
             return super().decode(fused, maps, tiles)
 
     torch.manual_seed(0)
-    live = watch(opened(hazy), lambda: Short(SPECS["tiny"]).eval())
+    gate, warnings = threading.Event(), []
+    live = watch(opened(hazy), lambda: gate.wait(60) and Short(SPECS["tiny"]).eval())
+    live.warned.connect(lambda note: warnings.append(note))
+    gate.set()
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
-    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"]
+    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"] == warnings
 
 
 def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:
@@ -318,7 +325,7 @@ def test_nothing_is_kept_of_a_zarr_that_vanished(model, hazy, tmp_path: Path) ->
         path.rename(tmp_path / "away")
         gate.set()
         live._worker.join(60)
-        assert live.lost and live._answers.overview is None
+        assert live.lost and live._tiles.overview is None
         (tmp_path / "away").rename(path)
         live.restart()
         live.levels[0][VIEW]
@@ -347,7 +354,7 @@ def test_a_cache_smaller_than_the_view_comes_to_rest() -> None:
         window, decoded = Window(0, 1400, x, x + 2400), 0
         while missing := answers.missing(0, window):
             answers.keep(0, dict.fromkeys(missing[:4], tile))
-            answers.clear(0, window, np.zeros((1400, 2400, 3), np.float32))  # the view is drawn after each batch
+            answers.dehaze(0, window, np.zeros((1400, 2400, 3), np.float32))  # the view is drawn after each batch
             decoded += 4
             assert decoded <= 80, "the same tiles are asked for again and again"
     assert len(answers) == 40
@@ -393,7 +400,7 @@ def test_a_late_failure_of_a_cancelled_run_does_not_end_the_next(watch, model, h
 
 def test_an_error_of_the_program_is_no_unreadable_file(watch, model, hazy, monkeypatch, caplog) -> None:
     live = watch(opened(hazy), lambda: model)
-    monkeypatch.setattr(live._answers, "clear", lambda *_: 1 / 0)
+    monkeypatch.setattr(live._tiles, "dehaze", lambda *_: 1 / 0)
     assert not live.levels[0][VIEW].any()
     assert isinstance(live.error, ZeroDivisionError) and not live.lost
     assert "ZeroDivisionError" in caplog.text and "1 / 0" in caplog.text
@@ -408,8 +415,13 @@ def test_what_failed_can_be_tried_again(watch, model, hazy) -> None:
             raise answer
         return answer
 
-    live = watch(opened(hazy), load)
+    gate, errors = threading.Event(), []
+    live = watch(opened(hazy), lambda: gate.wait(60) and load())
+    live.failed.connect(lambda error: errors.append(error))
+    gate.set()
     assert not live.wait(60) and live.status == "failed" and not live.lost
+    live._worker.join(60)
+    assert errors == [live.error]
     live.restart()
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
@@ -421,7 +433,7 @@ def test_forgotten_it_holds_nothing(watch, model, hazy) -> None:
     assert live.wait(60)
     live.close(60)
     live.forget()
-    assert not live._answers._tiles and not live._works and live._answers.overview is None
+    assert not live._tiles._tiles and not live._runs and live._tiles.overview is None
     np.testing.assert_array_equal(live.levels[0][VIEW], hazy[VIEW])
 
 
@@ -439,7 +451,7 @@ def test_the_thread_ends_when_nobody_holds_the_picture(model, hazy) -> None:
 def test_a_copy_is_the_same_work(watch, model, hazy) -> None:
     live = watch(opened(hazy), lambda: model)
     assert copy.deepcopy(live) is live
-    assert copy.deepcopy(list(live.levels))[0].live is live
+    assert copy.deepcopy(list(live.levels))[0].session is live
 
 
 def test_nothing_is_left_when_closed_at_work(model, hazy) -> None:
