@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -526,10 +526,11 @@ def test_ctrl_c_leaves_nothing_behind(inside: Path, weights: str) -> None:
         while b"encode:" not in seen:
             seen += process.stderr.read(1)
         process.send_signal(signal.SIGINT)
-        started = time.perf_counter()
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and time.perf_counter() - started < 30
-    assert err.decode().splitlines()[-1].startswith("dehazexl: error: stopped; unfinished output was removed")
+        _, err = process.communicate()
+    assert process.returncode == 130
+    done, tiles = map(int, re.findall(r"encode:.* (\d+)/(\d+)", (seen + err).decode())[-1])
+    assert done < tiles
+    assert "dehazexl: error: stopped; unfinished output was removed" in err.decode().splitlines()[-1]
     assert sorted(path.name for path in inside.iterdir()) == ["in.tif", "large.zarr"]
 
 
