@@ -1,4 +1,4 @@
-# make demo   haze removed from a picture that is made on the spot
+# make demo   haze removed from a photograph
 # make test   the whole test suite, in a real napari window
 # make oldest the tests of the plugin with the oldest napari that it works with
 # Each makes its own virtual environment and installs what it needs.

@@ -1,4 +1,4 @@
-"""Sample data: hazy pictures that need no download."""
+"""Sample data: hazy images that need no download."""
 
 from __future__ import annotations
 
@@ -12,47 +12,46 @@ if TYPE_CHECKING:
     LayerData = tuple[Any, dict[str, Any], str]
 
 PIECE = 1024
-"""Pixels: side of the picture that the large one repeats, mirrored."""
+"""Pixels: side of the part of the photograph that the large image repeats, mirrored."""
 
 LARGE = 16384
-"""Pixels: side of the large picture."""
+"""Pixels: side of the large image."""
 
 CHUNK = 512
 """Pixels: side of what is made at once; a window waits for all of those that it touches."""
 
 
 def scene() -> list[LayerData]:
-    """Make a hazy picture of farmland, 1500 x 2000 pixels. A second or two."""
-    from dehazexl.cli.demo import with_haze
-    from dehazexl.synthesis.scene import aerial
+    """Add haze to a photograph taken from a drone, 1200 x 1600 pixels."""
+    from dehazexl.synthesis.sample import add_haze, clear_sample
 
-    about = {"name": "hazy farmland", "rgb": True, "contrast_limits": (0, 255)}
-    return [(with_haze(aerial(1500, 2000, 3), 3), about, "image")]
+    about = {"name": "hazy meadow", "rgb": True, "contrast_limits": (0, 255)}
+    return [(add_haze(clear_sample()), about, "image")]
 
 
 def large_scene() -> list[LayerData]:
-    """Make a lazy hazy picture of farmland, 16384 x 16384 pixels; its pixels are made when they are looked at.
+    """Make a lazy hazy image of 16384 x 16384 pixels, which are computed when they are looked at.
 
-    The land repeats every 2048 pixels; the haze over it does not.
+    The photograph repeats every 2048 pixels; the haze over it does not.
     """
     import dask.array as da
     import numpy as np
 
     from dehazexl import open_image
-    from dehazexl.synthesis.scene import aerial
+    from dehazexl.synthesis.sample import clear_sample
     from napari_dehazexl._reader import layers_of
 
-    piece = aerial(PIECE, PIECE, 1)
+    piece = clear_sample()[-PIECE:, :PIECE]  # no sky
     levels = []
     for step in (2**number for number in range(9)):
         side, chunk = LARGE // step, min(CHUNK, LARGE // step)
         blocks = da.zeros((side, side, 3), chunks=(chunk, chunk, 3), dtype=np.uint8)
-        levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"farmland-{step}"))
-    return layers_of(replace(open_image(levels[0]), levels=tuple(levels), name="hazy farmland, large"))
+        levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"meadow-{step}"))
+    return layers_of(replace(open_image(levels[0]), levels=tuple(levels), name="hazy meadow, large"))
 
 
 def _block(block: NDArray[np.uint8], piece: NDArray[np.uint8], step: int, block_info: Any = None) -> NDArray[np.uint8]:
-    """Make a block ``(y, x, 3)`` of every `step`-th pixel of the large picture."""
+    """Make a block ``(y, x, 3)`` of every `step`-th pixel of the large image."""
     import numpy as np
 
     (y0, y1), (x0, x1), _ = block_info[0]["array-location"]

@@ -586,16 +586,6 @@ def test_demo(inside: Path, weights: str, capsys: pytest.CaptureFixture[str]) ->
     assert "dB before" in out and "here/before-after.png" in out and " s, " in out
 
 
-def test_scene_is_seeded_and_has_any_size() -> None:
-    from dehazexl.synthesis.scene import aerial
-
-    picture = aerial(200, 310, 4)
-    assert picture.shape == (200, 310, 3) and picture.std() > 10
-    np.testing.assert_array_equal(picture, aerial(200, 310, 4))
-    assert (picture != aerial(200, 310, 5)).mean() > 0.5
-    assert aerial(1, 1).shape == (1, 1, 3)
-
-
 def test_train(inside: Path, capsys: pytest.CaptureFixture[str], error: Errors) -> None:
     import PIL.Image
 
