@@ -1,4 +1,4 @@
-# make demo   haze removed from a picture that is made on the spot
+# make demo   haze removed from a photograph
 # make test   the whole test suite, in a real napari window
 # make oldest the tests of the plugin with the oldest napari that it works with
 # Each makes its own virtual environment and installs what it needs.
@@ -21,12 +21,13 @@ oldest: system
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  "$$(grep '^torch==' constraints.txt)" napari==0.7.0 --editable ".[test]"
 	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" .venv-oldest/bin/pytest \
-	  tests/test_napari*.py tests/test_painter.py
+	  tests/napari tests/viewing/test_renderer.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Draw what the bundled weights cannot do: scenes that are made on the spot, hazy, dehazed and as they were.
+"""Draw what the bundled weights cannot do: images with synthetic haze, dehazed, and without haze.
 
     python docs/failures.py
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from dehazexl import dehaze, load_model
 from dehazexl.synthesis.haze import depth, scatter, veil
 from dehazexl.synthesis.procedural import KINDS
-from dehazexl.synthesis.scene import aerial
+from dehazexl.synthesis.sample import clear_sample
 from dehazexl.training.augment import to_tensor
 
 SIDE, LINE = 512, 18
@@ -32,12 +32,13 @@ def hazy(clear: np.ndarray, field, thickness: float, airlight: tuple[float, floa
 
 def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return clear and hazy pictures by what they show."""
-    fields, more = aerial(SIDE, SIDE, 3), aerial(SIDE, SIDE, 11)
+    photograph = clear_sample()
+    meadow, wood = photograph[-SIDE:, 500 : 500 + SIDE], photograph[150 : 150 + SIDE, 300 : 300 + SIDE]
     hills = KINDS["sky"](SIDE, SIDE, np.random.default_rng(4))
-    snow = np.clip(aerial(SIDE, SIDE, 8) * 0.25 + 185, 0, 255).astype(np.uint8)
+    snow = np.repeat(185 + 0.25 * wood.mean(2, keepdims=True), 3, 2).astype(np.uint8)
     return {
-        "dense haze, a twentieth of the light comes through": (fields, hazy(fields, veil, 3.2, (0.9, 0.9, 0.9))),
-        "tinted haze, as of dust": (more, hazy(more, veil, 1.6, (0.86, 0.74, 0.58))),
+        "dense haze, a twentieth of the light comes through": (meadow, hazy(meadow, veil, 3.2, (0.9, 0.9, 0.9))),
+        "tinted haze, as of dust": (wood, hazy(wood, veil, 1.6, (0.86, 0.74, 0.58))),
         "snow without haze: bright, pale and flat as haze is": (snow, snow),
         "haze that thickens towards a bright sky": (hills, hazy(hills, depth, 1.8, (0.93, 0.94, 0.95))),
     }

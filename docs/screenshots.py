@@ -104,13 +104,13 @@ class Play:
         self.wait()
         self.shot("06-preview")
         self.widget.strength.value = 1
-        self.viewer.layers.remove(self.viewer.layers["hazy farmland preview"])
+        self.viewer.layers.remove(self.viewer.layers["hazy meadow preview"])
 
     def draw(self) -> None:
         """Dehaze a rectangle."""
         self.viewer.reset_view()
-        self.viewer.layers.remove(self.viewer.layers["hazy farmland dehazed"])
-        corners = np.array([[300, 500], [300, 1500], [1100, 1500], [1100, 500]])
+        self.viewer.layers.remove(self.viewer.layers["hazy meadow dehazed"])
+        corners = np.array([[300, 400], [300, 1200], [900, 1200], [900, 400]])
         shapes = self.viewer.add_shapes([corners], name="rectangle", face_color="transparent", edge_color="yellow")
         self.viewer.layers.move(len(self.viewer.layers) - 1, 0)
         self.widget.region.value = shapes

@@ -254,11 +254,11 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; its demo files are replaced.")] = Path(
         "demo"
     ),
-    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the picture in pixels.")] = "2048x1536",
+    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the image in pixels.")] = "1600x1200",
     weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="Bundled weights by name, or a file.")] = "compact",
     device: Device = "auto",
 ) -> None:
-    """Make a hazy picture, dehaze it, and show both beside each other."""
+    """Add haze to a bundled photograph, dehaze it, and show both side by side."""
     from dehazexl.cli import parse
     from dehazexl.cli.demo import make_demo
     from dehazexl.model.weights import find_weights

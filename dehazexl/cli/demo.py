@@ -1,4 +1,4 @@
-"""What `dehazexl demo` does: a picture is made, haze is put on it, and taken away again."""
+"""The command `dehazexl demo`: add haze to the sample image, remove it, and show both."""
 
 from __future__ import annotations
 
@@ -26,54 +26,39 @@ LARGEST = 1200  # pixels: width of each of them, at most
 def make_demo(
     folder: Path, height: int, width: int, weights: Path, load: Callable[[Path], DehazeXL], seed: int = 3
 ) -> Iterator[str]:
-    """Make a hazy picture, dehaze it from file to file, and show both.
+    """Add haze to the sample image, dehaze it from file to file, and show both.
 
     Parameters
     ----------
     folder
         Gets ``hazy.tif``, ``clear.ome.zarr`` and ``before-after.png``, which are replaced if they are there.
     height, width
-        Size of the picture in pixels.
+        Size of the image in pixels.
     weights, load
         A weights file, and what turns it into a network.
     seed
-        Of scene and haze.
+        Of the haze.
 
     Yields
     ------
     str
         What has been done, a line at a time.
     """
-    from dehazexl.synthesis.scene import aerial
+    from dehazexl.synthesis.sample import add_haze, clear_sample
 
     model = load(weights)
     folder.mkdir(parents=True, exist_ok=True)
-    truth = aerial(height, width, seed)
-    hazy = with_haze(truth, seed)
+    truth = clear_sample(height, width)
+    hazy = add_haze(truth, seed)
     source, output = folder / "hazy.tif", folder / "clear.ome.zarr"
     to_tiff(hazy, source, overwrite=True)
-    yield f"hazy picture:  {source}"
+    yield f"hazy image:    {source}"
     result = dehaze_file(Task(source, weights, output), model, Settings(overwrite=True))
     yield f"dehazed:       {result}"
     clear = np.asarray(open_image(output).levels[0])
     shown = to_picture(side_by_side(hazy, clear), folder / "before-after.png", overwrite=True)
     yield f"before, after: {shown}"
-    yield f"PSNR against the scene without haze: {psnr(hazy, truth):.1f} dB before, {psnr(clear, truth):.1f} dB after"
-
-
-def with_haze(clear: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Put a veil with drifting clouds of haze on a picture ``(y, x, 3)``."""
-    import torch
-
-    from dehazexl.synthesis.haze import patches, scatter, veil
-    from dehazexl.training.augment import to_tensor
-
-    generator = torch.Generator().manual_seed(seed)
-    height, width, _ = clear.shape
-    thickness = 0.5 * veil(height, width, generator) + 1.1 * patches(height, width, generator)
-    airlight = torch.tensor([0.86, 0.88, 0.90]).view(3, 1, 1)
-    hazy = scatter(to_tensor(clear)[0], torch.exp(-thickness), airlight)
-    return np.ascontiguousarray((hazy * 255).round().byte().permute(1, 2, 0).numpy())
+    yield f"PSNR against the image without haze: {psnr(hazy, truth):.1f} dB before, {psnr(clear, truth):.1f} dB after"
 
 
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""A hazy image of farmland, larger than memory: its pixels are computed where they are read."""
+"""A hazy image larger than memory: its pixels are computed where they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 
 from dehazexl.io.open import open_image
-from dehazexl.synthesis.scene import aerial
+from dehazexl.synthesis.sample import clear_sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dehazexl.image.image import Image
 
 PIECE = 1024
-"""Pixels: side of the scene that is repeated, mirrored."""
+"""Pixels: side of the part of the photograph that is repeated, mirrored."""
 
 LARGE = 16384
 """Pixels: side of the image."""
@@ -29,15 +29,15 @@ CHUNK = 512
 def large_scene() -> Image:
     """Return a lazy hazy image of 16384 x 16384 pixels with its overviews.
 
-    The land repeats every 2048 pixels; the haze over it does not.
+    The photograph repeats every 2048 pixels; the haze over it does not.
     """
-    piece = aerial(PIECE, PIECE, 1)
+    piece = clear_sample()[-PIECE:, :PIECE]  # no sky
     levels = []
     for step in (2**number for number in range(9)):
         side, chunk = LARGE // step, min(CHUNK, LARGE // step)
         blocks = da.zeros((side, side, 3), chunks=(chunk, chunk, 3), dtype=np.uint8)
-        levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"farmland-{step}"))
-    return replace(open_image(levels[0]), levels=tuple(levels), name="hazy farmland, large")
+        levels.append(blocks.map_blocks(_block, piece=piece, step=step, dtype=np.uint8, name=f"meadow-{step}"))
+    return replace(open_image(levels[0]), levels=tuple(levels), name="hazy meadow, large")
 
 
 def _block(block: NDArray[np.uint8], piece: NDArray[np.uint8], step: int, block_info: Any = None) -> NDArray[np.uint8]:

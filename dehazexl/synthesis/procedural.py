@@ -6,12 +6,11 @@ edges at all scales (Lee, Mumford and Huang, Occlusion models for natural images
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from dehazexl.synthesis.scene import aerial, noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,14 +84,29 @@ def sky(height: int, width: int, random: np.random.Generator) -> NDArray[np.uint
     return _finish(pixels * (1 - above) + gradient * above, random)
 
 
-def farmland(height: int, width: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw fields, roads, roofs and trees from above, see `scene.aerial`."""
-    return aerial(height, width, int(random.integers(2**31)))
-
-
 def flat(height: int, width: int, random: np.random.Generator) -> NDArray[np.uint8]:
     """Draw ground of one color with a faint texture: sand, snow, water, concrete."""
     return _finish(_ground(height, width, random), random)
+
+
+def noise(height: int, width: int, cell: float, octaves: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """Smooth noise ``(y, x)`` from 0 to 1: octaves of random grids, each half the cell and the strength of the last."""
+    total = np.zeros((height, width), np.float32)
+    for octave in range(octaves):
+        step = max(cell / 2**octave, 1)
+        grid = random.random((math.ceil(height / step) + 2, math.ceil(width / step) + 2)).astype(np.float32)
+        total += _stretched(_stretched(grid, height, step).T, width, step).T * 0.5**octave
+    low, high = total.min(), total.max()
+    return np.asarray((total - low) / max(high - low, 1e-6))
+
+
+def _stretched(grid: NDArray[np.float32], length: int, step: float) -> NDArray[np.float32]:
+    """Interpolate a grid along its first axis, with a slope that does not jump."""
+    place = np.arange(length, dtype=np.float32) / step
+    index = place.astype(int)
+    share = place - index
+    share = (share * share * (3 - 2 * share))[:, None]
+    return np.asarray(grid[index] * (1 - share) + grid[index + 1] * share)
 
 
 def _ground(height: int, width: int, random: np.random.Generator) -> NDArray[np.float32]:
@@ -119,5 +133,5 @@ def _finish(pixels: NDArray[np.float32], random: np.random.Generator) -> NDArray
 
 Kind = Callable[[int, int, np.random.Generator], "NDArray[np.uint8]"]
 
-KINDS: dict[str, Kind] = {"leaves": leaves, "sky": sky, "farmland": farmland, "flat": flat}
+KINDS: dict[str, Kind] = {"leaves": leaves, "sky": sky, "flat": flat}
 """Kinds of pictures: functions from height, width and random generator to ``(height, width, 3)`` uint8."""

@@ -9,16 +9,15 @@ if TYPE_CHECKING:
 
 
 def scene() -> list[LayerData]:
-    """Make a hazy image of farmland, 1500 x 2000 pixels. A second or two."""
-    from dehazexl.cli.demo import with_haze
-    from dehazexl.synthesis.scene import aerial
+    """Add haze to a photograph taken from a drone, 1200 x 1600 pixels."""
+    from dehazexl.synthesis.sample import add_haze, clear_sample
 
-    attributes = {"name": "hazy farmland", "rgb": True, "contrast_limits": (0, 255)}
-    return [(with_haze(aerial(1500, 2000, 3), 3), attributes, "image")]
+    attributes = {"name": "hazy meadow", "rgb": True, "contrast_limits": (0, 255)}
+    return [(add_haze(clear_sample()), attributes, "image")]
 
 
 def large_scene() -> list[LayerData]:
-    """Make a lazy hazy image of farmland, 16384 x 16384 pixels, see `dehazexl.synthesis.large_scene`."""
+    """Make a lazy hazy image, 16384 x 16384 pixels, see `dehazexl.synthesis.large_scene`."""
     from dehazexl.synthesis.large_scene import large_scene as make
     from napari_dehazexl._reader import layers_of
 

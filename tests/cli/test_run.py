@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -526,10 +526,11 @@ def test_ctrl_c_leaves_nothing_behind(inside: Path, weights: str) -> None:
         while b"encode:" not in seen:
             seen += process.stderr.read(1)
         process.send_signal(signal.SIGINT)
-        started = time.perf_counter()
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and time.perf_counter() - started < 30
-    assert err.decode().splitlines()[-1].startswith("dehazexl: error: stopped; unfinished output was removed")
+        _, err = process.communicate()
+    assert process.returncode == 130
+    done, tiles = map(int, re.findall(r"encode:.* (\d+)/(\d+)", (seen + err).decode())[-1])
+    assert done < tiles
+    assert "dehazexl: error: stopped; unfinished output was removed" in err.decode().splitlines()[-1]
     assert sorted(path.name for path in inside.iterdir()) == ["in.tif", "large.zarr"]
 
 
@@ -583,16 +584,6 @@ def test_demo(inside: Path, weights: str, capsys: pytest.CaptureFixture[str]) ->
     assert pixels("here/before-after.png").shape == (270, 648, 3)
     assert pixels("here/clear.ome.zarr").shape == pixels("here/hazy.tif").shape == (270, 320, 3)
     assert "dB before" in out and "here/before-after.png" in out and " s, " in out
-
-
-def test_scene_is_seeded_and_has_any_size() -> None:
-    from dehazexl.synthesis.scene import aerial
-
-    picture = aerial(200, 310, 4)
-    assert picture.shape == (200, 310, 3) and picture.std() > 10
-    np.testing.assert_array_equal(picture, aerial(200, 310, 4))
-    assert (picture != aerial(200, 310, 5)).mean() > 0.5
-    assert aerial(1, 1).shape == (1, 1, 3)
 
 
 def test_train(inside: Path, capsys: pytest.CaptureFixture[str], error: Errors) -> None:

@@ -214,6 +214,7 @@ def test_values_come_back_in_their_dtype(tiny: DehazeXL, dtype: str) -> None:
     low, high = -0.5, 12_000.0 if dtype == "uint16" else 300.0 if dtype == "uint8" else 3.2
     out = dehazed(pixels, tiny, value_range=(low, high))
     assert out.dtype == pixels.dtype
+    assert relative(out, pixels) > 0.1, "the network does nothing"
     scaled = (pixels.astype(np.float32) - np.float32(low)) / np.float32(high - low)
     expected = plainly(tiny, np.clip(scaled, 0, 1)) * (high - low) + low
     if dtype.startswith("u"):
@@ -222,7 +223,6 @@ def test_values_come_back_in_their_dtype(tiny: DehazeXL, dtype: str) -> None:
         assert (out != expected).mean() < 1e-2  # those that were next to a half
         assert {out.min(), out.max()} & {0, np.iinfo(dtype).max}  # this network makes values that must be clipped
     else:
-        assert np.all((scaled >= 0) & (scaled <= 1)) or dtype != "float32"
         assert relative(out, expected) < (1e-3 if dtype == "float16" else 1e-5)
         assert out.min() < low or out.max() > high
 

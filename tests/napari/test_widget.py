@@ -411,7 +411,7 @@ def test_scripts_need_no_window(scene, weights) -> None:
         set_strength(layer, 0.5)
 
 
-@pytest.mark.parametrize(("key", "side"), [("scene", 1500), ("large", 16384)])
+@pytest.mark.parametrize(("key", "side"), [("scene", 1200), ("large", 16384)])
 def test_sample_data(make_napari_viewer_proxy, key, side) -> None:
     viewer = make_napari_viewer_proxy()
     (layer,) = viewer.open_sample("napari-dehazexl", key)
