@@ -12,7 +12,7 @@ import numpy as np
 from dehazexl.cli.run import Settings, Task, dehaze_file
 from dehazexl.io.open import open_image
 from dehazexl.io.pyramid import halve
-from dehazexl.io.write import to_picture, to_tiff
+from dehazexl.io.write import to_photo, to_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def make_demo(
     result = dehaze_file(Task(source, weights, output), model, Settings(overwrite=True))
     yield f"dehazed:       {result}"
     clear = np.asarray(open_image(output).levels[0])
-    shown = to_picture(side_by_side(hazy, clear), folder / "before-after.png", overwrite=True)
+    shown = to_photo(side_by_side(hazy, clear), folder / "before-after.png", overwrite=True)
     yield f"before, after: {shown}"
     yield f"PSNR against the image without haze: {psnr(hazy, truth):.1f} dB before, {psnr(clear, truth):.1f} dB after"
 

@@ -16,13 +16,13 @@ from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
 from dehazexl.io.open import open_image
 from dehazexl.io.tiff_write import Compression
-from dehazexl.io.write import PICTURE, TIFF, ZARR, check, part_of, write
+from dehazexl.io.write import PHOTO, TIFF, ZARR, check, part_of, write
 from dehazexl.io.zarr_write import Ngff
 
 if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
 
-KINDS = (*TIFF, ".btf", *PICTURE, *ZARR)
+KINDS = (*TIFF, ".btf", *PHOTO, *ZARR)
 """Suffixes of what is taken from a folder of pictures."""
 
 WEIGHTS = (".safetensors", ".pth")
@@ -203,7 +203,7 @@ def output_name(picture: Path, weights: str = "") -> str:
 
     stem = short_name(picture)
     suffix = picture.name.removeprefix(stem).removesuffix(".zip")
-    if not suffix.lower().endswith((*TIFF, *PICTURE, *ZARR)):
+    if not suffix.lower().endswith((*TIFF, *PHOTO, *ZARR)):
         suffix = ".zarr" if picture.is_dir() else ".tif"
     return f"{stem}_{weights}{suffix}" if weights else stem + suffix
 

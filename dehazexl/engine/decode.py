@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], object] | None = None) -> NDArray[Any]:
+def decode(
+    job: Job, store: TokenStore, window: Window, on_progress: Callable[[int], object] | None = None
+) -> NDArray[Any]:
     """Dehaze a window of the image: a function of its pixels, the fused tokens and the weights alone.
 
     Parameters
@@ -32,9 +34,9 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
         The image, and its fused tokens.
     window
         Pixels of the image.
-    tell
-        Called with the number of tiles after each batch, from the thread that decodes; what it raises ends the work.
-        A tile that was decoded for another window, and is still kept, does not count again.
+    on_progress
+        Called with the number of tiles after each batch, in the thread that decodes; an exception that it raises ends
+        the work. Tiles that were decoded for another window and are still kept do not count.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
         with computing():
             clear = torch.zeros(3, window.height, window.width, device=job.model.device)
             missing = [cell for cell in read.tiles.cells() if not _add_kept(job, cell, window, clear)]
-        for batch in decode_tiles(job, store, read, missing, tell):
+        for batch in decode_tiles(job, store, read, missing, on_progress):
             with computing():
                 for cell, tile, weighted in batch.weighted(job.grid):
                     add(weighted, tile, clear, window)
@@ -57,7 +59,7 @@ def decode(job: Job, store: TokenStore, window: Window, tell: Callable[[int], ob
 
 
 def _add_kept(job: Job, cell: tuple[int, int], window: Window, total: Tensor) -> bool:
-    """Add a tile that was decoded for another window to a window's sum, or return False."""
+    """Add a tile that was decoded for another window to the sum of this one; return False if it is not kept."""
     part = job.grid.tile(*cell).intersection(window)
     kept = job.remainders.get(cell, part)
     if kept is not None:
@@ -67,14 +69,14 @@ def _add_kept(job: Job, cell: tuple[int, int], window: Window, total: Tensor) ->
 
 @dataclass(frozen=True)
 class DecodedTiles:
-    """Some tiles with the output of the network, on its device.
+    """Tiles with the output of the network, on its device.
 
     Attributes
     ----------
     cells
         Row and column of each.
     pixels
-        ``(n, 3, side, side)``, on the unit scale, not clipped to it; holes hold the tile's mean.
+        ``(n, 3, side, side)``, on the unit scale, not clipped; pixels without data hold the mean of the tile.
     affine
         Gain and bias ``(n, 3, side, side)``, float32: the dehazed tile is gain times its pixels plus bias.
     """
@@ -85,11 +87,11 @@ class DecodedTiles:
 
     @property
     def clear(self) -> Tensor:
-        """The dehazed tiles ``(n, 3, side, side)``, on the unit scale, not clipped to it."""
+        """Dehazed tiles ``(n, 3, side, side)``, on the unit scale, not clipped."""
         return torch.addcmul(self.affine.bias, self.affine.gain, self.pixels)
 
     def weighted(self, grid: TileGrid) -> Iterator[tuple[tuple[int, int], Window, Tensor]]:
-        """Yield each tile's row and column, its pixels, and its share ``(3, side, side)`` in the dehazed image."""
+        """Yield row and column of each tile, its window, and its weighted pixels ``(3, side, side)``."""
         for cell, clear in zip(self.cells, self.clear, strict=True):
             weight = torch.from_numpy(grid.blend_weight(*cell)).to(clear.device)
             yield cell, grid.tile(*cell), weight * clear
@@ -100,9 +102,9 @@ def decode_tiles(
     store: TokenStore,
     read: Tiles,
     cells: list[tuple[int, int]],
-    tell: Callable[[int], object] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> Iterator[DecodedTiles]:
-    """Decode some of the tiles that have been read, batch by batch; `tell` as in `decode`."""
+    """Decode tiles that have been read, batch by batch; `on_progress` as in `decode`."""
     tiles, halo = read.tiles, job.model.spec.halo
     fused = store.get_fused(tiles).reshape(tiles.height, tiles.width, SIDE, SIDE, job.channels)
 
@@ -117,12 +119,12 @@ def decode_tiles(
 
     for part, batch in job.memory.each(len(cells), compute):
         yield batch
-        if tell is not None:
-            tell(part.stop - part.start)
+        if on_progress is not None:
+            on_progress(part.stop - part.start)
 
 
 def _maps(job: Job, cells: list[tuple[int, int]], x: Tensor) -> list[Tensor]:
-    """Return the feature maps of tiles, those that were kept or new ones."""
+    """Return the feature maps of tiles, from the cache if it has all of them."""
     kept = [job.feature_cache[cell] for cell in cells if cell in job.feature_cache]
     if len(kept) < len(cells):
         return job.model.encode(x)
@@ -130,7 +132,7 @@ def _maps(job: Job, cells: list[tuple[int, int]], x: Tensor) -> list[Tensor]:
 
 
 def add(part: Tensor, place: Window, total: Tensor, window: Window) -> None:
-    """Add pixels ``(3, height, width)`` that lie at `place` to those of a window, where they lie in it."""
+    """Add pixels ``(3, height, width)`` of a window `place` to those of another window, where they overlap."""
     both = place.intersection(window)
     inside, target = both.to_slices(place), both.to_slices(window)
     total[:, target[0], target[1]] += part[:, inside[0], inside[1]]
@@ -142,33 +144,33 @@ def _finished(
     clear: Tensor,
     valid: NDArray[np.bool_],
 ) -> NDArray[Any]:
-    """Go back to the picture's values, weaken the change, and keep what is not to be dehazed.
+    """Convert dehazed colors to the values of the image, apply the strength, and keep all other bands and pixels.
 
-    `clear` ``(3, y, x)`` is on the unit scale, on the network's device, and is overwritten.
+    `clear` ``(3, y, x)`` is on the unit scale and on the network's device; it is overwritten.
     """
     with computing():
         job.scale.from_unit(clear)
-        # Finished pixels are a quarter of what would leave the device.
+        # uint8 is a quarter of the bytes to be copied from the device.
         if raw.dtype == np.uint8 and job.strength == 1 and len(set(job.image.rgb)) == 3:
             clear = clear.nan_to_num_().round_().clamp_(0, 255).to(torch.uint8)
         colors = clear.permute(1, 2, 0).cpu().numpy()
     out = raw.copy()
     for band in dict.fromkeys(job.image.rgb):
         seen = [i for i, shown in enumerate(job.image.rgb) if shown == band]
-        # A band that is seen as several colors gets their mean.
+        # A band that is shown as several colors gets their mean.
         color = (colors[..., seen[0]] if len(seen) == 1 else colors[..., seen].mean(-1, dtype=np.float32))[valid]
         own = raw[..., band][valid]
         if job.strength != 1:
             color = job.strength * color + (1 - job.strength) * own.astype(np.result_type(raw.dtype, np.float32))
-        answer = color if color.dtype == np.uint8 else to_dtype(color, raw.dtype)
-        out[valid, band] = _around_nodata(answer, own, job.image.nodata)
+        output = color if color.dtype == np.uint8 else to_dtype(color, raw.dtype)
+        out[valid, band] = _around_nodata(output, own, job.image.nodata)
     return out
 
 
 def _around_nodata(values: NDArray[Any], before: NDArray[Any], nodata: float | None) -> NDArray[Any]:
-    """Keep a band's nodata where it was, and move other values that came to lie on it by the least step away.
+    """Keep the nodata value of a band where it was, and move other values that equal it to the next valid value.
 
-    Readers such as GDAL mask each band by itself.
+    Readers such as GDAL mask each band separately.
     """
     mark = nodata_as_dtype(nodata, values.dtype)
     if mark is None:

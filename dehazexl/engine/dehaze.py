@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK = 2048
-"""Side of the chunks of a dehazed picture, in pixels: a power of two, so that files' chunks divide it."""
+"""Side of the chunks of a dehazed image, in pixels: a power of two, which the chunks of files divide."""
 
 
 def dehaze(
@@ -42,10 +42,9 @@ def dehaze(
     batch: int | Literal["auto"] = "auto",
     tokens: str | Path | None = None,
 ) -> da.Array:
-    """Remove the haze from a picture of any size.
+    """Remove the haze from an image of any size.
 
-    All tiles are encoded and their tokens fused before this returns (the long part of the global context);
-    the pixels are computed when asked for, and only those.
+    All tiles are encoded and their tokens fused before this returns; the pixels are computed lazily.
 
     Parameters
     ----------
@@ -54,26 +53,25 @@ def dehaze(
     model
         A network of `load_model`, or the name or path of weights for it; None loads the bundled weights.
     overlap
-        Pixels by which tiles overlap, 0 to 128; they are blended there. None takes what suits the network: 0 for the
-        head ``field``, whose tiles meet without a step, else 32. 0 is the official network's tiling.
+        Overlap of neighboring tiles in pixels, 0 to 128; they are blended there. None uses the default of the network:
+        0 for the head ``field``, whose tiles meet without a step, else 32. The official network uses 0.
     strength
-        From 0 (the input) to 1 (all the haze that the network sees is removed).
+        Strength of the haze removal, from 0 (the input) to 1 (the output of the network).
     value_range
-        The values of the picture that are black and white; None takes those of `dehazexl.image.value_range`.
+        Values of the image that correspond to black and white; None uses `dehazexl.image.value_range`.
     bands
-        Which three bands are red, green and blue, see `open_image`.
+        Numbers or names of the bands that are red, green and blue, see `open_image`.
     batch
-        Tiles computed at once; ``"auto"`` fits the device.
+        Number of tiles computed at once; ``"auto"`` depends on the memory of the device.
     tokens
-        A folder to keep the tokens in, so that a run that was stopped goes on where it was. None keeps them
-        in memory: 66 kB a tile with the bundled weights in float32, half in half precision.
+        Folder for the tokens, so that an interrupted run can be resumed. None keeps them in memory: 66 kB per tile with
+        the bundled weights in float32, half in half precision.
 
     Returns
     -------
     dask.array.Array
-        Lazy ``(y, x, c)`` with the shape, dtype and bands of the picture. Bands that are not dehazed pass
-        through; pixels without data stay as they are. Integers are rounded and clipped to their dtype,
-        floats are not clipped.
+        Lazy ``(y, x, c)`` with the shape, dtype and bands of the image. Bands that are not dehazed and pixels without
+        data are unchanged. Integers are rounded and clipped to their dtype, floats are not clipped.
 
     Raises
     ------
@@ -97,7 +95,7 @@ def prepare(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] | TilesAtOnce = "auto",
 ) -> Job:
-    """Check the arguments of `dehaze` and open the picture; nothing is computed but its value range.
+    """Check the arguments of `dehaze`, open the image and find its value range.
 
     A `batch` of `TilesAtOnce` is shared with other jobs.
     """
@@ -112,7 +110,7 @@ def prepare(
 
 
 def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
-    """Load what is not loaded yet."""
+    """Return the network, loading it if necessary."""
     if isinstance(model, DehazeXL):
         return model
     if model is None or isinstance(model, (str, Path)):
@@ -121,7 +119,7 @@ def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
 
 
 def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
-    """Return the tiles to compute at once: as many as half the free memory of a GPU holds, or a few on a CPU."""
+    """Return the number of tiles to compute at once: those that fit half the free memory of a GPU, or 4 on a CPU."""
     if batch != "auto":
         if not isinstance(batch, (int, np.integer)) or batch < 1:
             raise ValueError(f"batch must be 'auto' or at least 1 tile, not {batch!r}")
@@ -131,18 +129,18 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     free, _ = torch.cuda.mem_get_info(model.device)
     # The largest activations are the hidden layers at stride 4: some eight of (64 x 64, 8 x width).
     tile = 8 * 64 * 64 * 8 * model.spec.widths[0] * model.dtype.itemsize
-    # And, in float32, some twelve of the pixels themselves.
+    # In addition, some twelve copies of the pixels in float32.
     tile += 12 * 3 * model.spec.tile**2 * 4
     return int(min(64, max(1, free // 2 // tile)))
 
 
 def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
-    """Return an empty token store in memory, or the one in a folder, which may hold tokens already.
+    """Return an empty token store in memory, or the store in a folder, which may contain tokens already.
 
     Raises
     ------
     ValueError
-        See `ZarrTokens`; also if the folder is the picture's own, in it or around it.
+        See `ZarrTokens`; also if the folder and the image overlap on disk.
     """
     if path is None:
         return MemoryTokens(job.grid, job.channels, job.token_dtype)
@@ -153,7 +151,7 @@ def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
 
 
 def fingerprint(job: Job) -> str:
-    """Return a hash of all that the tokens depend on: picture, bands, range, grid, weights, precision, code."""
+    """Return a hash of everything the tokens depend on: image, bands, range, grid, weights, precision, code."""
     parts = (job.image.fingerprint, job.image.rgb, job.image.nodata, job.image.alpha, job.value_range, job.grid)
     digest = hashlib.sha256(repr((FORMAT, parts, job.model.spec, str(job.model.dtype))).encode())
     for name, tensor in sorted(job.model.state_dict().items()):
@@ -162,30 +160,29 @@ def fingerprint(job: Job) -> str:
     return digest.hexdigest()
 
 
-def decode_lazily(job: Job, store: TokenStore, tell: Callable[[int], object] | None = None) -> da.Array:
-    """Return the dehazed picture as a lazy dask array ``(y, x, c)``; `tell` as in `decode.decode`."""
+def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], object] | None = None) -> da.Array:
+    """Return the dehazed image as a lazy dask array ``(y, x, c)``; `on_progress` as in `decode.decode`."""
     import dask.array as da
 
     return da.from_array(
-        Decoded(job, store, tell),
+        Decoded(job, store, on_progress),
         chunks=(CHUNK, CHUNK, -1),
         meta=np.empty((0, 0, 0), job.image.levels[0].dtype),
-        # A name of its own: hashing weights and tokens for one would take longer than it could save.
+        # A random name: hashing weights and tokens would take longer than it could save.
         name=f"dehaze-{uuid.uuid4().hex}",
     )
 
 
 class Decoded(WindowedArray):
-    """The dehazed picture ``(y, x, c)`` as what dask cuts: whatever is cut out is decoded, and no more.
+    """The dehazed image ``(y, x, c)`` as an array that decodes the windows that are read.
 
-    dask passes on a slice of one of its chunks where nothing else needs that chunk, so that a small view of a
-    large picture takes a few tiles.
+    dask reads a part of a chunk if nothing else needs that chunk, so a small view of a large image decodes few tiles.
     """
 
-    def __init__(self, job: Job, store: TokenStore, tell: Callable[[int], object] | None) -> None:
-        self.job, self.store, self.tell = job, store, tell
+    def __init__(self, job: Job, store: TokenStore, on_progress: Callable[[int], object] | None) -> None:
+        self.job, self.store, self.on_progress = job, store, on_progress
         self.shape, self.dtype = job.image.levels[0].shape, job.image.levels[0].dtype
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Decode a window's pixels."""
-        return decode(self.job, self.store, window, self.tell)
+        """Decode the pixels of a window."""
+        return decode(self.job, self.store, window, self.on_progress)

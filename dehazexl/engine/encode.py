@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def encode(job: Job, store: TokenStore) -> Iterator[int]:
-    """Encode all tiles that the store does not hold yet.
+    """Encode all tiles that are not in the store.
 
     Yields
     ------
     int
-        Tiles done since the last, whether computed now or found in the store.
+        Number of tiles done since the last step, computed or found in the store.
     """
     blocks = list(job.grid.blocks(job.grid.block))
     missing = [block for block in blocks if not store.done(block)]
@@ -47,14 +47,14 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
 def _encode_batch(
     job: Job, tiles: Tiles, cells: list[tuple[int, int]], part: slice
 ) -> tuple[list[Tensor], NDArray[np.bool_]]:
-    """Return the feature maps of some tiles, see `DehazeXL.encode`, and the validity of their pixels."""
+    """Return the feature maps of tiles, see `DehazeXL.encode`, and the validity of their pixels."""
     x, valid = tiles.stack(job, cells[part])
     with computing():
         return job.model.encode(x.clamp(0, 1)), valid
 
 
 def _read_ahead(job: Job, blocks: list[Window]) -> Iterator[tuple[Window, Tiles]]:
-    """Yield blocks with their pixels; the next are read while one is in use."""
+    """Yield blocks with their pixels, reading the next block in a thread."""
     with ThreadPoolExecutor(1) as reader:
         coming = [reader.submit(Tiles.read, job, block) for block in blocks[:1]]
         for block, following in zip(blocks, [*blocks[1:], None], strict=False):
@@ -65,12 +65,12 @@ def _read_ahead(job: Job, blocks: list[Window]) -> Iterator[tuple[Window, Tiles]
 
 
 def _to_numpy(tokens: Tensor, job: Job) -> NDArray[Any]:
-    """Bring tokens ``(n, 8, 8, c)`` to the form in which they are kept, ``(n, 64, c)``."""
+    """Convert tokens ``(n, 8, 8, c)`` to the form of token stores, ``(n, 64, c)``."""
     return tokens.flatten(1, 2).float().cpu().numpy().astype(job.token_dtype)
 
 
 def _valid_tokens(valid: NDArray[np.bool_], spec: Spec) -> NDArray[np.bool_]:
-    """Tell which tokens ``(n, 64)`` have a pixel with data, from tiles ``(n, side, side)``."""
+    """Return which tokens ``(n, 64)`` have a valid pixel, from the validity of tiles ``(n, side, side)``."""
     inner = valid[:, spec.halo : spec.halo + spec.tile, spec.halo : spec.halo + spec.tile]
     side = spec.scale * TOKEN
     return inner.reshape(-1, SIDE, side, SIDE, side).any((2, 4)).reshape(-1, SIDE * SIDE)

@@ -1,4 +1,4 @@
-"""One memory policy for all passes: fewer tiles at once where memory runs short."""
+"""Memory policy of all passes: fewer tiles at once when memory runs out."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ T = TypeVar("T")
 
 
 FUSE_TILES, FUSE_SHARE = 256, 64
-"""Tiles whose tokens ask at once while fusing: at most, and for each tile of a batch."""
+"""Tiles whose tokens are fused at once: the maximum, and the number per tile of a batch."""
 
 
 class TilesAtOnce:
-    """How many tiles are computed at once: halved, for good, whenever memory runs out.
+    """Number of tiles computed at once; it is halved permanently whenever memory runs out.
 
     Parameters
     ----------
     batch
-        Tiles to begin with.
+        Initial number of tiles.
 
     Attributes
     ----------
     batch : int
-        Tiles that are encoded or decoded at once from now on.
+        Tiles that are encoded or decoded at once.
     fuse : int
-        Tiles whose tokens are fused at once from now on.
+        Tiles whose tokens are fused at once.
     note : str
-        What the user should know, once memory ran short; empty before.
+        Message for the user after memory ran out, else empty.
     """
 
     def __init__(self, batch: int) -> None:
@@ -36,21 +36,21 @@ class TilesAtOnce:
     def each(
         self, count: int, compute: Callable[[slice], T], what: Literal["batch", "fuse"] = "batch"
     ) -> Iterator[tuple[slice, T]]:
-        """Compute `count` tiles part by part; a part that does not fit in memory is computed again in halves.
+        """Compute `count` tiles in parts; a part that does not fit in memory is computed again in halves.
 
         Parameters
         ----------
         count
-            Tiles in all.
+            Total number of tiles.
         compute
-            Called with the slice of some tiles; it must leave nothing behind where it fails.
+            Called with a slice of the tiles; it must have no side effects when it fails.
         what
-            Which of the two numbers of tiles counts.
+            Which number of tiles applies.
 
         Yields
         ------
         slice, result
-            Of each part, in order.
+            Slice and result of each part, in order.
 
         Raises
         ------
@@ -69,21 +69,21 @@ class TilesAtOnce:
                 yield part, result
                 start = part.stop
                 continue
-            # Out of the handler: the error no longer holds the tensors of the part that failed.
+            # Outside the handler: the exception no longer references the tensors of the failed part.
             self._halve(what, part.stop - part.start)
 
     def _halve(self, what: str, failed: int) -> None:
-        """Compute at most half of the tiles that failed; threads that fail together halve once."""
-        import torch  # not before: a viewer starts without it
+        """Compute at most half of the tiles that failed; threads that fail at the same time halve once."""
+        import torch  # imported late: a viewer starts without it
 
         fewer = min(getattr(self, what), max(1, failed // 2))
         setattr(self, what, fewer)
-        self.note = f"memory was short: {fewer} tiles are computed at once from now on"
+        self.note = f"memory ran out: {fewer} tiles are computed at once from now on"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def short_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory ran out: a GPU's, or the processor's, on any system."""
+    """Return whether an error means that the memory of a GPU or of the host ran out, on any system."""
     words = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
     return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)

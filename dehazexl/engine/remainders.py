@@ -13,17 +13,17 @@ Cell = tuple[int, int]
 
 
 class Remainders:
-    """The parts of decoded tiles that other windows need, so that no tile is decoded for each window it reaches into.
+    """Cache of the parts of decoded tiles that other windows need, so that no tile is decoded more than once.
 
     Parameters
     ----------
     size
-        Bytes to keep at most; the parts that were used longest ago go first.
+        Maximum number of bytes; the least recently used parts are dropped.
 
     Attributes
     ----------
     lock : threading.RLock
-        To be held while a window is decoded.
+        Held while a window is decoded.
     """
 
     def __init__(self, size: int) -> None:
@@ -32,11 +32,11 @@ class Remainders:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept."""
+        """Size of the cache in bytes."""
         return int(self._parts.currsize)
 
     def put(self, cell: Cell, tile: Window, weighted: Tensor, window: Window, image: Window) -> None:
-        """Keep a tile's part of the image outside a window.
+        """Store the part of a tile that lies in the image but outside a window.
 
         Parameters
         ----------
@@ -45,7 +45,7 @@ class Remainders:
         tile, window, image
             Pixels of the tile, of the window that it was decoded for, and of the whole image.
         weighted
-            The tile's share ``(3, side, side)`` in each of its pixels.
+            Pixels of the tile times its blend weight ``(3, side, side)``.
         """
         parts = []
         for part in tile.intersection(image).split(window)[1]:
@@ -55,7 +55,7 @@ class Remainders:
             self._parts[cell] = parts
 
     def get(self, cell: Cell, part: Window) -> Tensor | None:
-        """Return a tile's share ``(3, height, width)`` in some of its pixels, if it is kept."""
+        """Return weighted pixels ``(3, height, width)`` of a part of a tile, or None if they are not stored."""
         for kept, weighted in self._parts.get(cell, ()):
             if kept.intersection(part) == part:
                 inside = part.to_slices(kept)

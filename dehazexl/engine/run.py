@@ -1,4 +1,4 @@
-"""A run: one image, from its pixels to its fused tokens, stage by stage."""
+"""Stages of a run, from the pixels of an image to its fused tokens."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Stage(NamedTuple):
     name
         ``"encode"`` or ``"fuse"``.
     total
-        Tiles that it consists of.
+        Number of tiles.
     steps
-        Yields the tiles done since the last step; the work is done as it is asked.
+        Iterator that does the work; yields the number of tiles done since the last step.
     """
 
     name: str
@@ -32,38 +32,38 @@ class Stage(NamedTuple):
 
 
 class Cancelled(Exception):
-    """A run was cancelled."""
+    """Raised when a run is cancelled."""
 
 
 class Cancel:
-    """Whether a run is to end, for any thread.
+    """Cancellation of a run, for any thread.
 
     Parameters
     ----------
     wanted
-        Asked after each batch, from several threads.
+        Called after each batch, in several threads; returns True to cancel.
     """
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
         self._wanted = wanted
 
     def check(self, _: int = 0) -> None:
-        """Raise `Cancelled` if the run is to end."""
+        """Raise `Cancelled` if the run is cancelled."""
         if self._wanted():
             raise Cancelled
 
 
 def stages(job: Job, store: TokenStore, cancel: Cancel | None = None) -> Iterator[Stage]:
-    """Yield the stages before any pixel can be decoded; each has to be worked through before the next.
+    """Yield the stages that come before decoding; iterate over the steps of each before the next.
 
-    After each step the run may be left, or cancelled; the store then holds what was done.
+    The run may be left or cancelled after any step; the store then contains the finished part.
     """
     for name, work, times in (("encode", encode, 1), ("fuse", fuse, len(job.model.context.layers))):
         yield Stage(name, job.grid.count * times, _cancelable(work(job, store), cancel))
 
 
 def _cancelable(steps: Iterator[int], cancel: Cancel | None) -> Iterator[int]:
-    """Yield from steps until the run is cancelled."""
+    """Yield from `steps` until the run is cancelled."""
     for done in steps:
         if cancel is not None:
             cancel.check()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Pixels of a rectangle of tiles, read at once.
+    """Pixels of a rectangle of tiles.
 
     Attributes
     ----------
@@ -48,23 +48,23 @@ class Tiles:
         raw = job.pixels.read(window)
         rgb = job.scale.to_unit(colors(raw, job.image))
         valid = valid_mask(raw, job.image)
-        rgb[~valid] = 0  # so that NaN and infinities go nowhere
+        rgb[~valid] = 0  # removes NaN and infinities
         return cls(raw, rgb, valid, tiles, window)
 
     def tile(self, job: Job, row: int, col: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Cut out a tile with its halo: ``(y, x, 3)`` without holes, and its validity ``(y, x)``."""
+        """Return a tile with its halo ``(y, x, 3)``, its pixels without data filled, and its validity ``(y, x)``."""
         inside = job.grid.tile(row, col).expand(job.model.spec.halo).to_slices(self.window)
         rgb, valid = self.rgb[inside], self.valid[inside]
         if not valid.all():
-            # Holes get the tile's mean, so that they say nothing. It depends on the tile alone.
+            # Pixels without data get the mean of the tile, which shows no structure and depends on the tile alone.
             mean = rgb[valid].mean(0) if valid.any() else np.float32(0.5)
             rgb = np.where(valid[..., None], rgb, mean)
         return rgb, valid
 
     def stack(self, job: Job, cells: list[tuple[int, int]]) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Return some tiles ``(n, 3, side, side)`` on the network's device, and their validity ``(n, side, side)``.
+        """Return tiles ``(n, 3, side, side)`` on the network's device and their validity ``(n, side, side)``.
 
-        They are on the unit scale, not clipped to it, and have the network's halo.
+        They are on the unit scale, not clipped, and have the network's halo.
         """
         cut = [self.tile(job, row, col) for row, col in cells]
         x = torch.from_numpy(np.stack([rgb for rgb, _ in cut])).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Tokens of a picture's tiles between the passes: in memory, or on disk so that work can be resumed."""
+"""Token stores: the tokens of all tiles between the passes, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
     from dehazexl.image.grid import TileGrid, Window
 
 FORMAT = 2
-"""To be raised whenever code changes what the tokens of the same picture, weights and settings are."""
+"""Version of the tokens: raise it when code changes the tokens of the same image, weights and settings."""
 
 
 class TokenStore(Protocol):
-    """What the passes need of a store. Shapes: ``rows`` and ``cols`` in tiles, 64 tokens a tile, c channels."""
+    """Interface of token stores. Shapes: rows and columns in tiles, 64 tokens per tile, c channels."""
 
     def done(self, block: Window) -> bool:
-        """Tell whether the tokens of a block of `TileGrid.blocks` have been recorded."""
+        """Return whether the tokens of a block of `TileGrid.blocks` are stored."""
 
     def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        """Record the tokens ``(rows, cols, 64, c)`` of a block, and which of them have data ``(rows, cols, 64)``."""
+        """Store the tokens ``(rows, cols, 64, c)`` of a block and their validity ``(rows, cols, 64)``."""
 
     def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Hand out all tokens ``(rows, cols, 64, c)``, to be overwritten, and their validity.
+        """Return all tokens ``(rows, cols, 64, c)``, which the caller may overwrite, and their validity.
 
-        Until `put_fused`, blocks whose tokens are nowhere else count as not done.
+        Blocks whose tokens exist nowhere else are not done until `put_fused`.
         """
 
     def fused(self) -> bool:
-        """Tell whether fused tokens have been recorded."""
+        """Return whether fused tokens are stored."""
 
     def put_fused(self, tokens: NDArray[Any]) -> None:
-        """Record all fused tokens ``(rows, cols, 64, c)``."""
+        """Store all fused tokens ``(rows, cols, 64, c)``."""
 
     def get_fused(self, tiles: Window) -> NDArray[Any]:
         """Return the fused tokens ``(rows, cols, 64, c)`` of a rectangle of tiles."""
 
 
 class MemoryTokens:
-    """Tokens in memory. Fusing overwrites the tokens, so that only one array is held."""
+    """Tokens in memory. Fusing overwrites the tokens, so there is only one array."""
 
     def __init__(self, grid: TileGrid, channels: int, dtype: DTypeLike) -> None:
         self._array = np.zeros((grid.rows, grid.cols, SIDE**2, channels), dtype)
@@ -86,17 +86,17 @@ class MemoryTokens:
 
 
 class ZarrTokens:
-    """Tokens in a Zarr folder: what has been done once is not done again.
+    """Tokens in a Zarr group on disk, from which an interrupted run is resumed.
 
-    A block counts as done when it is written in the array ``done``, which happens after its tokens are: a chunk's
-    file alone would prove nothing, as chunks that equal the fill value have none.
+    A block is done when it is marked in the array ``done``, after its tokens are written. The file of a chunk alone is
+    no proof: chunks that equal the fill value have none.
 
     Raises
     ------
     ValueError
-        If the folder holds the tokens of another picture, of other weights or other settings, or anything else.
+        If the folder contains the tokens of another image, of other weights or other settings, or anything else.
     OSError
-        If the disk is full, here or while tokens are put: those that were put before are kept.
+        If the disk is full, here or later; tokens that were stored before are kept.
     """
 
     def __init__(self, path: str | Path, grid: TileGrid, channels: int, dtype: DTypeLike, fingerprint: str) -> None:
@@ -105,7 +105,7 @@ class ZarrTokens:
         shape = (grid.rows, grid.cols, SIDE**2, channels)
         chunks = (self._side, self._side, SIDE**2, channels)
         self._path = Path(path)
-        with self._room():
+        with self._disk_full_message():
             group = _open(self._path, fingerprint)
             self._array = group.require_array("tokens", shape=shape, chunks=chunks, dtype=dtype)
             self._valid = group.require_array("valid", shape=shape[:3], chunks=chunks[:3], dtype=bool)
@@ -120,7 +120,7 @@ class ZarrTokens:
     def put(self, block: Window, tokens: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         """See `TokenStore.put`."""
         rows, cols = slice(block.y0, block.y1), slice(block.x0, block.x1)
-        with self._room():
+        with self._disk_full_message():
             self._array[rows, cols] = tokens
             self._valid[rows, cols] = valid
             self._done[block.y0 // self._side, block.x0 // self._side] = True
@@ -135,7 +135,7 @@ class ZarrTokens:
 
     def put_fused(self, tokens: NDArray[Any]) -> None:
         """See `TokenStore.put_fused`."""
-        with self._room():
+        with self._disk_full_message():
             self._fused[:] = tokens
             self._group.attrs["fused"] = True
 
@@ -143,14 +143,14 @@ class ZarrTokens:
         """See `TokenStore.get_fused`."""
         return np.asarray(self._fused[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
 
-    def _room(self) -> AbstractContextManager[None]:
+    def _disk_full_message(self) -> AbstractContextManager[None]:
         return disk_full_message(
             f"writing tokens into {self._path}", "those that are done are kept, so make room and run it again"
         )
 
 
 def check_apart(folder: Path, *places: Path) -> None:
-    """Refuse a folder for tokens that is one of some places, lies in one or holds one.
+    """Refuse a folder for tokens that overlaps other paths.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def check_apart(folder: Path, *places: Path) -> None:
 
 
 def _open(path: Path, fingerprint: str) -> zarr.Group:
-    """Open the folder of these tokens, or make it; leave any other as it is."""
+    """Open the group of these tokens, or create it; leave any other folder unchanged."""
     import zarr
 
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -173,10 +173,12 @@ def _open(path: Path, fingerprint: str) -> zarr.Group:
     try:
         group = zarr.open_group(path, mode="r+")
     except (OSError, ValueError):
-        raise ValueError(f"{path}: is no folder of tokens; give another, or one that is new or empty") from None
+        raise ValueError(
+            f"{path} is not a folder of tokens: give another folder, or one that is new or empty"
+        ) from None
     if group.attrs.get("fingerprint") != fingerprint:
         raise ValueError(
-            f"{path}: holds tokens of another picture, other weights or settings, or of another version of dehazexl; "
+            f"{path} contains tokens of another image, other weights or settings, or of another version of dehazexl: "
             "give another folder, or delete it"
         )
     return group

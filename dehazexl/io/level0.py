@@ -1,7 +1,7 @@
-"""The finest level of an image while it is written: tiles in a Zarr array, and which of them are done.
+"""The finest level of an image while it is written: tiles in a Zarr array, and marks of the finished tiles.
 
-It is what writing can be taken up from: a tile is marked after its pixels are written, so that work that was killed at
-any moment goes on with the tiles that are not marked.
+A tile is marked after its pixels are written, so writing that was interrupted at any moment resumes with the tiles that
+are not marked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dehazexl.io.blocks import Block
 
 BLOCK = 2048
-"""Side in pixels of the blocks that are read, and of the tiles that are marked together."""
+"""Side in pixels of the blocks that are read, and of the chunks of marks."""
 
 
 class Level0:
@@ -35,11 +35,11 @@ class Level0:
     Parameters
     ----------
     array
-        Its pixels ``(c, y, x)``, in chunks of a tile.
+        Pixels ``(c, y, x)``, in chunks of a tile.
     marks
-        Folder of the array that marks its tiles; made if it is not there.
+        Path of the array of marks; it is created if it does not exist.
     levels
-        Its sizes.
+        Sizes of the levels.
     """
 
     def __init__(self, array: zarr.Array[Any], marks: Path, levels: Levels) -> None:
@@ -60,10 +60,14 @@ class Level0:
         return all(self._done[cell] for cell in self.levels.tiles_touching(y, x, height, width))
 
     def fill(self, pixels: da.Array, at_once: int) -> Generator[int, None, None]:
-        """Compute the blocks of an image ``(y, x, c)`` that touch a missing tile, and write them.
+        """Compute and write the blocks of an image ``(y, x, c)`` that touch an unfinished tile.
 
-        Each chunk is written once and whole, so no two writes ever meet in one. Yields the number of pixels that each
-        block brought; before, that of the blocks that were done.
+        Each chunk is written once and as a whole.
+
+        Yields
+        ------
+        int
+            Number of pixels of the blocks that were finished before, then of each block.
         """
         blocks = computed(pixels, at_once, lambda *block: not self.done(*block))
         assembler, before = Assembler(self.levels), self._pixels_done(pixels)
@@ -80,7 +84,7 @@ class Level0:
             blocks.close()
 
     def read(self) -> Generator[Block, None, None]:
-        """Yield the image block by block, ``(y, x, c)`` each, in row-major order."""
+        """Yield the blocks of the image in row-major order, ``(y, x, c)`` each."""
         _, height, width = self.array.shape
         for y in range(0, height, BLOCK):
             for x in range(0, width, BLOCK):

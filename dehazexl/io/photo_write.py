@@ -27,7 +27,7 @@ _REMEDY = "write a .tif or a .zarr instead"
 _FEWER = f"{_REMEDY}, or keep three bands (gdal_translate -b 1 -b 2 -b 3 on the file; pixels[..., :3] in Python)"
 
 
-def check_picture(path: Path, target: Image) -> None:
+def check_photo(path: Path, target: Image) -> None:
     """Refuse what PNG or JPEG cannot hold.
 
     Raises
@@ -48,7 +48,7 @@ def check_picture(path: Path, target: Image) -> None:
         raise ValueError(f"{path} cannot hold {height} x {width} pixels: {_REMEDY}")
 
 
-def write_picture(blocks: Iterable[Block], path: Path, target: Image, suffix: str) -> Generator[int, None, None]:
+def write_photo(blocks: Iterable[Block], path: Path, target: Image, suffix: str) -> Generator[int, None, None]:
     """Gather the blocks in memory, then encode them as `suffix` (``.png``, ``.jpg``, ``.jpeg``) says.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Pictures out: a lazy picture becomes an OME-Zarr, a TIFF, a PNG or a JPEG, each block computed once."""
+"""Write lazy images as OME-Zarr, TIFF, PNG or JPEG, computing each block once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dehazexl.image.image import Image
 from dehazexl.image.nodata import nodata_as_dtype
 from dehazexl.io.blocks import computed
 from dehazexl.io.disk import disk_full_message, paths_overlap
-from dehazexl.io.photo_write import check_picture, write_picture
+from dehazexl.io.photo_write import check_photo, write_photo
 from dehazexl.io.tiff_write import Compression, write_tiff
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from dehazexl.io.blocks import Block
 
-ZARR, TIFF, PICTURE = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
-_BLOCK = 2048  # pixels: the side of the blocks that a numpy array is cut into
-_IMAGE, _MARKS = "image", "done"  # in the folder of an image that is under way
+ZARR, TIFF, PHOTO = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
+_BLOCK = 2048  # pixels along a side of the blocks of a numpy array
+_IMAGE, _MARKS = "image", "done"  # in the folder of an unfinished image
 
 
 def to_zarr(
@@ -38,31 +38,31 @@ def to_zarr(
     ngff: Ngff = "0.5",
     overwrite: bool = False,
 ) -> Path:
-    """Write a picture as OME-Zarr with a pyramid, block by block; `dehazexl.io.write.write` says how.
+    """Write an image as OME-Zarr with overviews, block by block; see `dehazexl.io.write.write`.
 
     Parameters
     ----------
     clear
-        The picture ``(y, x, c)`` or ``(y, x)``, lazy or not, integer or floating point.
+        The image ``(y, x, c)`` or ``(y, x)``, lazy or not, integer or floating point.
     path
-        A name that ends in ``.zarr``.
+        Path that ends in ``.zarr``.
     like
-        The picture that `clear` was made from: gives names of bands, alpha, nodata, georeference and pixel size.
+        The image that `clear` was computed from, for names of bands, alpha, nodata, georeference and pixel size.
     ngff
         Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
     overwrite
-        Replace what is at `path`, once the new picture is complete.
+        Replace an existing file or folder, once the new image is complete.
 
     Returns
     -------
     Path
-        The Zarr that was written.
+        Path of the Zarr.
 
     Raises
     ------
     FileExistsError, FileNotFoundError, ValueError, OSError
-        If there is something at `path` and `overwrite` is False, its folder is not there, something does not fit
-        (suffix, dtype, bands, the shape of `like`, a place in the input), or it cannot be written.
+        If `path` exists and `overwrite` is False, its folder does not exist, an argument does not fit (suffix, dtype,
+        bands, shape of `like`, a path inside the input), or the image cannot be written.
     """
     return _drained(clear, path, like, ZARR, ngff=ngff, overwrite=overwrite)
 
@@ -75,21 +75,21 @@ def to_tiff(
     compression: Compression = "deflate",
     overwrite: bool = False,
 ) -> Path:
-    """Write a picture as tiled (Geo)TIFF with overviews, block by block; `dehazexl.io.write.write` says how.
+    """Write an image as tiled (Geo)TIFF with overviews, block by block; see `dehazexl.io.write.write`.
 
     Parameters
     ----------
     clear, like, overwrite
-        As in `to_zarr`; `like` also gives tags and color profile.
+        As in `to_zarr`; `like` also provides tags and the color profile.
     path
-        A name that ends in ``.tif`` or ``.tiff``.
+        Path that ends in ``.tif`` or ``.tiff``.
     compression
         ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
 
     Returns
     -------
     Path
-        The file that was written.
+        Path of the file.
 
     Raises
     ------
@@ -99,17 +99,17 @@ def to_tiff(
     return _drained(clear, path, like, TIFF, compression=compression, overwrite=overwrite)
 
 
-def to_picture(
+def to_photo(
     clear: da.Array | NDArray[Any], path: str | Path, like: Image | None = None, *, overwrite: bool = False
 ) -> Path:
-    """Write a small picture as PNG or JPEG; see `write`.
+    """Write a small image as PNG or JPEG; see `write`.
 
     Returns
     -------
     Path
-        The file that was written.
+        Path of the file.
     """
-    return _drained(clear, path, like, PICTURE, overwrite=overwrite)
+    return _drained(clear, path, like, PHOTO, overwrite=overwrite)
 
 
 def write(
@@ -125,8 +125,8 @@ def write(
 ) -> Generator[int, None, None]:
     """Write an image in the format that the suffix names, block by block.
 
-    The arguments are checked at once, the work is done as the result is iterated. Each block of `clear` is computed
-    once. Held in memory are the blocks under way and less than a row of 512 x 512 tiles. Everything is written into the
+    The arguments are checked at once; the work is done during iteration. Each block of `clear` is computed
+    once. Only the blocks in progress and less than a row of 512 x 512 tiles are kept in memory. Everything is written into the
     folder ``.NAME.part`` next to `path`, and renamed when it is complete.
 
     A Zarr is written in two phases: its finest level, then the overviews from that. With `resume` the other formats
@@ -136,21 +136,21 @@ def write(
     Parameters
     ----------
     clear
-        The picture ``(y, x, c)`` or ``(y, x)``, lazy or not, integer or floating point. Blocks of any
+        The image ``(y, x, c)`` or ``(y, x)``, lazy or not, integer or floating point. Blocks of any
         size do; whole multiples of 512 pixels are best.
     path
         ``.zarr`` and ``.ome.zarr``: OME-Zarr. ``.tif`` and ``.tiff``: tiled TIFF with overviews,
         BigTIFF when large. ``.png`` (8 and 16 bits, 1 to 4 bands) and ``.jpg``, ``.jpeg`` (8 bits, 1 or 3
-        bands): held in memory, at most 2**28 pixels.
+        bands): kept in memory, at most 2**28 pixels.
     like
-        The picture that `clear` was made from: gives names of bands, alpha, nodata, georeference, pixel
-        size and further metadata; a TIFF or JPEG also its color profile, a JPEG its EXIF.
+        The image that `clear` was computed from, for names of bands, alpha, nodata, georeference, pixel size and
+        further metadata, for TIFF and JPEG also the color profile, for JPEG the EXIF.
     ngff
         Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
     compression
-        Of the TIFF: ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
+        Compression of a TIFF: ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
     overwrite
-        Replace what is at `path`, once the new picture is complete.
+        Replace an existing file or folder, once the new image is complete.
     blocks_at_once
         Blocks computed at the same time: 2 keep a network busy while the next block is read and the last
         is written; on a dask cluster, take two for each worker.
@@ -167,12 +167,12 @@ def write(
     Raises
     ------
     FileExistsError
-        If there is something at `path` and `overwrite` is False.
+        If `path` exists and `overwrite` is False.
     FileNotFoundError
-        If the folder of `path` is not there.
+        If the folder of `path` does not exist.
     ValueError
         If the suffix, the dtype or the number of bands does not fit, if `like` has another shape, or if
-        `path` is, holds or lies in the picture that was opened.
+        `path` and the opened image overlap on disk.
     OSError
         While iterating, if the disk is full.
     """
@@ -202,7 +202,7 @@ def _write_file(
     if suffix in TIFF:
         steps = write_tiff(blocks, image, target, compression)
     else:
-        steps = write_picture(blocks, image, target, suffix)
+        steps = write_photo(blocks, image, target, suffix)
     try:
         for pixels in steps:
             yield pixels if counts else 0
@@ -220,32 +220,32 @@ def check(
     compression: Compression = "deflate",
     overwrite: bool = False,
 ) -> Image:
-    """Check all that can be known before anything is computed; arguments and errors as in `write`.
+    """Check the arguments before anything is computed; arguments and errors as in `write`.
 
     Returns
     -------
     Image
-        What would be written.
+        Description of the image to be written.
     """
     path = Path(path).expanduser()
     for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
         if value not in get_args(kind):
             raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
-    _check_suffix(path, (*ZARR, *TIFF, *PICTURE))
+    _check_suffix(path, (*ZARR, *TIFF, *PHOTO))
     target = _target(clear, like)
     _check_place(path, target, overwrite)
-    if path.suffix.lower() in PICTURE:
-        check_picture(path, target)
+    if path.suffix.lower() in PHOTO:
+        check_photo(path, target)
     return target
 
 
 def total(clear: da.Array | NDArray[Any]) -> int:
-    """Pixels of a picture ``(y, x, c)``: what `write` counts up to."""
+    """Return the number of pixels of an image ``(y, x, c)``, which `write` counts up to."""
     return int(clear.shape[0]) * int(clear.shape[1])
 
 
 def part_of(path: Path) -> Path:
-    """Return the folder of an image that is under way."""
+    """Return the folder of an unfinished image."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -264,18 +264,18 @@ def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
-    """Describe what is to be written: `clear` with what is known from `like`."""
+    """Describe the image to be written: the pixels of `clear` with the metadata of `like`."""
     import dask.array as da
 
     if like is not None and not isinstance(like, Image):
-        raise TypeError(f"like={like!r} is no Image: open the picture first, like=open_image(...)")
+        raise TypeError(f"like={like!r} is not an Image: open it first, like=open_image(...)")
     array = clear
     if not isinstance(array, da.Array):
         array = da.from_array(array, chunks=_BLOCK, name=False)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape:
-        raise ValueError(f"a picture of shape {clear.shape} cannot be written: pass (y, x, bands), none of them 0")
+        raise ValueError(f"an image of shape {clear.shape} cannot be written: pass (y, x, bands), none of them 0")
     if array.dtype.kind not in "iuf":
         raise ValueError(f"pixels of dtype {array.dtype} cannot be written: convert them, e.g. clear.astype('uint8')")
     array = array.rechunk({2: -1}).astype(array.dtype.newbyteorder("="))
@@ -283,14 +283,14 @@ def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
         like = _plain(array)
     if array.shape != like.levels[0].shape:
         raise ValueError(
-            f"the picture has shape {array.shape}, but the one it is like has {like.levels[0].shape}: "
+            f"the image has shape {array.shape}, but `like` has {like.levels[0].shape}: "
             "crop `like` the same way (levels, geo.moved), or leave it out"
         )
     return replace(like, levels=(array,), nodata=nodata_as_dtype(like.nodata, array.dtype))
 
 
 def _plain(array: da.Array) -> Image:
-    """Say of a picture what its shape tells."""
+    """Describe an image by its shape alone."""
     bands = array.shape[2]
     names = ("red", "green", "blue") if bands == 3 else tuple(f"band {band}" for band in range(1, bands + 1))
     return Image((array,), "array", names, (0, 1, 2) if bands >= 3 else (0, 0, 0), 1 if bands == 2 else None)
@@ -303,7 +303,7 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
         raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
-        # Permissions alone do not tell: disks are mounted read-only, shares have rules of their own.
+        # Permissions alone do not tell: disks may be mounted read-only, and shares have their own rules.
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -316,21 +316,21 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
 def _written(
     steps: Generator[int, None, None], part: Path, path: Path, pixels: int, resume: str | None
 ) -> Generator[int, None, None]:
-    """Go through the steps, then give the result its name; leave nothing behind if that fails, unless to resume."""
-    done = told = 0
+    """Do the steps, then rename the result; remove the folder if that fails and the work cannot be resumed."""
+    done = reported = 0
     left = "which is kept, so make room and run it again" if resume else "which was removed"
     with disk_full_message(f"writing {part}, {left}", f"make room, or write {path.name} to another disk"):
         try:
             _begin(part, resume)
             for step in steps:
                 done += step
-                # All pixels are not told before the image has its name.
-                told = done if done < pixels else told
-                yield told
+                # The total is reported only after the result is renamed.
+                reported = done if done < pixels else reported
+                yield reported
             _rename(part / _IMAGE, path)
             _remove(part)
         except BaseException:
-            # First stop the threads and close the file.
+            # Stop the threads and close the file first.
             steps.close()
             if resume is None:
                 _remove(part)
@@ -339,7 +339,7 @@ def _written(
 
 
 def _begin(part: Path, resume: str | None) -> None:
-    """Make the folder for an image that is under way, or keep the one that the same work left."""
+    """Create the folder of an unfinished image, or keep the one that the same work left."""
     job = part / "job.json"
     if resume is not None and job.exists() and json.loads(job.read_text())["fingerprint"] == resume:
         return
@@ -349,7 +349,7 @@ def _begin(part: Path, resume: str | None) -> None:
 
 
 def _rename(source: Path, path: Path) -> None:
-    """Put `source` in the place of `path`: a folder cannot replace another in one step, a file can."""
+    """Move `source` to `path`; unlike a file, a folder cannot replace another in one step."""
     if not path.is_dir() and not (source.is_dir() and path.exists()):
         source.replace(path)
         return

@@ -1,4 +1,4 @@
-"""The network: encode tiles, fuse their tokens over the whole picture, decode tiles.
+"""The network: encode tiles, fuse their tokens over the whole image, decode tiles.
 
 DehazeXL, CVPR 2025, arXiv 2504.09621. The specs can be read without importing torch.
 """

@@ -1,4 +1,4 @@
-"""Context: attention over the tokens of all tiles, the one stage that sees the whole picture."""
+"""Context: attention over the tokens of all tiles, the one stage that sees the whole image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
     Parameters
     ----------
     rows, cols
-        Position of each token in the grid of the whole picture, any equal shape ``(...)``, in tokens.
+        Position of each token in the grid of the whole image, any equal shape ``(...)``, in tokens.
     width
         Channels; the first half codes the column, the second the row, each as sines then cosines.
 
@@ -31,7 +31,7 @@ def positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
         ``(..., width)``, float32, in [-1, 1].
     """
     quarter = width // 4
-    # In float64 and so on the CPU: in float32 the angles of large pictures are off, and MPS knows no other.
+    # In float64 and so on the CPU: in float32 the angles of large images are inaccurate, and MPS has no float64.
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(int(torch.maximum(rows, cols).max()) + 1)[:, None] * frequency
     code = torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(rows.device)  # of each row or column
@@ -134,7 +134,7 @@ class ContextLayer(nn.Module):
         self.mlp = GatedMlp(width, 4 * width)
 
     def keys_values(self, x: Tensor, valid: Tensor | None = None, side: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return what other tokens attend to.
+        """Return keys and values for the attention of other tokens.
 
         Parameters
         ----------

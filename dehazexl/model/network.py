@@ -1,4 +1,4 @@
-"""DehazeXL: the whole network, and its three stages for pictures that are taken tile by tile."""
+"""DehazeXL: the whole network, and its three stages for images that are processed tile by tile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dehazexl.model.tokens import Tokens
 
 
 def pad(x: Tensor, halo: int, tile: int = TILE) -> Tensor:
-    """Reflect-pad pictures ``(n, c, h, w)`` to whole tiles at the far sides, then by `halo` all around."""
+    """Reflect-pad images ``(n, c, h, w)`` to whole tiles at the far sides, then by `halo` all around."""
     for axis in (2, 3):
         size = x.shape[axis]
         whole = math.ceil(size / tile) * tile
@@ -35,14 +35,14 @@ def pad(x: Tensor, halo: int, tile: int = TILE) -> Tensor:
 
 
 def to_tiles(x: Tensor, halo: int = 0, tile: int = TILE) -> Tensor:
-    """Cut padded pictures ``(n, c, h, w)`` into tiles ``(n * tiles, c, tile + 2 halo, tile + 2 halo)``, row-major."""
+    """Cut padded images ``(n, c, h, w)`` into tiles ``(n * tiles, c, tile + 2 halo, tile + 2 halo)``, row-major."""
     side = tile + 2 * halo
     tiles = x.unfold(2, side, tile).unfold(3, side, tile)  # (n, c, rows, cols, side, side)
     return tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
 
 
 def from_tiles(tiles: Tensor, rows: int, cols: int) -> Tensor:
-    """Join tiles ``(n * rows * cols, c, side, side)`` to pictures ``(n, c, rows * side, cols * side)``."""
+    """Join tiles ``(n * rows * cols, c, side, side)`` to images ``(n, c, rows * side, cols * side)``."""
     _, c, side, _ = tiles.shape
     x = tiles.view(-1, rows, cols, c, side, side).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(-1, c, rows * side, cols * side)
@@ -51,8 +51,8 @@ def from_tiles(tiles: Tensor, rows: int, cols: int) -> Tensor:
 class DehazeXL(nn.Module):
     """DehazeXL of any spec.
 
-    ``forward`` takes whole images and is what every streamed result is compared with. `encode`, `fuse` and `decode` are
-    its stages; the streamed passes call the same ones, or what they are made of.
+    ``forward`` processes whole images; it is the reference for every streamed result. `encode`, `fuse` and `decode` are
+    its stages, which the streamed passes call as well.
 
     Tiles given to the stages carry a halo of ``spec.halo`` pixels on each side (none for the official spec).
 

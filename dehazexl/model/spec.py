@@ -1,4 +1,4 @@
-"""What a DehazeXL is made of, as plain numbers that a weights file can hold."""
+"""Specification of a network: plain numbers that a weights file can contain."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Spec:
     head
         How the decoder's output becomes pixels: ``residual`` (x + r), ``gain`` (x + K x + B),
         ``scattering`` ((x - A) / t + A, the atmospheric scattering model solved for the scene) or ``field`` (the same
-        model with one field of thickness over the whole image and one airlight, see `dehazexl.model.field`).
+        model with one field of thickness over the whole image and one airlight, see `dehazexl.model.haze`).
     head_stride
         1: the head's parameters are computed for every pixel, through two learned upsamplings. 4: they are
         computed for every 4 x 4 pixels and interpolated, which suits heads whose parameters are smooth.
@@ -48,26 +48,26 @@ class Spec:
         the scattering head at stride 4, with the dark channel among its inputs.
     airlight
         ``pixels``: the scattering head's airlight comes out of the decoder, like the transmission. ``picture``: there
-        is one for the whole picture, on which all tokens vote, see `context.Airlight`. For the scattering head at
+        is one for the whole image, on which all tokens vote, see `heads.scattering.Airlight`. For the scattering head at
         stride 4.
     guided
-        Let the transmission follow the picture's edges between those 4 x 4 pixels, by a local linear model of the
-        colors whose slopes the network tells. For the scattering head at stride 4.
+        Let the transmission follow the edges of the image between those 4 x 4 pixels, by a local linear model of the
+        colors with learned slopes. For the scattering head at stride 4.
     context_local
         Side in tokens (odd) of a depthwise convolution over the grid of all tokens before each layer of the global
         attention, across the borders of tiles; 0: none.
     overview
         Let the whole image, shrunk to one tile, take part in the global attention. For the head ``field``.
     scale
-        The network sees the image at 1 / scale of its resolution: a tile is 256 scale pixels wide. The haze it finds
-        is removed at full resolution. For the head ``field``.
+        The network sees the image at 1 / scale of its resolution: a tile is 256 scale pixels wide. The haze is removed
+        at full resolution. For the head ``field``.
     local
         Side in pixels of the map (odd) of a depthwise convolution before each block of encoder and decoder; 0: none.
     inputs
-        Channels computed from the picture and given to the encoder beside R, G, B: ``dark`` (the dark
+        Channels computed from the image and passed to the encoder in addition to R, G, B: ``dark`` (the dark
         channel: minimum over colors and a 15 x 15 neighborhood) and ``bright`` (the maximum likewise).
     mean, std
-        Normalization of each color channel of the [0, 1] picture.
+        Mean and standard deviation of each color channel, for images in [0, 1].
     """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
@@ -255,5 +255,5 @@ def spec_from_text(text: str) -> Spec:
         try:
             return Spec.from_json(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"the spec {text!r} is no JSON: {error}") from None
+            raise ValueError(f"the spec {text!r} is not JSON: {error}") from None
     raise ValueError(f"unknown spec {text!r}: give JSON or one of {', '.join(SPECS)}")

@@ -92,23 +92,23 @@ def load_model(
 
 
 def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = False, **metadata: Any) -> Path:
-    """Write a weights file that describes itself.
+    """Write a weights file with its spec.
 
     Parameters
     ----------
     model
-        The network; its spec goes into the file.
+        The network.
     path
-        Where to; written beside it first, then renamed.
+        Path of the file; it is written under a temporary name, then renamed.
     half
         Store the weights as float16.
     metadata
-        Whatever should be known of the weights (licence, training), as JSON values.
+        Further metadata (license, training), as JSON values.
 
     Raises
     ------
     OSError
-        If it cannot be written, e.g. on a full disk; a file that was there still is.
+        If it cannot be written, e.g. on a full disk; an existing file is kept.
     """
     from safetensors.torch import save
 
@@ -124,12 +124,12 @@ def save_model(model: DehazeXL, path: str | os.PathLike[str], *, half: bool = Fa
 
 
 def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a ``.safetensors`` file of ours says of itself: spec, training, licence...
+    """Return the metadata of a ``.safetensors`` file of this project: spec, training, license and others.
 
     Raises
     ------
     ValueError
-        If the file is not one of ours, or is damaged.
+        If the file is not of this project, or is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -208,13 +208,13 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16() -> bool:
-    """Tell whether this processor computes in bfloat16; others do it step by step, far slower than in float32."""
+    """Return whether this processor has bfloat16 instructions; without them it is far slower than float32."""
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: not every torch has it
     return probe is not None and bool(probe())
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the entries of an official state dict our names; its constant tables are left out."""
+    """Rename the entries of an official state dict; its constant tables are left out."""
     renamed = {}
     for name, value in state.items():
         if _CONSTANTS.search(name):
@@ -231,7 +231,7 @@ def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
 
 
 def _load_safetensors(path: Path) -> DehazeXL:
-    """Build the network a file describes, and fill it."""
+    """Build the network of a file and load its weights."""
     from safetensors.torch import load_file
 
     try:
@@ -245,7 +245,7 @@ def _load_safetensors(path: Path) -> DehazeXL:
 
 
 def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
-    """Read what ``torch.save`` wrote, tensors and plain values only.
+    """Read a file of ``torch.save``, tensors and plain values only.
 
     Raises
     ------
@@ -272,7 +272,7 @@ def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
 
 
 def _load_official(path: Path, normalized: bool) -> DehazeXL:
-    """Load a ``.pth`` of the official code: a state dict."""
+    """Load a ``.pth`` of the official code, which is a state dict."""
     state = read_pickle(path)
     entries = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries):
@@ -288,7 +288,7 @@ def _load_official(path: Path, normalized: bool) -> DehazeXL:
 
 
 def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
-    """Load a state dict strictly, with an error that names what does not fit."""
+    """Load a state dict strictly, with an error that names the entries that do not fit."""
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
@@ -305,7 +305,7 @@ def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _some(word: str, names: list[str]) -> str:
-    """Name the first few of `names`."""
+    """Return a message with the first few of `names`."""
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -84,7 +84,7 @@ class DehazeSession:
     progressed : psygnal.Signal()
         Emitted after each batch, and when the session stops: `status`, `progress` and `rate` may have changed.
     warned : psygnal.Signal(str)
-        Emitted with a note for the user, for example that memory was short.
+        Emitted with a note for the user, for example that memory ran out.
     failed : psygnal.Signal(Exception)
         Emitted with the error that ends the session.
 
@@ -188,7 +188,7 @@ class DehazeSession:
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the user, for example that memory was short."""
+        """Notes for the user, for example that memory ran out."""
         notes = [run.job.memory.note for run in [*self._runs.values()]]
         return [note for note in notes[:1] if note]
 

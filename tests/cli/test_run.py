@@ -42,7 +42,7 @@ def weights(tiny: DehazeXL, tmp_path_factory: pytest.TempPathFactory) -> str:
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with one picture of 300 x 280 pixels."""
     monkeypatch.chdir(tmp_path)
-    tifffile.imwrite("in.tif", PICTURE, tile=(128, 128), photometric="rgb", compression="deflate")
+    tifffile.imwrite("in.tif", PHOTO, tile=(128, 128), photometric="rgb", compression="deflate")
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def error(capsys: pytest.CaptureFixture[str], inside: Path) -> Iterator[Errors]:
     yield run
 
 
-PICTURE = smooth(height=280, width=300)
+PHOTO = smooth(height=280, width=300)
 
 
 def listing(folder: Path) -> dict[str, int]:
@@ -143,8 +143,8 @@ def test_ngff_and_compression(inside: Path, weights: str, ngff: str) -> None:
 
 
 def test_region_is_a_picture_of_its_own(inside: Path, weights: str) -> None:
-    write_gdal(inside / "geo.tif", PICTURE)
-    write_gdal(inside / "part.tif", np.ascontiguousarray(PICTURE[100:, 20:290]))
+    write_gdal(inside / "geo.tif", PHOTO)
+    write_gdal(inside / "part.tif", np.ascontiguousarray(PHOTO[100:, 20:290]))
     assert main(["run", "geo.tif", "a.tif", "--weights", weights, "--region", "100:,20:290"]) == 0
     assert main(["run", "part.tif", "b.tif", "--weights", weights]) == 0
     with rasterio.open("geo.tif") as given, rasterio.open("a.tif") as made:
@@ -166,12 +166,12 @@ def test_region_crops_the_overviews(inside: Path) -> None:
 
 
 def test_resize(inside: Path, weights: str) -> None:
-    write_gdal(inside / "geo.tif", PICTURE, nodata=0)
+    write_gdal(inside / "geo.tif", PHOTO, nodata=0)
     assert main(["run", "geo.tif", "out.tif", "--weights", weights, "--resize", "150x140", "--strength", "0"]) == 0
     with rasterio.open("geo.tif") as given, rasterio.open("out.tif") as made:
         assert made.shape == (140, 150)
         assert made.bounds == given.bounds
-    halved = PICTURE.reshape(140, 2, 150, 2, 3).mean((1, 3))
+    halved = PHOTO.reshape(140, 2, 150, 2, 3).mean((1, 3))
     assert np.abs(pixels("out.tif") - halved).max() < 4
 
 
@@ -201,9 +201,9 @@ def test_folder_of_pictures(inside: Path, weights: str, capsys: pytest.CaptureFi
 
     Path("photos").mkdir()
     for name in ("b.png", "a.JPG"):
-        PIL.Image.fromarray(PICTURE).save(f"photos/{name}")
+        PIL.Image.fromarray(PHOTO).save(f"photos/{name}")
     Path("in.tif").rename("photos/c.tif")
-    zarr.create_array("photos/d.zarr", data=PICTURE)
+    zarr.create_array("photos/d.zarr", data=PHOTO)
     Path("photos/notes.txt").write_text("not a picture")
     assert main(["run", "photos", "clear", "--weights", weights]) == 0
     assert sorted(path.name for path in Path("clear").iterdir()) == ["a.JPG", "b.png", "c.tif", "d.zarr"]
@@ -284,7 +284,7 @@ def test_tokens_make_it_resumable(inside: Path, weights: str, error: Errors) -> 
 
 
 def test_nan_and_infinities_stay_and_never_spread(inside: Path, weights: str) -> None:
-    values = PICTURE.astype("float32") / 255
+    values = PHOTO.astype("float32") / 255
     values[5, 5], values[100:120, 30], values[200, 200, 1] = np.nan, np.inf, -np.inf
     tifffile.imwrite("holes.tif", values, photometric="rgb")
     assert main(["run", "holes.tif", "out.tif", "--weights", weights, "--range", "0,1"]) == 0
@@ -326,7 +326,7 @@ def bad_shape(*shape: int, dtype: str = "uint8") -> Callable[[Path], None]:
 
 
 def bad_chunk(path: Path) -> None:
-    zarr.create_array(path, data=PICTURE, chunks=(256, 256, 3))
+    zarr.create_array(path, data=PHOTO, chunks=(256, 256, 3))
     chunk = path / "c/0/0/0"
     chunk.write_bytes(chunk.read_bytes()[:100])
 
@@ -405,22 +405,22 @@ def test_usage(error: Errors) -> None:
 
 def test_bad_places(inside: Path, error: Errors, weights: str) -> None:
     Path("photos").mkdir()
-    tifffile.imwrite("photos/a.tif", PICTURE)
-    zarr.create_array("photos/b.zarr", data=PICTURE)
+    tifffile.imwrite("photos/a.tif", PHOTO)
+    zarr.create_array("photos/b.zarr", data=PHOTO)
     given = ("--weights", weights)
     assert "is the input" in error("run", "photos/b.zarr", "photos/b.zarr/out.zarr", *given)
     assert "or in it" in error("run", "photos", "photos/clear", *given)
     assert "or in it" in error("run", "photos", "photos", *given, "--overwrite")
     assert "give a folder as OUTPUT" in error("run", "photos", "clear.tif", *given)
     assert "Not a directory" in error("run", "photos", "in.tif/clear", *given)
-    tifffile.imwrite("photos/a.btf", PICTURE)
+    tifffile.imwrite("photos/a.btf", PHOTO)
     assert "would be written to clear/a.tif" in error("run", "photos", "clear", *given)
 
 
 @pytest.mark.parametrize("tokens", ["photos", "photos/b.zarr", "photos/b.zarr/t", "out.zarr", ".out.zarr.part", "."])
 def test_tokens_stay_away_from_pictures(inside: Path, error: Errors, weights: str, tokens: str) -> None:
     Path("photos").mkdir()
-    zarr.create_array("photos/b.zarr", data=PICTURE)
+    zarr.create_array("photos/b.zarr", data=PHOTO)
     line = error("run", "photos/b.zarr", "out.zarr", "--weights", weights, "--tokens", tokens)
     assert line.startswith(f"the folder for tokens {tokens} is ") and "choose another folder" in line
 
@@ -508,7 +508,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["out.tif", "out.ome.zarr", "out.png"])
 def test_full_disk(small_disk: Path, error: Errors, weights: str, name: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, PICTURE.shape, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, PHOTO.shape, np.uint8)
     tifffile.imwrite("in.tif", noise, photometric="rgb")
     line = error("run", "in.tif", small_disk / name, "--weights", weights)
     assert "No space left on device" in line and f".{name}.part" in line
@@ -591,7 +591,7 @@ def test_train(inside: Path, capsys: pytest.CaptureFixture[str], error: Errors) 
 
     Path("clear").mkdir()
     for i in range(2):
-        PIL.Image.fromarray(np.roll(PICTURE, 50 * i, 0)).save(f"clear/{i}.png")
+        PIL.Image.fromarray(np.roll(PHOTO, 50 * i, 0)).save(f"clear/{i}.png")
     given = ["train", "clear", "--spec", "tiny", "--tiles", "1", "--every", "1", "--device", "cpu"]
     assert "no JSON" in error("train", "clear", "--out", "new", "--spec", "{x")
     assert "no picture matches" in error(*given, "--out", "new", "--hold-out", "zzz*")

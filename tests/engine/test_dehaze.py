@@ -551,7 +551,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def test_tokens_of_something_else_are_refused(tiny: DehazeXL, tmp_path: Path, what: str) -> None:
     options = {"source": hazy(100, 100), "model": tiny, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
     dehazexl.dehaze(**options)
-    with pytest.raises(ValueError, match="another picture, other weights or settings"):
+    with pytest.raises(ValueError, match="another image, other weights or settings"):
         dehazexl.dehaze(**CHANGES[what](options))
 
 

@@ -32,7 +32,7 @@ def test_parts_cover_all_in_order_and_shrink_for_good() -> None:
     found = [n for _, some in memory.each(11, compute) for n in some]
     assert found == list(range(11))
     assert asked == [8, 4, 2, 2, 2, 2, 2, 1]
-    assert memory.batch == 2 and memory.note == "memory was short: 2 tiles are computed at once from now on"
+    assert memory.batch == 2 and memory.note == "memory ran out: 2 tiles are computed at once from now on"
 
 
 def test_fusing_has_a_number_of_its_own() -> None:
@@ -84,7 +84,7 @@ def test_every_pass_goes_on_with_fewer_tiles(spec: str, stage: str, monkeypatch:
         assert sum(each.steps) == each.total
     clear = np.asarray(decode_lazily(job, store))
     assert (job.memory.fuse if stage == "fuse" else job.memory.batch) == 2
-    assert job.memory.note == "memory was short: 2 tiles are computed at once from now on"
+    assert job.memory.note == "memory ran out: 2 tiles are computed at once from now on"
     assert relative(clear, wanted) < 1e-5
 
 

@@ -28,7 +28,7 @@ from dehazexl.image.georeference import Geo
 from dehazexl.image.image import Image
 from dehazexl.io.open import open_image
 from dehazexl.io.pyramid import Levels, Pyramid, halve
-from dehazexl.io.write import check, to_picture, to_tiff, to_zarr, total, write
+from dehazexl.io.write import check, to_photo, to_tiff, to_zarr, total, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -599,7 +599,7 @@ def test_a_full_disk_is_told_in_one_line(small_disk: Path, name: str) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_png_pixels(tmp_path: Path, bands: int, alpha: int | None, dtype: str) -> None:
     pixels = scene((60, 70, bands), dtype)
-    path = to_picture(lazy(pixels, (32, 32)), tmp_path / "clear.png", image(pixels, alpha=alpha))
+    path = to_photo(lazy(pixels, (32, 32)), tmp_path / "clear.png", image(pixels, alpha=alpha))
     with rasterio.open(path) as file:
         assert_same(np.moveaxis(file.read(), 0, 2), pixels)
 
@@ -608,7 +608,7 @@ def test_png_pixels(tmp_path: Path, bands: int, alpha: int | None, dtype: str) -
 def test_jpeg_pixels(tmp_path: Path, bands: int) -> None:
     y, x = np.mgrid[:64, :80]
     pixels = np.stack([y + c * x for c in range(bands)], axis=2).astype("uint8")[:, :64]
-    path = to_picture(pixels, tmp_path / "clear.jpg")
+    path = to_photo(pixels, tmp_path / "clear.jpg")
     found = np.asarray(PIL.Image.open(path)).reshape(pixels.shape)
     assert np.abs(found.astype(int) - pixels).mean() < 1.5
 
@@ -622,7 +622,7 @@ def test_exif_and_color_profile_are_kept(tmp_path: Path, name: str) -> None:
     exif.get_ifd(0x8825).update({1: "N", 2: (46.0, 30.0, 0.0)})
     turned = PIL.Image.fromarray(np.rot90(pixels))
     turned.save(tmp_path / "in.jpeg", exif=exif, icc_profile=profile())
-    path = to_picture(pixels, tmp_path / name, open_image(tmp_path / "in.jpeg"))
+    path = to_photo(pixels, tmp_path / name, open_image(tmp_path / "in.jpeg"))
     with PIL.Image.open(path) as picture:
         found = picture.getexif()
         assert (found[0x0112], found[0x010F]) == (1, "DJI")
@@ -688,7 +688,7 @@ def test_the_input_is_safe(tmp_path: Path, source: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("door", "name"), [(to_zarr, "a.tif"), (to_tiff, "a.zarr"), (to_picture, "a.tif"), (to_tiff, "a.png")]
+    ("door", "name"), [(to_zarr, "a.tif"), (to_tiff, "a.zarr"), (to_photo, "a.tif"), (to_tiff, "a.png")]
 )
 def test_each_door_has_its_suffixes(tmp_path: Path, door: Any, name: str) -> None:
     with pytest.raises(ValueError, match="name it with one of"):
@@ -696,7 +696,7 @@ def test_each_door_has_its_suffixes(tmp_path: Path, door: Any, name: str) -> Non
 
 
 def test_like_must_be_an_image(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"like='plain\.tif' is no Image: open the picture first"):
+    with pytest.raises(TypeError, match=r"like='plain\.tif' is not an Image: open it first"):
         to_tiff(scene((50, 40, 3)), tmp_path / "a.tif", like="plain.tif")  # type: ignore[arg-type]
 
 

@@ -581,7 +581,7 @@ def test_short_memory_is_said_once(make_napari_viewer_proxy, dehaze, scene, told
     live = state_of(dehaze(viewer.add_image(scene, rgb=True), viewer=viewer)).session
     qtbot.waitUntil(lambda: live.wait(0.01), timeout=60_000)
     qtbot.wait(500)
-    assert len(told) == 1 and "memory was short: 2 tiles" in told[0]
+    assert len(told) == 1 and "memory ran out: 2 tiles" in told[0]
 
 
 def test_it_lies_on_its_source(make_napari_viewer_proxy, dehaze, scene) -> None:

@@ -187,7 +187,7 @@ def test_short_of_memory_saves_with_fewer_tiles(widget, scene, weights, tmp_path
     save_as(widget, tmp_path / "saved.tif", monkeypatch)
     saved(widget, qtbot)
     monkeypatch.setattr(DehazeXL, "encode", encode)
-    assert len(errors) == 1 and "memory was short" in errors[0]
+    assert len(errors) == 1 and "memory ran out" in errors[0]
     assert answers(tmp_path / "saved.tif", scene, weights)
 
 

@@ -261,7 +261,7 @@ def test_short_memory_halves_the_batch(watch, hazy) -> None:
     gate.set()
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
-    assert live.notes == ["memory was short: 2 tiles are computed at once from now on"] == warnings
+    assert live.notes == ["memory ran out: 2 tiles are computed at once from now on"] == warnings
 
 
 def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:
@@ -282,7 +282,7 @@ def test_short_memory_while_fusing(watch, hazy, monkeypatch) -> None:
     live = watch(opened(hazy), lambda: network)
     live.levels[0][VIEW]
     assert live.wait(60) and live.error is None
-    assert live.notes == ["memory was short: 6 tiles are computed at once from now on"]
+    assert live.notes == ["memory ran out: 6 tiles are computed at once from now on"]
     assert np.abs(live.levels[0][VIEW] - wanted).max() <= 1
 
 
