@@ -1,4 +1,4 @@
-"""What `dehazexl run` does: some pictures, some weights, one dehazed picture for each pair."""
+"""The command `dehazexl run`: dehaze images with weights, one output for each pair."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
 
 KINDS = (*TIFF, ".btf", *PHOTO, *ZARR)
-"""Suffixes of what is taken from a folder of pictures."""
+"""Suffixes of the images in a folder."""
 
 WEIGHTS = (".safetensors", ".pth")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How every picture of a run is dehazed and written: see `engine.dehaze.dehaze` and `io.write.write`.
+    """Settings of a run, see `engine.dehaze.dehaze` and `io.write.write`.
 
     Attributes
     ----------
     region
-        First and last row and column to take, (y0, y1, x0, x1); None for an end is the picture's.
+        Rows and columns to dehaze, (y0, y1, x0, x1); None means to the end of the image.
     resize
-        Height and width to bring the pictures to before, or None.
+        Height and width to resize the images to first, or None.
     """
 
     overlap: int | None = None
@@ -58,11 +58,11 @@ class Settings:
 
     @property
     def writing(self) -> dict[str, Any]:
-        """The options of `io.write.write`."""
+        """Options of `io.write.write`."""
         return {"ngff": self.ngff, "compression": self.compression, "overwrite": self.overwrite}
 
     def opened(self, source: Path) -> Image:
-        """Open a picture, cropped as the settings say, but not resized yet."""
+        """Open an image and crop it to the region; it is not resized yet."""
         image = open_image(source, bands=self.bands)
         if self.region is None:
             return image
@@ -74,7 +74,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to be dehazed with one network."""
+    """One image to be dehazed with one network."""
 
     source: Path
     weights: Path
@@ -84,7 +84,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a task: size in pixels, time in seconds from opening to the last byte, what went otherwise."""
+    """Result of a task: size in pixels, time in seconds from opening to the last byte, and a note for the user."""
 
     output: Path
     height: int
@@ -101,61 +101,61 @@ class Result:
 def plan(
     source: Path, output: Path, weights: Sequence[str], tokens: Path | None = None
 ) -> tuple[list[Task], Path | None]:
-    """Pair pictures and weights, and name what comes of them.
+    """Pair images and weights, and name the outputs.
 
     Parameters
     ----------
     source
-        A picture, or a folder of pictures.
+        An image, or a folder of images.
     output
-        A file or Zarr for one picture and one network; else a folder, in which each picture keeps its name, with the
-        weights' name behind it if there are several.
+        A file or Zarr for one image and one network; else a folder, in which each image keeps its name, followed by the
+        name of the weights if there are several.
     weights
         Names of bundled weights, files, or folders of weights.
     tokens
-        Folder to keep tokens in; each of several tasks has its own in it.
+        Folder for tokens; several tasks have subfolders.
 
     Returns
     -------
     tasks : list of Task
-        By weights, then by picture.
+        By weights, then by image.
     folder : Path or None
-        The folder for the results, where OUTPUT is one.
+        Folder of the outputs, or None for a single output.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such picture or weights, two results would have the same name, or tokens would lie in, at or
-        around the pictures or the results.
+        If an image or weights do not exist, two outputs have the same name, or the folder of tokens overlaps with
+        images or outputs.
     """
-    pictures, files = find_pictures(source), find_weights(weights)
+    images, files = find_images(source), find_weights(weights)
     if tokens is not None:
         check_apart(tokens, source, output, part_of(output))
-    many = pictures != [source] or files.keys() != {""}
+    many = images != [source] or files.keys() != {""}
     if not many and not is_folder(output):
         return [Task(source, files[""], output, tokens)], None
-    if pictures != [source] and source.resolve() in (output.resolve(), *output.resolve().parents):
+    if images != [source] and source.resolve() in (output.resolve(), *output.resolve().parents):
         raise ValueError(f"{output} is the folder of the input, or in it: choose another folder for the output")
     if many and output.suffix.lower() in KINDS:
-        raise ValueError(f"{output} would be one picture, but several are to be made: give a folder as OUTPUT")
+        raise ValueError(f"{output} is one image, but there are several outputs: give a folder as OUTPUT")
     tasks = []
     for name, file in files.items():
-        for picture in pictures:
-            target = output_name(picture, name)
-            tasks.append(Task(picture, file, output / target, tokens and tokens / target if many else tokens))
+        for image in images:
+            target = output_name(image, name)
+            tasks.append(Task(image, file, output / target, tokens and tokens / target if many else tokens))
     for path, count in Counter(task.output for task in tasks).items():
         if count > 1:
-            raise ValueError(f"{count} pictures of {source} would be written to {path}: rename some of them")
+            raise ValueError(f"{count} images of {source} would be written to {path}: rename some of them")
     return tasks, output
 
 
 def is_folder(output: Path) -> bool:
-    """Tell whether OUTPUT is a folder to put pictures in, not a Zarr to be replaced."""
+    """Return whether OUTPUT is a folder of images, not a Zarr to be replaced."""
     return output.is_dir() and output.suffix.lower() not in ZARR
 
 
-def find_pictures(source: Path) -> list[Path]:
-    """List the pictures of a folder, or the one that `source` is."""
+def find_images(source: Path) -> list[Path]:
+    """List the images of a folder, or the single image."""
     from dehazexl.io.open import ZARR_FILES, check_exists
 
     check_exists(source)
@@ -164,12 +164,12 @@ def find_pictures(source: Path) -> list[Path]:
     visible = (path for path in source.iterdir() if not path.name.startswith("."))
     found = sorted(path for path in visible if path.name.lower().endswith((*KINDS, ".zarr.zip")))
     if not found:
-        raise ValueError(f"{source} is a folder without a picture ({' '.join(KINDS)}), and no Zarr itself")
+        raise ValueError(f"{source} is a folder without images ({' '.join(KINDS)}), and not a Zarr")
     return found
 
 
 def find_weights(weights: Sequence[str]) -> dict[str, Path]:
-    """Find the files of weights, by the names that tell them apart: ``""`` if there is but one."""
+    """Find the files of weights, by distinct names; the name is ``""`` if there is only one."""
     from dehazexl.model.weights import BUNDLED
     from dehazexl.model.weights import find_weights as find_file
 
@@ -188,7 +188,7 @@ def find_weights(weights: Sequence[str]) -> dict[str, Path]:
     if alone:
         return {"": files[0]}
     stems = Counter(file.stem for file in files)
-    # The best.safetensors of two trainings differ by their folders.
+    # best.safetensors of two trainings differ by their folders.
     named = [
         (file.stem if stems[file.stem] == 1 else f"{file.resolve().parent.name}-{file.stem}", file) for file in files
     ]
@@ -197,14 +197,14 @@ def find_weights(weights: Sequence[str]) -> dict[str, Path]:
     return dict(named)
 
 
-def output_name(picture: Path, weights: str = "") -> str:
-    """Name a dehazed picture as the hazy one is, with the weights' name before the suffixes."""
+def output_name(image: Path, weights: str = "") -> str:
+    """Return the name of an output: that of the image, with the name of the weights before the suffix."""
     from dehazexl.io.source import short_name
 
-    stem = short_name(picture)
-    suffix = picture.name.removeprefix(stem).removesuffix(".zip")
+    stem = short_name(image)
+    suffix = image.name.removeprefix(stem).removesuffix(".zip")
     if not suffix.lower().endswith((*TIFF, *PHOTO, *ZARR)):
-        suffix = ".zarr" if picture.is_dir() else ".tif"
+        suffix = ".zarr" if image.is_dir() else ".tif"
     return f"{stem}_{weights}{suffix}" if weights else stem + suffix
 
 
@@ -213,25 +213,23 @@ def run(
     folder: Path | None,
     settings: Settings,
     load: Callable[[Path], DehazeXL],
-    say: Callable[[str], object],
+    echo: Callable[[str], object],
 ) -> Iterator[Result]:
-    """Do the tasks, one after the other.
-
-    All that can be known before the first is begun is checked for all of them.
+    """Do the tasks, one after the other, after checking all of them.
 
     Parameters
     ----------
     tasks, folder, settings
-        What to do, where to (made if it is not there), and how.
+        Tasks, folder of the outputs (created if it does not exist), and settings.
     load
-        Turns a weights file into a network.
-    say
-        Told of pictures that could not be dehazed because of what they are, if there are several.
+        Loads the network of a weights file.
+    echo
+        Called with a message for each image that cannot be dehazed, if there are several.
 
     Yields
     ------
     Result
-        One for each task that was done.
+        Result of each finished task.
 
     Raises
     ------
@@ -240,7 +238,7 @@ def run(
     """
     files = list(dict.fromkeys(task.weights for task in tasks))
     with made(folder):
-        tasks = [task for task in tasks if can_be_opened(task, settings, say if len(tasks) > 1 else None)]
+        tasks = [task for task in tasks if can_be_opened(task, settings, echo if len(tasks) > 1 else None)]
         for task in tasks:
             check_task(task, settings)
         for file in files[1:]:
@@ -251,15 +249,15 @@ def run(
                 try:
                     yield dehaze_file(task, model, settings, keep_bars=len(tasks) == 1)
                 except ValueError as error:
-                    # One bad picture does not hold up the others of a folder.
+                    # One bad image does not stop the others of a folder.
                     if len(tasks) == 1:
                         raise
-                    say(str(error))
+                    echo(str(error))
 
 
 @contextmanager
 def made(folder: Path | None) -> Iterator[None]:
-    """Make a folder, and take it away again, with those made above it, if it is still empty in the end."""
+    """Create a folder and its parents; remove those that are still empty at the end."""
     new = [] if folder is None else [each for each in (folder, *folder.parents) if not each.exists()]
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -271,21 +269,21 @@ def made(folder: Path | None) -> Iterator[None]:
                 each.rmdir()
 
 
-def can_be_opened(task: Task, settings: Settings, say: Callable[[str], object] | None) -> bool:
-    """Tell whether a task's picture can be opened; if not, and there is somebody to tell, say why."""
+def can_be_opened(task: Task, settings: Settings, echo: Callable[[str], object] | None) -> bool:
+    """Return whether the image of a task can be opened; if not, echo the reason, or raise without `echo`."""
     try:
         settings.opened(task.source)
     except (ValueError, OSError) as error:
-        if say is None:
+        if echo is None:
             raise
         reason = error.strerror if isinstance(error, OSError) else None
-        say(f"{task.source} cannot be read: {reason}" if reason else str(error))
+        echo(f"{task.source} cannot be read: {reason}" if reason else str(error))
         return False
     return True
 
 
 def check_task(task: Task, settings: Settings) -> None:
-    """Refuse what cannot be done, before anything is begun."""
+    """Check the arguments of a task before anything is computed."""
     import dask.array as da
 
     image = settings.opened(task.source)
@@ -298,7 +296,7 @@ def check_task(task: Task, settings: Settings) -> None:
 
 
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
-    """Dehaze a picture from file to file, with a bar on stderr for each stage."""
+    """Dehaze an image from file to file, with a progress bar on stderr for each stage."""
     from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
     from dehazexl.engine.run import stages
     from dehazexl.image.resize import resized
@@ -310,11 +308,11 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
     store = open_tokens(job, task.tokens)
     for stage in stages(job, store):
-        with bar(stage.name, stage.total, keep_bars) as tell:
+        with bar(stage.name, stage.total, keep_bars) as advance:
             for done in stage.steps:
-                tell(done)
-    with bar("decode", job.grid.count, keep_bars) as tell:
-        for _ in write(decode_lazily(job, store, tell), task.output, image, **settings.writing):
+                advance(done)
+    with bar("decode", job.grid.count, keep_bars) as advance:
+        for _ in write(decode_lazily(job, store, advance), task.output, image, **settings.writing):
             pass
     height, width, _ = image.levels[0].shape
     return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)

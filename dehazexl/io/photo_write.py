@@ -1,4 +1,4 @@
-"""Small pictures out: PNG and JPEG, held in memory."""
+"""Write small images as PNG and JPEG, in memory."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _FEWER = f"{_REMEDY}, or keep three bands (gdal_translate -b 1 -b 2 -b 3 on the 
 
 
 def check_photo(path: Path, target: Image) -> None:
-    """Refuse what PNG or JPEG cannot hold.
+    """Check that PNG or JPEG can hold an image.
 
     Raises
     ------
     ValueError
-        Naming what does not fit, and what does.
+        If the dtype, the bands or the size do not fit.
     """
     height, width, bands = target.levels[0].shape
     dtype, png = target.levels[0].dtype, path.suffix.lower() == ".png"
@@ -49,23 +49,23 @@ def check_photo(path: Path, target: Image) -> None:
 
 
 def write_photo(blocks: Iterable[Block], path: Path, target: Image, suffix: str) -> Generator[int, None, None]:
-    """Gather the blocks in memory, then encode them as `suffix` (``.png``, ``.jpg``, ``.jpeg``) says.
+    """Collect the blocks in memory, then encode them as PNG or JPEG.
 
     Parameters
     ----------
     blocks
-        Row, column and pixels ``(y, x, c)`` of blocks that cover the picture once.
+        Row, column and pixels ``(y, x, c)`` of blocks that cover the image once.
     path
-        File to make.
+        Path of the file.
     target
-        The picture: shape and dtype are those of its first level. A JPEG at its path gives its EXIF.
+        The image: its first level has the shape and dtype. The EXIF is copied from a JPEG at its path.
     suffix
-        Names the format.
+        Format: ``.png``, ``.jpg`` or ``.jpeg``.
 
     Yields
     ------
     int
-        Pixels of the picture that each block brought.
+        Number of pixels of each block.
     """
     exif, profile = _exif(target), color_profile(target)
     pixels = np.empty(target.levels[0].shape, target.levels[0].dtype)
@@ -76,13 +76,13 @@ def write_photo(blocks: Iterable[Block], path: Path, target: Image, suffix: str)
 
 
 def _exif(target: Image) -> bytes:
-    """Return the EXIF of the JPEG that the picture came from; nothing where there is none."""
+    """Return the EXIF of the JPEG that the image was read from, or an empty string."""
     from PIL.JpegImagePlugin import JpegImageFile
 
     if target.path is None or not target.path.is_file() or not _is_jpeg(target.path):
         return b""
     height, width, _ = target.levels[0].shape
-    # Not PIL.Image.open: it refuses large pictures as "decompression bombs".
+    # Not PIL.Image.open, which refuses large images as "decompression bombs".
     with JpegImageFile(target.path) as picture:
         exif = picture.getexif()
     if not exif:

@@ -1,4 +1,4 @@
-"""Pictures out as TIFF: tiled, with overviews and georeference, written block by block."""
+"""Write images as tiled TIFF with overviews and georeference, block by block."""
 
 from __future__ import annotations
 
@@ -42,27 +42,26 @@ _CLASSIC_BYTES = 3_500_000_000
 def write_tiff(
     blocks: Iterable[Block], path: Path, target: Image, compression: Compression
 ) -> Generator[int, None, None]:
-    """Write blocks into a tiled TIFF with overviews, as they come.
+    """Write blocks into a tiled TIFF with overviews, as they arrive.
 
-    The directories of all levels are written first, so a reader finds them together at the file's start. Then the
-    tiles follow in the order of their completion, and last their offsets. So nothing is held but
-    unfinished tiles, and nothing is written twice.
+    The directories of all levels are written first, so that they are at the start of the file. The tiles follow in the
+    order of their completion, and their offsets last. Only unfinished tiles are kept in memory.
 
     Parameters
     ----------
     blocks
-        Row, column and pixels ``(y, x, c)`` of blocks that cover the picture once.
+        Row, column and pixels ``(y, x, c)`` of blocks that cover the image once.
     path
-        File to make; what is there is overwritten.
+        Path of the file; an existing file is overwritten.
     target
-        The picture: shape and dtype are those of its first level.
+        The image: its first level has the shape and dtype.
     compression
         ``"deflate"``, ``"zstd"`` or ``"none"``.
 
     Yields
     ------
     int
-        Pixels of the picture that each block brought.
+        Number of pixels of each block.
     """
     height, width, _ = target.levels[0].shape
     levels = Levels(height, width)
@@ -82,7 +81,7 @@ def write_tiff(
 def _encoded(
     pool: ThreadPoolExecutor, tiles: Iterable[Tile], side: int, compression: Compression
 ) -> Iterator[tuple[Tile, bytes]]:
-    """Encode tiles in threads, in their order, with a few under way."""
+    """Encode tiles in threads, several at a time, and yield them in order."""
     waiting: deque[tuple[Tile, Future[bytes]]] = deque()
     for tile in tiles:
         waiting.append((tile, pool.submit(_encode, tile.pixels, side, compression)))
@@ -109,7 +108,7 @@ def _encode(pixels: NDArray[Any], side: int, compression: Compression) -> bytes:
 
 
 def _write_directories(path: Path, target: Image, levels: Levels, compression: Compression) -> None:
-    """Write the TIFF without a single tile."""
+    """Write the directories of a TIFF without tiles."""
     from tifffile import TiffWriter
 
     bands, dtype = target.levels[0].shape[2], target.levels[0].dtype
@@ -123,10 +122,10 @@ def _write_directories(path: Path, target: Image, levels: Levels, compression: C
                 dtype=dtype.newbyteorder("="),
                 tile=(levels.tile, levels.tile),
                 planarconfig="contig" if bands > 1 else None,
-                # tifffile lays out an uncompressed picture by itself, so "none" is put in afterwards.
+                # tifffile lays out an uncompressed image by itself, so "none" is entered afterwards.
                 compression=_ZSTD if compression == "zstd" else _DEFLATE,
                 predictor=None if compression == "none" else _FLOATING if dtype.kind == "f" else _HORIZONTAL,
-                # GDAL and tifffile both take the reduced pages that follow a picture as its overviews.
+                # GDAL and tifffile take the reduced pages that follow an image as its overviews.
                 subfiletype=1 if level else 0,
                 metadata=None,
                 software=False,
@@ -138,7 +137,7 @@ def _write_directories(path: Path, target: Image, levels: Levels, compression: C
 
 
 def _write_places(path: Path, places: list[NDArray[Any]], compression: Compression) -> None:
-    """Enter where the tiles lie: the last thing written, in the room that the directories left for it."""
+    """Write the offsets of the tiles into the space reserved in the directories."""
     from tifffile import TiffFile
 
     with TiffFile(path, mode="r+") as file:
@@ -151,27 +150,27 @@ def _write_places(path: Path, places: list[NDArray[Any]], compression: Compressi
 
 
 def _look(target: Image, bands: int) -> dict[str, Any]:
-    """How a viewer shows the channels: RGB where the first three are, and what the others are."""
+    """Return the tags for the interpretation of the channels: RGB or gray, alpha or other extra samples."""
     colors = 3 if _is_rgb(target) else 1
     extra = ["unassalpha" if band == target.alpha else "unspecified" for band in range(colors, bands)]
     return {"photometric": "rgb" if colors == 3 else "minisblack", "extrasamples": extra or None}
 
 
 def _is_rgb(target: Image) -> bool:
-    """Tell whether the first three bands are red, green and blue."""
+    """Return whether the first three bands are red, green and blue."""
     return tuple(target.rgb) == (0, 1, 2) and target.alpha not in target.rgb
 
 
 def color_profile(target: Image) -> bytes:
-    """Return the ICC profile of the input; nothing if there is none, or it is of other colors than these bands."""
+    """Return the ICC profile of the input, or an empty string if there is none or it does not fit the bands."""
     profile = bytes(target.metadata.get("icc_profile", b""))
     return profile if profile[16:20] == (b"RGB " if _is_rgb(target) else b"GRAY") else b""
 
 
 def _resolution(target: Image) -> dict[str, Any]:
-    """Dots per length as the input has them, else from the pixel size where it is a length."""
+    """Return the resolution of the input, else that of the pixel size if it is a length."""
     said = target.metadata
-    # Some writers say 0/0.
+    # Some writers use 0/0.
     if all(np.all(said.get(name, 0)) for name in ("x_resolution", "y_resolution")):
         unit = int(said.get("resolution_unit") or 1)
         return {"resolution": (said["x_resolution"], said["y_resolution"]), "resolutionunit": unit}
@@ -183,10 +182,10 @@ def _resolution(target: Image) -> dict[str, Any]:
 
 
 def _tags(target: Image) -> list[TagTuple]:
-    """Tags of the picture that its overviews need not repeat."""
+    """Return the tags of the image that its overviews do not repeat."""
     carried = target.geo.tags if target.geo else {}
     texts = {code: str(target.metadata.get(name) or "") for code, name in _TEXTS.items()}
-    # A description made for programs tells of the input file's pages, not of this file's.
+    # A description for programs describes the pages of the input file, not of this one.
     if texts[270].lstrip().startswith(_FOR_PROGRAMS):
         texts[270] = ""
     texts |= {305: "dehazexl", _GDAL_METADATA: _gdal_metadata(target)}
@@ -200,12 +199,12 @@ def _tags(target: Image) -> list[TagTuple]:
 
 
 def _gdal_metadata(target: Image) -> str:
-    """Say what the bands are as GDAL does, and carry its other items over."""
+    """Return GDAL's metadata: roles and names of the bands, and the other items of the input."""
     items = str(target.metadata.get("gdal_items", ""))
     items += "".join(_gdal_item("colorinterp", band, role.capitalize()) for band, role in _odd_roles(target).items())
     if not all(map(_goes_without_saying, range(len(target.bands)), target.bands)):
         items += "".join(
-            # GDAL escapes names once more than XML asks.
+            # GDAL escapes names twice.
             _gdal_item("description", band, escape(name))
             for band, name in enumerate(target.bands)
             if name != f"band {band + 1}"
@@ -218,7 +217,7 @@ def _gdal_item(role: str, band: int, text: str) -> str:
 
 
 def _odd_roles(target: Image) -> dict[int, str]:
-    """Roles of the bands where they are not in the order that a TIFF's own tags can tell: red, green, blue, others."""
+    """Return the roles of bands that are not in the order red, green, blue, others, which needs no tags."""
     if len(set(target.rgb)) < 3 or _is_rgb(target):
         return {}
     roles = dict(zip(target.rgb, _COLORS, strict=True))
@@ -226,12 +225,12 @@ def _odd_roles(target: Image) -> dict[int, str]:
 
 
 def _goes_without_saying(band: int, name: str) -> bool:
-    """Tell whether a name is only what readers make of a band's number or its color."""
+    """Return whether readers derive the name from the number or color of the band anyway."""
     return name in (f"band {band + 1}", "gray", *_COLORS, "alpha", "mask")
 
 
 def _text(code: int, text: str) -> TagTuple:
-    # As bytes: tifffile refuses strings beyond ASCII, GDAL reads UTF-8.
+    # As bytes: tifffile refuses non-ASCII strings, GDAL reads UTF-8.
     value = text.encode() + b"\0"
     return code, _ASCII, len(value), value, True
 

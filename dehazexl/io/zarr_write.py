@@ -1,4 +1,4 @@
-"""Images out as OME-Zarr: the finest level block by block, then the overviews from it."""
+"""Write images as OME-Zarr: the finest level block by block, then the overviews."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Ngff = Literal["0.5", "0.4"]
 
 _COLORS = ("FF0000", "00FF00", "0000FF")
-# Those of NGFF's units that pictures come in; NGFF has no angles.
+# Units of NGFF that images have; NGFF has no angles.
 _UNITS = ("nanometer", "micrometer", "millimeter", "centimeter", "meter", "kilometer", "inch", "foot", "yard", "mile")
 
 
@@ -38,27 +38,27 @@ def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: P
     Parameters
     ----------
     path
-        Folder to make, or one that this function was stopped in.
+        Path of the group; an unfinished one is continued.
     target
         The image; the blocks of its first level are computed.
     ngff
         ``"0.5"`` (Zarr version 3) or ``"0.4"`` (Zarr version 2).
     at_once
-        Blocks computed at the same time.
+        Number of blocks computed at the same time.
     marks
-        Folder for the marks of finished tiles, see `Level0`.
+        Path of the marks of finished tiles, see `Level0`.
 
     Yields
     ------
     int
-        Pixels of the image that each block brought; 0 while the overviews are made.
+        Number of pixels of each block; 0 while the overviews are computed.
     """
     import zarr
 
     height, width, _ = target.levels[0].shape
     levels = Levels(height, width)
     group = zarr.open_group(path, mode="a" if marks.exists() else "w", zarr_format=3 if ngff == "0.5" else 2)
-    # At once, so that what NGFF refuses is known before anything is computed; the values' window comes last.
+    # Validated before anything is computed; the window of values follows at the end.
     _describe(group, target, levels, ngff, np.zeros((target.levels[0].shape[2], 0, 0), target.levels[0].dtype))
     arrays = [_array(group, target, levels, level) for level in range(len(levels.sizes))]
     yield from Level0(arrays[0], marks, levels).fill(target.levels[0], at_once)
@@ -68,7 +68,7 @@ def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: P
 
 
 def write_level0(path: Path, target: Image, at_once: int, marks: Path) -> Generator[int, None, Level0]:
-    """Write the finest level of an image alone, to be read again; parameters and yields as of `write_ome_zarr`."""
+    """Write the finest level of an image only; parameters and yields as in `write_ome_zarr`."""
     import zarr
 
     height, width, _ = target.levels[0].shape
@@ -82,7 +82,7 @@ def write_level0(path: Path, target: Image, at_once: int, marks: Path) -> Genera
 def _overview(
     below: zarr.Array[Any], above: zarr.Array[Any], side: int, halve: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> Iterator[int]:
-    """Compute an overview from the level below it, a row of tiles at a time; yields 0 after each."""
+    """Compute an overview from the next finer level, a row of tiles at a time; yield 0 after each."""
     _, height, width = above.shape
 
     def compute(x: int, y: int) -> None:
@@ -96,7 +96,7 @@ def _overview(
 
 
 def _array(group: zarr.Group, target: Image, levels: Levels, level: int) -> zarr.Array[Any]:
-    """Make the empty array of one level, or open the one that is there."""
+    """Create the array of a level, or open an existing one."""
     if str(level) in group:
         return cast("zarr.Array[Any]", group[str(level)])
     new = group.metadata.zarr_format == 3
@@ -116,7 +116,7 @@ def _array(group: zarr.Group, target: Image, levels: Levels, level: int) -> zarr
 
 
 def _describe(group: zarr.Group, target: Image, levels: Levels, ngff: Ngff, coarsest: NDArray[Any]) -> None:
-    """Write the attributes: NGFF's, the georeference, and what neither has a place for."""
+    """Write the attributes: those of NGFF, the georeference, and further metadata."""
     from yaozarrs import v04, v05
 
     version = v05 if ngff == "0.5" else v04
@@ -154,14 +154,14 @@ def _multiscale(target: Image, levels: Levels) -> dict[str, Any]:
 
 
 def _transformations(target: Image, factor: int) -> list[dict[str, Any]]:
-    """Place a level: its first pixel's center lies between those of the pixels that it is the mean of."""
+    """Return the transformations of a level, whose pixel centers lie between those of the averaged pixels."""
     scale = [size * factor for size in target.scale]
     center = [start + size * (factor - 1) / 2 for start, size in zip(target.translate, target.scale, strict=True)]
     return [{"type": "scale", "scale": [1.0, *scale]}, {"type": "translation", "translation": [0.0, *center]}]
 
 
 def _rendering(target: Image, coarsest: NDArray[Any]) -> dict[str, Any]:
-    """Say how viewers show the channels: the picture's R, G, B on, in one window of values, the others off."""
+    """Return the rendering of the channels: R, G and B on, with one window of values, the others off."""
     window = _window(target, coarsest)
     gray = len(set(target.rgb)) == 1
     colors = dict(zip(target.rgb, ("FFFFFF",) * 3 if gray else _COLORS, strict=True))
@@ -173,14 +173,14 @@ def _rendering(target: Image, coarsest: NDArray[Any]) -> dict[str, Any]:
 
 
 def _window(target: Image, coarsest: NDArray[Any]) -> dict[str, float]:
-    """Choose the values that viewers show as black and white."""
+    """Return the values that viewers show as black and white."""
     colors = coarsest[list(target.rgb)]
     valid = np.isfinite(colors) if target.nodata is None else np.isfinite(colors) & (colors != target.nodata)
     values = colors[valid]
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9))) if values.size else (0.0, 1.0)
     if coarsest.dtype.kind in "iu":
-        limits = np.iinfo(coarsest.dtype)
-        least, most = float(limits.min), float(limits.max)
+        info = np.iinfo(coarsest.dtype)
+        least, most = float(info.min), float(info.max)
     else:
         least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if coarsest.dtype == np.uint8 or low >= high:

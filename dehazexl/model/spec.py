@@ -48,7 +48,7 @@ class Spec:
         the scattering head at stride 4, with the dark channel among its inputs.
     airlight
         ``pixels``: the scattering head's airlight comes out of the decoder, like the transmission. ``picture``: there
-        is one for the whole image, on which all tokens vote, see `heads.scattering.Airlight`. For the scattering head at
+        is one for the whole image, on which all tokens vote, see `heads.scattering`. For the scattering head at
         stride 4.
     guided
         Let the transmission follow the edges of the image between those 4 x 4 pixels, by a local linear model of the

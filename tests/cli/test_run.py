@@ -335,7 +335,7 @@ BAD_PICTURES = {
     "missing": (lambda path: None, "does not exist"),
     "text": (bad_text, "is not a TIFF, Zarr, PNG or JPEG"),
     "empty": (lambda path: path.write_bytes(b"") and None, "is empty: copy or download it again"),
-    "folder": (lambda path: path.mkdir(), "a folder without a picture"),
+    "folder": (lambda path: path.mkdir(), "a folder without images"),
     "truncated": (bad_truncated, "cut short: tile 1 (row 0, column 1)"),
     "damaged": (bad_tile, "damaged at tile 1 (row 0, column 1)"),
     "group": (bad_group, "a Zarr group without an image"),
