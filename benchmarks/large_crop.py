@@ -19,7 +19,7 @@ from dehazexl.synthesis.haze import add_haze
 from dehazexl.training.batches import Batch
 from dehazexl.training.checkpoint import State
 from dehazexl.training.config import Recipe
-from dehazexl.training.loop import step
+from dehazexl.training.loop import train_step
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     state = State.start(SPECS[args.spec], recipe, torch.device("cpu"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started = time.perf_counter()
-    loss = step(state, [batch], 1e-4, recipe)
+    loss = train_step(state, [batch], 1e-4, recipe)
     keep(
         "large_crop",
         spec=args.spec,

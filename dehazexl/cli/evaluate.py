@@ -13,7 +13,7 @@ import numpy as np
 
 from dehazexl.evaluation.paired import KINDS, ByNetwork, Case, dark_channel_prior, evaluate, paired, synthesized
 from dehazexl.image.grid import OVERLAP, check_overlap
-from dehazexl.training.datasets import check_beside, open_for_evaluation
+from dehazexl.training.datasets import check_output_folder, open_for_evaluation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,7 +85,7 @@ def score(
     if light is not None and light not in LIGHTS:
         raise ValueError(f"--light is one of {', '.join(LIGHTS)}, not {light!r}")
     if out is not None:
-        check_beside(out, folders)
+        check_output_folder(out, folders)
     cases, count, what = open_cases(folders, size, hold_out, light)
     dehazers: dict[str, Dehazer] = {"dark channel prior": dark_channel_prior}
     dehazers |= {name: ByNetwork(load(path), overlap) for name, path in weights.items()}

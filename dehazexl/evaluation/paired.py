@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from dehazexl.model import DehazeXL
     from dehazexl.training.datasets import Dataset
-    from dehazexl.training.rgb_files import Picture as Pixels
+    from dehazexl.training.rgb_files import RgbImage as Pixels
 
     Picture = NDArray[np.floating]
     Dehazer = Callable[[Picture], Picture]
