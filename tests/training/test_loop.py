@@ -26,7 +26,7 @@ from dehazexl.model import SPECS, DehazeXL
 from dehazexl.model.network import Change
 from dehazexl.model.spec import spec_from_text
 from dehazexl.model.weights import describe
-from dehazexl.synthesis.haze import add_haze, clear_sight
+from dehazexl.synthesis.haze import add_haze, invert_scatter
 from dehazexl.training.augment import center_crop, join_crops, random_crop, smoothed
 from dehazexl.training.batches import Batch, iterate_batches, make_step, validation_set
 from dehazexl.training.checkpoint import State
@@ -99,7 +99,7 @@ def test_the_loss_of_the_target_is_zero(thickness: float) -> None:
         Batch(clear, hazy.pixels, -hazy.transmission.log(), hazy.airlight, torch.zeros(1, 1, 1, 1)),
         1 / hazy.transmission,
     )
-    shift = clear_sight(torch.zeros_like(clear), hazy.transmission, hazy.airlight)
+    shift = invert_scatter(torch.zeros_like(clear), hazy.transmission, hazy.airlight)
     assert losses(crop, Change(gain, shift), Recipe()) < 1e-4
     unchanged = losses(crop, Change(torch.ones_like(gain), torch.zeros_like(gain)), Recipe())
     assert unchanged > 0.05 * thickness
