@@ -1,11 +1,11 @@
-"""What a GPU is used for, in one call: a table of speed and memory, and training.
+"""Training on a GPU in one call, and a table of speed and memory.
 
     python benchmarks/gpu.py train --data .crops/images.zip --out OUT --state .run/state.pt --minutes 9
     python benchmarks/gpu.py table --out OUT
 
-It needs torch, numpy, Pillow and safetensors alone, and runs on a CPU, too, to be rehearsed there. Training makes its
-haze on the device, from images that `benchmarks/weights/pack.py` packed. What comes back lies in OUT, in pieces of
-at most 15 MiB: ``weights.00``, ``weights.01``... (``cat weights.* > weights.safetensors``), and ``log.jsonl``.
+It only needs torch, numpy, Pillow and safetensors, and also runs on a CPU for a rehearsal. Haze is synthesized on the
+device, on images from `benchmarks/weights/pack.py`. OUT will contain the weights in pieces of at most 15 MiB,
+``weights.00``, ``weights.01``... (``cat weights.* > weights.safetensors``), and ``log.jsonl``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import time
+import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,20 +38,21 @@ from dehazexl.synthesis.images import Images
 from dehazexl.training.config import Recipe
 from dehazexl.training.losses import losses as loss_of
 
-PIECE = 15 * 2**20
+PIECE_SIZE = 15 * 2**20
+"""Size in bytes of the pieces of the weights file."""
 GRIDS = ((1, 1), (1, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 2), (2, 2), (2, 3), (3, 2), (3, 3))
-"""Rows and columns of tiles of the crops of a step; each divides the tiles of a step."""
-PARTIAL = 0.35
-"""Share of the steps whose crops end within a tile, as most images do: they are then continued by reflection."""
-FARTHEST = 512
-"""Crops pretend to lie up to this many tokens from the corner of a larger image."""
+"""Rows and columns of tiles of the crops in a step; the number of tiles in a step is a multiple of each product."""
+PARTIAL_SHARE = 0.35
+"""Share of steps whose crops end within a tile and are continued by reflection, as most images are."""
+MAX_OFFSET = 512
+"""Largest random offset of a crop from the corner of a larger image, in tokens."""
 
 
 def make_batch(images: Images, tiles: int, spec: Spec, seed: int, step: int, generator: torch.Generator) -> HazyBatch:
-    """Make the batch of a step."""
+    """Make the batch of a step, reproducibly from seed and number of the step."""
     random = np.random.default_rng((seed, step))
     rows, cols = GRIDS[int(random.integers(len(GRIDS)))]
-    cut = random.integers(3 * spec.tile // 4, size=2) if random.random() < PARTIAL else (0, 0)
+    cut = random.integers(3 * spec.tile // 4, size=2) if random.random() < PARTIAL_SHARE else (0, 0)
     h, w = rows * spec.tile - int(cut[0]), cols * spec.tile - int(cut[1])
     count = max(1, tiles // (rows * cols))
     clear, upright = images.crops(count, h, w, random, whole=0.5 if rows == cols == 1 else 0.2)
@@ -59,7 +61,7 @@ def make_batch(images: Images, tiles: int, spec: Spec, seed: int, step: int, gen
 
 
 class Trainer:
-    """A network in training, and its average."""
+    """A network in training, the moving average of its weights, and the optimizer."""
 
     def __init__(self, spec: Spec, recipe: Recipe, device: torch.device, init: DehazeXL | None) -> None:
         torch.manual_seed(recipe.seed)
@@ -73,14 +75,14 @@ class Trainer:
         self.half = True
 
     def train(self, batch: HazyBatch, offset: tuple[int, int], lr: float) -> Tensor:
-        """Make a step; return the loss, still on the device."""
+        """Update the weights and return the loss, on the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             change = self.model.predict_affine(batch.hazy, offset)
         loss = loss_of(batch, change, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip, foreach=True)
-        # The gradient of a step that is not finite is left out, without a look at it from the processor.
+        # A gradient that is not finite is replaced by zeros on the device, without synchronization.
         good = torch.isfinite(norm) & torch.isfinite(loss)
         for p in self.model.parameters():
             if p.grad is not None:
@@ -95,7 +97,7 @@ class Trainer:
         return loss.detach()
 
     def state(self) -> dict:
-        """Return what training needs to go on."""
+        """Return the state from which training can be resumed."""
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -104,17 +106,17 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
-        """Take up what `state` returned."""
+        """Restore the result of `state`."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
 
-def compiled(model: DehazeXL, tiles: int) -> None:
-    """Compile encoder and decoder for the tiles of a step; other numbers of tiles run as they are.
+def compile_for_tiles(model: DehazeXL, tiles: int) -> None:
+    """Compile encoder and decoder for the number of tiles in a step; other numbers of tiles run uncompiled.
 
-    Attention is left to torch's own kernels: on an H200 with torch 2.11 the compiled one found none to launch.
+    Attention is not compiled: on an H200 with torch 2.11, no kernel was found for the compiled version.
     """
     for module in (encoder_module, decoder_module):
         module.attend = torch.compiler.disable(module.attend)
@@ -128,8 +130,8 @@ def compiled(model: DehazeXL, tiles: int) -> None:
         module.forward = forward
 
 
-def dense(model: DehazeXL) -> None:
-    """Compute depthwise convolutions as dense ones with diagonal weights: on some GPUs far faster in training."""
+def use_dense_convolutions(model: DehazeXL) -> None:
+    """Replace depthwise convolutions by dense ones with diagonal weights, which train much faster on some GPUs."""
     for module in model.modules():
         if isinstance(module, Local):
             conv = module.conv
@@ -138,7 +140,7 @@ def dense(model: DehazeXL) -> None:
 
 
 def probe(args: argparse.Namespace) -> None:
-    """Time a depthwise convolution, forward and backward, and a dense one of the same kind."""
+    """Time forward and backward passes of depthwise convolutions and their dense equivalents."""
     from PIL import features
 
     print("WebP:", features.check("webp"), "torch", torch.__version__)
@@ -150,7 +152,7 @@ def probe(args: argparse.Namespace) -> None:
         line = {"width": width, "side": side}
         for name in ("depthwise", "dense"):
             if name == "dense":
-                dense(local)
+                use_dense_convolutions(local)
             for count in (3, 10):
                 synchronize(device)
                 before = time.perf_counter()
@@ -163,44 +165,44 @@ def probe(args: argparse.Namespace) -> None:
 
 
 def tune(trainer: Trainer, batch: HazyBatch, tiles: int) -> None:
-    """Choose what is fastest: depthwise convolutions as they are or dense, then compiled."""
+    """Select the fastest implementation: depthwise or dense convolutions, compiled or not."""
 
     def seconds(count: int) -> float:
         for repeat in (2, count):
             synchronize(trainer.device)
-            before = time.perf_counter()
+            begun = time.perf_counter()
             for _ in range(repeat):
                 with torch.autocast(trainer.device.type, torch.bfloat16):
                     change = trainer.model.predict_affine(batch.hazy)
                 loss_of(batch, change, trainer.recipe).backward()
             synchronize(trainer.device)
-        return (time.perf_counter() - before) / count
+        return (time.perf_counter() - begun) / count
 
     plain = seconds(4)
-    kept = {module: module.conv.forward for module in trainer.model.modules() if isinstance(module, Local)}
-    dense(trainer.model)
+    plain_forwards = {module: module.conv.forward for module in trainer.model.modules() if isinstance(module, Local)}
+    use_dense_convolutions(trainer.model)
     other = seconds(4)
     print(f"a step takes {plain:.3f} s, {other:.3f} s with dense convolutions", flush=True)
     if plain < other:
-        for module, forward in kept.items():
+        for module, forward in plain_forwards.items():
             module.conv.forward = forward
-    before = time.perf_counter()
+    begun = time.perf_counter()
     forwards = {module: module.forward for module in (trainer.model.encoder, trainer.model.decoder)}
     try:
-        compiled(trainer.model, tiles)
+        compile_for_tiles(trainer.model, tiles)
         took = seconds(4)
-        print(f"compiled {took:.3f} s, after {time.perf_counter() - before:.0f} s", flush=True)
-    except Exception as error:
-        print("not compiled:", repr(error)[:1000], flush=True)
+        print(f"compiled {took:.3f} s, after {time.perf_counter() - begun:.0f} s", flush=True)
+    except Exception:  # the compiler can fail in many ways, and training continues without it
+        print("not compiled:", traceback.format_exc(limit=-3), flush=True)
         took = math.inf
     if took > min(plain, other):
         for module, forward in forwards.items():
             module.forward = forward
 
 
-def cases(images: Images, side: int, device: torch.device, most: int) -> list[HazyBatch]:
-    """Make the validation's cases: the middle of each image, with haze on values and on light, and without."""
-    generator, made = torch.Generator(device), []
+def validation_cases(images: Images, side: int, device: torch.device, most: int) -> list[HazyBatch]:
+    """Return the validation cases: the center of each image with haze in file values, in linear light, and without."""
+    generator, batches = torch.Generator(device), []
     for i in sorted({round(place) for place in np.linspace(0, len(images.pixels) - 1, most)}):
         pixels = images.pixels[i]
         _, h, w = pixels.shape
@@ -212,14 +214,14 @@ def cases(images: Images, side: int, device: torch.device, most: int) -> list[Ha
             how = Synthesis(
                 thickness, 0.0, (0.75, 1.0), share, linear, dark=0, pale=0, soften=0, grade=0, noise=0, jpeg=0
             )
-            made.append(synthesize(clear, upright, generator, how))
-    return made
+            batches.append(synthesize(clear, upright, generator, how))
+    return batches
 
 
 @torch.no_grad()
 def validate(model: DehazeXL, some: list[HazyBatch]) -> dict[str, float]:
-    """Return mean PSNR in decibels: of haze on values, on light, and of clear images that should stay."""
-    model.train().eval()  # drops cached biases
+    """Return the mean PSNR in decibels for haze in file values, haze in linear light, and clear images."""
+    model.train().eval()  # clears cached biases
     scores: list[float] = []
     for batch in some:
         with torch.autocast(batch.hazy.device.type, torch.bfloat16, enabled=True):
@@ -229,34 +231,34 @@ def validate(model: DehazeXL, some: list[HazyBatch]) -> dict[str, float]:
     return {name: sum(scores[i::3]) / len(scores[i::3]) for i, name in enumerate(("values", "light", "clear"))}
 
 
-def keep_weights(model: DehazeXL, out: Path, about: dict) -> None:
-    """Write the weights in half precision, in pieces."""
+def save_weights(model: DehazeXL, out: Path, about: dict) -> None:
+    """Write the weights in half precision, in pieces of `PIECE_SIZE`."""
     from safetensors.torch import save
 
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
     text = {"format": "dehazexl", "spec": model.spec.to_json()} | {k: json.dumps(v) for k, v in about.items()}
     data = save(tensors, text)
-    for i, start in enumerate(range(0, len(data), PIECE)):
-        (out / f"weights.{i:02d}").write_bytes(data[start : start + PIECE])
+    for i, start in enumerate(range(0, len(data), PIECE_SIZE)):
+        (out / f"weights.{i:02d}").write_bytes(data[start : start + PIECE_SIZE])
 
 
-def fitted(model: DehazeXL, spec: Spec) -> DehazeXL:
-    """Return a new network of a spec with the weights of another one where name and shape agree."""
+def load_matching(model: DehazeXL, spec: Spec) -> DehazeXL:
+    """Create a network with the weights of another one where name and shape agree."""
     new = DehazeXL(spec)
     own, theirs = new.state_dict(), model.state_dict()
     new.load_state_dict(own | {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape})
     return new
 
 
-def keep(trainer: Trainer, args: argparse.Namespace, scores: dict) -> None:
-    """Write the averaged weights, and what training needs to go on."""
+def save(trainer: Trainer, args: argparse.Namespace, scores: dict) -> None:
+    """Write the averaged weights and the state of the training."""
     about = {
         "trained": scores,
         "recipe": asdict(trainer.recipe),
         "init": args.init or "random",
         "licence": "BSD-3-Clause",
     }
-    keep_weights(trainer.average, args.out, about)
+    save_weights(trainer.average, args.out, about)
     if args.state:
         args.state.parent.mkdir(parents=True, exist_ok=True)
         part = args.state.with_suffix(".part")
@@ -264,11 +266,8 @@ def keep(trainer: Trainer, args: argparse.Namespace, scores: dict) -> None:
         part.replace(args.state)
 
 
-def train(args: argparse.Namespace) -> None:
-    started = time.perf_counter()
-    device = torch.device(args.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
+    """Create a trainer with the spec, initial weights and saved state given by the arguments."""
     spec = replace(SPECS["fast"], scale=args.scale) if not args.spec else replace(SPECS[args.spec])
     recipe = Recipe(lr=args.lr, ema=args.ema, seed=args.seed, warmup=args.warmup)
     init = None
@@ -277,73 +276,87 @@ def train(args: argparse.Namespace) -> None:
 
         init = load_model(args.init, device="cpu", dtype="float32")
         if args.fitting:
-            init, taken = fitted(init, spec), init
-            print(f"what fits of {args.init} ({taken.spec.head}) is taken over", flush=True)
+            print(f"copying the matching weights of {args.init} ({init.spec.head})", flush=True)
+            init = load_matching(init, spec)
         spec = init.spec
     trainer = Trainer(spec, recipe, device, init)
     if args.state and args.state.exists():
         trainer.load(torch.load(args.state, map_location=device, weights_only=True))
         print("resumed at step", trainer.step)
+    return trainer
+
+
+def scheduled_rate(trainer: Trainer, args: argparse.Namespace, progress: float) -> float:
+    """Return the learning rate after a share of the time; the number of steps per minute is not known in advance."""
+    place = args.begin + (args.end - args.begin) * min(1.0, progress)
+    warm = min(1.0, (trainer.step + 1) / trainer.recipe.warmup)
+    return trainer.recipe.lr * warm * max(0.5 * (1 + math.cos(math.pi * place)), 0.002)
+
+
+def draw_step(
+    trainer: Trainer, images: Images, args: argparse.Namespace, spec: Spec, generator: torch.Generator
+) -> tuple[HazyBatch, tuple[int, int]]:
+    """Set the scale of the network for the next step, and return the batch and its offset in tokens."""
+    random = np.random.default_rng((trainer.recipe.seed, trainer.step, 7))
+    # Some steps use the other scale, so that the weights work at both.
+    other = spec.scale < 4 and random.random() < args.other_scale
+    trainer.model.spec = replace(spec, scale=3 - spec.scale) if other else spec
+    batch = make_batch(images, args.tiles, trainer.model.spec, trainer.recipe.seed, trainer.step, generator)
+    y, x = random.integers(MAX_OFFSET, size=2) if random.random() < 0.5 else (0, 0)
+    return batch, (int(y), int(x))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train for `args.minutes`, and write weights, state and log."""
+    started = time.perf_counter()
+    device = torch.device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    trainer = make_trainer(args, device)
+    spec = trainer.model.spec
     images = Images.load(args.data, "train", device)
-    held_out = Images.load(args.data, "valid", device)
-    some = cases(held_out, 512, device, args.cases)
+    some = validation_cases(Images.load(args.data, "valid", device), 512, device, args.cases)
     print(f"{len(images.pixels)} images, {len(some)} cases, {time.perf_counter() - started:.0f} s", flush=True)
     generator = torch.Generator(device)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.tune:
-        tune(trainer, make_batch(images, args.tiles, spec, recipe.seed, 10**6, generator), args.tiles)
+        tune(trainer, make_batch(images, args.tiles, spec, trainer.recipe.seed, 10**6, generator), args.tiles)
     log = (args.out / "log.jsonl").open("a")
     first, begun, losses, parts = trainer.step, time.perf_counter(), [], [0.0, 0.0]
     limit = 60 * args.minutes - args.reserve
     for count in itertools.count():
         now = time.perf_counter()
-        elapsed = now - started
-        # The schedule follows the clock: how many steps a minute has is known only there.
-        place = args.begin + (args.end - args.begin) * min(1.0, elapsed / limit)
-        warm = min(1.0, (trainer.step + 1) / recipe.warmup)
-        lr = recipe.lr * warm * max(0.5 * (1 + math.cos(math.pi * place)), 0.002)
-        if elapsed > limit or count == args.steps:
+        if now - started > limit or count == args.steps:
             break
-        random = np.random.default_rng((recipe.seed, trainer.step, 7))
-        # Some steps see the images at another scale, so that the weights serve that, too.
-        other = spec.scale < 4 and random.random() < args.other_scale
-        trainer.model.spec = replace(spec, scale=3 - spec.scale) if other else spec
-        batch = make_batch(images, args.tiles, trainer.model.spec, recipe.seed, trainer.step, generator)
-        far = tuple(int(n) for n in random.integers(FARTHEST, size=2)) if random.random() < 0.5 else (0, 0)
-        if args.profile and device.type == "cuda":
-            torch.cuda.synchronize()
+        lr = scheduled_rate(trainer, args, (now - started) / limit)
+        batch, offset = draw_step(trainer, images, args, spec, generator)
+        if args.profile:
+            synchronize(device)
             parts[0] += time.perf_counter() - now
-        losses.append(trainer.train(batch, far, lr))
-        if args.profile and device.type == "cuda":
-            torch.cuda.synchronize()
+        losses.append(trainer.train(batch, offset, lr))
+        if args.profile:
+            synchronize(device)
             parts[1] += time.perf_counter() - now
         if len(losses) == args.every:
-            mean = float(torch.stack(losses).mean())
-            speed = (trainer.step - first) * args.tiles / (time.perf_counter() - begun)
-            line = {
-                "step": trainer.step,
-                "loss": round(mean, 5),
-                "lr": round(lr, 6),
-                "seconds": round(elapsed),
-                "tiles_s": round(speed),
-            }
+            line = {"step": trainer.step, "loss": round(float(torch.stack(losses).mean()), 5), "lr": round(lr, 6)}
+            line["seconds"] = round(now - started)
+            line["tiles_s"] = round((trainer.step - first) * args.tiles / (time.perf_counter() - begun))
             if args.validate and (trainer.step // args.every) % args.validate == 0:
                 line |= {name: round(score, 3) for name, score in validate(trainer.average, some).items()}
-                keep(trainer, args, line)
+                save(trainer, args, line)
             print(line, [round(p / len(losses), 4) for p in parts] if args.profile else "", flush=True)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+            print(json.dumps(line), file=log, flush=True)
             losses, parts = [], [0.0, 0.0]
     scores = validate(trainer.average, some)
     print({"step": trainer.step, "seconds": round(time.perf_counter() - started)} | scores, flush=True)
-    keep(trainer, args, {"step": trainer.step, **scores})
+    save(trainer, args, {"step": trainer.step, **scores})
     if device.type == "cuda":
         print(torch.cuda.get_device_name(), f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at its peak")
 
 
 @torch.inference_mode()
 def table(args: argparse.Namespace) -> None:
-    """Measure seconds and memory of whole forwards."""
+    """Measure time and memory of forward passes over whole images."""
     device, rows = torch.device(args.device), []
     for name, dtype in itertools.product(("official", "compact", "fast"), (torch.float16, torch.float32)):
         model = DehazeXL(SPECS[name]).to(device, dtype).eval()
@@ -393,12 +406,14 @@ def main() -> None:
     one.add_argument("--data", type=Path, default=Path(".crops/images.zip"))
     one.add_argument("--state", type=Path)
     one.add_argument("--init")
-    one.add_argument("--fitting", action="store_true", help="of --init take over what fits the spec, by name and shape")
+    one.add_argument(
+        "--fitting", action="store_true", help="copy the weights of --init that match the spec by name and shape"
+    )
     one.add_argument("--spec")
     one.add_argument("--scale", type=int, default=2)
     one.add_argument("--minutes", type=float, default=9.0)
-    one.add_argument("--reserve", type=float, default=20.0, help="seconds kept for the end")
-    one.add_argument("--begin", type=float, default=0.0, help="place in the schedule, 0 to 1")
+    one.add_argument("--reserve", type=float, default=20.0, help="seconds reserved for the final validation")
+    one.add_argument("--begin", type=float, default=0.0, help="position in the schedule, 0 to 1")
     one.add_argument("--end", type=float, default=1.0)
     one.add_argument("--steps", type=int, default=-1)
     one.add_argument("--tiles", type=int, default=36)
@@ -407,11 +422,11 @@ def main() -> None:
     one.add_argument("--ema", type=float, default=0.998)
     one.add_argument("--seed", type=int, default=20)
     one.add_argument("--every", type=int, default=50)
-    one.add_argument("--cases", type=int, default=15, help="images to validate on")
-    one.add_argument("--validate", type=int, default=8, help="reports between validations, 0 for none")
-    one.add_argument("--tune", action="store_true", help="choose the fastest way to compute, compiled if it can be")
+    one.add_argument("--cases", type=int, default=15, help="number of images to validate on")
+    one.add_argument("--validate", type=int, default=8, help="number of reports between validations, 0 for none")
+    one.add_argument("--tune", action="store_true", help="select the fastest implementation, see tune()")
     one.add_argument("--profile", action="store_true")
-    one.add_argument("--other-scale", type=float, default=0.25, help="share of the steps at the other scale")
+    one.add_argument("--other-scale", type=float, default=0.25, help="share of steps at the other scale")
     three = commands.add_parser("probe")
     three.set_defaults(run=probe)
     three.add_argument("--tiles", type=int, default=72)

@@ -1,8 +1,8 @@
-"""Measure what loading costs a training: steps/s with batches made as they come, and with batches made before.
+"""Cost of loading in a training: steps per second with batches prepared on the fly and in advance.
 
     python benchmarks/loading.py DATA/train --steps 30
 
-Prints a table and keeps it as ``benchmarks/results/loading.json``.
+Prints the results and saves them as ``benchmarks/results/loading.json``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from machine import keep
+from machine import save_result
 
 from dehazexl.model import SPECS
-from dehazexl.training.batches import make_step, steps
+from dehazexl.training.batches import iterate_batches, make_step
 from dehazexl.training.checkpoint import State
 from dehazexl.training.config import Recipe
 from dehazexl.training.datasets import open_datasets
-from dehazexl.training.loop import step
+from dehazexl.training.loop import train_step
 
 
 def main() -> None:
@@ -37,21 +37,21 @@ def main() -> None:
     recipe = Recipe(steps=args.steps, precision=args.precision, procedural=args.procedural)
     state = State.start(SPECS[args.spec], recipe, torch.device("cpu"))
     made = [make_step(data, i, recipe) for i in range(args.steps)]
-    step(state, made[0], 1e-4, recipe)  # warm
+    train_step(state, made[0], 1e-4, recipe)  # warm-up
 
     started = time.perf_counter()
     for batches in made:
-        step(state, batches, 1e-4, recipe)
+        train_step(state, batches, 1e-4, recipe)
     without = time.perf_counter() - started
 
-    started, waited, coming = time.perf_counter(), 0.0, steps(data, 0, recipe)
+    started, waited, coming = time.perf_counter(), 0.0, iterate_batches(data, 0, recipe)
     for _ in range(args.steps):
         asked = time.perf_counter()
         batches = next(coming)
         waited += time.perf_counter() - asked
-        step(state, batches, 1e-4, recipe)
+        train_step(state, batches, 1e-4, recipe)
     loading = time.perf_counter() - started
-    keep(
+    save_result(
         "loading",
         spec=args.spec,
         precision=args.precision,

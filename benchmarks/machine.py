@@ -1,4 +1,4 @@
-"""Facts about the machine, to stand beside every figure measured on it."""
+"""Storage of benchmark results with a description of the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, versions and date."""
+    """Return processor, GPU, versions and date."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     return {
@@ -33,8 +33,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def keep(name: str, **figures: Any) -> None:
-    """Print figures and keep them as ``results/NAME.json``."""
+def save_result(name: str, **figures: Any) -> None:
+    """Print figures and save them with the machine as ``results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine(), **figures}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")

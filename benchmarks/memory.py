@@ -1,4 +1,4 @@
-"""Peak memory of `dehazexl run` on large pictures, as the operating system counts it.
+"""Peak memory of `dehazexl run` on large images, as measured by the operating system.
 
 python benchmarks/memory.py [--sizes 4096x16384 16384x16384] [--weights compact]
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from machine import keep
+from machine import save_result
 
 from dehazexl.image.grid import TileGrid
 from dehazexl.model import SPECS
@@ -39,7 +39,7 @@ def make(path: Path, height: int, width: int) -> None:
 
 
 def run(source: Path, target: Path, weights: str, dtype: str) -> tuple[float, float]:
-    """Run the command line; return peak resident memory in GB, as the kernel keeps it, and seconds."""
+    """Run the command line; return peak resident memory in GB, as measured by the kernel, and seconds."""
     command = [
         sys.executable,
         "-m",
@@ -89,8 +89,8 @@ def main() -> None:
                 "seconds": round(seconds, 1),
             }
         )
-        # After each: the runs are long.
-        keep("memory", runs=rows)
+        # Saved after each run, because runs are long.
+        save_result("memory", runs=rows)
 
 
 if __name__ == "__main__":

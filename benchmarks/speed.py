@@ -1,9 +1,9 @@
-"""Megapixels a second: whole jobs with each network, beside one plain forward of the official spec, in the same run.
+"""Megapixels per second of whole jobs with each network, and of one forward pass of the official spec.
 
     python benchmarks/speed.py
 
-A job dehazes 2048 x 2048 pixels in memory at the network's own overlap; a forward takes 1024 x 1024 pixels at once.
-The official code took 0.39 s a tile of 256 x 256 at its best on two cores, 0.17 Mpixel/s, and 2.1 GB.
+A job dehazes 2048 x 2048 pixels in memory with the default overlap of the network; a forward pass takes 1024 x 1024
+pixels at once. The official code took 0.39 s per tile of 256 x 256 at best on two cores, 0.17 Mpixel/s, and 2.1 GB.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ import time
 from collections.abc import Callable
 
 import torch
-from machine import keep
+from machine import save_result
 
 from dehazexl import DehazeXL, dehaze
 from dehazexl.model import SPECS
 
 JOB, FORWARD = 2048, 1024
-"""Pixels: sides of the images."""
+"""Sides of the images in pixels."""
 REPEATS = 3
 
 
 def megapixels(side: int, work: Callable[[], object]) -> float:
-    """Return megapixels a second."""
+    """Return the megapixels per second of a job."""
     start = time.perf_counter()
     work()
     return side**2 / 1e6 / (time.perf_counter() - start)
 
 
 def network(name: str) -> DehazeXL:
+    """Create a network with random weights."""
     torch.manual_seed(0)
     return DehazeXL(SPECS[name]).eval().requires_grad_(False)
 
 
 def measure() -> dict[str, float]:
-    """Take turns, so that all meet the same moods of the machine."""
+    """Return the median rates; repeats alternate between jobs, so that all see the same load of the machine."""
     pixels = torch.rand(JOB, JOB, 3).mul(255).byte().numpy()
     x = torch.rand(1, 3, FORWARD, FORWARD)
     models = {name: network(name) for name in ("official", "compact", "fast")}
@@ -60,7 +61,7 @@ def measure() -> dict[str, float]:
 if __name__ == "__main__":
     rates = measure()
     plain = rates["official, one forward"]
-    keep(
+    save_result(
         "speed",
         job=JOB,
         forward=FORWARD,

@@ -1,10 +1,11 @@
-"""How long a user waits for a picture of 16384 x 16384 pixels in the viewer, on this machine.
+"""Waiting times of a user with an image of 16384 x 16384 pixels in the viewer.
 
     xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/viewer.py [--minutes 8]
 
-Prints a table and keeps it as ``benchmarks/results/viewer.json``. The window is 1600 x 1000 and has the Dehaze widget;
-a block is the longest time between two beats of a timer of 5 ms in the window's thread. What napari needs without us
-is measured beside it: to add a picture of 64 x 64 pixels, and to zoom and pan in the hazy layer alone.
+Prints the results and saves them as ``benchmarks/results/viewer.json``. The window is 1600 x 1000 pixels and contains
+the Dehaze widget. A block is the longest time between two ticks of a timer of 5 ms in the main thread. For comparison,
+the times of napari alone are measured: for adding an image of 64 x 64 pixels, and for zooming and panning in the hazy
+layer only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 
 import napari
 import numpy as np
-from machine import keep
+from machine import save_result
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
@@ -25,7 +26,7 @@ from napari_dehazexl import dehaze_layer
 
 
 class Beat:
-    """The longest time between two beats."""
+    """Timer that measures the longest time between two ticks."""
 
     def __init__(self) -> None:
         self.timer = QTimer()
@@ -34,107 +35,130 @@ class Beat:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew."""
+        """Restart the measurement."""
         self.longest, self.last = 0.0, time.perf_counter()
 
     def beat(self) -> None:
-        """Measure the time since the last."""
+        """Update the longest time; called at each tick."""
         now = time.perf_counter()
         self.longest, self.last = max(self.longest, now - self.last), now
 
 
 def spin(seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    """Process events for some seconds, or until a condition is true."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end and not until():
         QApplication.processEvents()
         time.sleep(0.002)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=8, help="to wait for the network's own tiles")
-    args = parser.parse_args()
+def open_window() -> napari.Viewer:
+    """Open a viewer with the Dehaze widget."""
     viewer = napari.Viewer(show=True)
     viewer.window.resize(1600, 1000)
     viewer.window.add_plugin_dock_widget("napari-dehazexl", "Dehaze")
     spin(8)
-    beat = Beat()
+    return viewer
+
+
+def get_camera(viewer: napari.Viewer):
+    """Return the camera, in old and new versions of napari."""
+    return (viewer.scene if hasattr(viewer, "scene") else viewer).camera
+
+
+def measure_source(viewer: napari.Viewer, beat: Beat) -> dict[str, float]:
+    """Open the image, and measure napari without the plugin."""
     started = time.perf_counter()
-    (layer,) = viewer.open_sample("napari-dehazexl", "large")
+    viewer.open_sample("napari-dehazexl", "large")
     viewer.reset_view()
     spin(0.05)
     assert viewer.screenshot(flash=False)[..., :3].std() > 5
-    source = time.perf_counter() - started
+    figures = {"seconds_to_source_pixels": round(time.perf_counter() - started, 2)}
     spin(1)
 
-    camera = (viewer.scene if hasattr(viewer, "scene") else viewer).camera
+    camera = get_camera(viewer)
     y, x = camera.center[-2:]
     beat.restart()
     camera.center, camera.zoom = (y / 2, x / 2), 1
     spin(2)
-    zooming_source = beat.longest
-    panning_source = panned(camera, beat)
+    figures["longest_block_zooming_in_without_us"] = round(beat.longest, 3)
+    figures["longest_block_panning_without_us"] = round(pan(camera, beat), 3)
     viewer.reset_view()
     spin(2)
 
     started = time.perf_counter()
     viewer.add_image(np.zeros((64, 64, 3), np.uint8))
-    any_layer = time.perf_counter() - started
+    figures["seconds_to_add_any_layer"] = round(time.perf_counter() - started, 3)
     viewer.layers.pop()
     spin(1)
+    return figures
 
+
+def measure_overviews(viewer: napari.Viewer, beat: Beat) -> dict[str, float]:
+    """Add the dehazed layer, and measure the time to its overviews."""
     started = time.perf_counter()
-    dehazed = dehaze_layer(layer, viewer=viewer)
-    added = time.perf_counter() - started
+    dehazed = dehaze_layer(viewer.layers[0], viewer=viewer)
+    figures = {"seconds_to_add_the_layer": round(time.perf_counter() - started, 3)}
     beat.restart()
     live = dehazed.metadata["dehazexl"].session
     loaded = live.renewed
-    spin(60, lambda: live.renewed > loaded and shown(dehazed))
-    overview = time.perf_counter() - started
-    spin(60, lambda: live.status != "dehazing the overview" and shown(dehazed))
-    larger = time.perf_counter() - started
+    spin(60, lambda: live.renewed > loaded and is_drawn(dehazed))
+    figures["seconds_to_dehazed_overview"] = round(time.perf_counter() - started, 2)
+    spin(60, lambda: live.status != "dehazing the overview" and is_drawn(dehazed))
+    figures["seconds_to_the_larger_overview"] = round(time.perf_counter() - started, 2)
     spin(1)
-    at_rest = beat.longest
+    figures["longest_block_until_both_overviews"] = round(beat.longest, 3)
+    return figures
 
+
+def measure_interaction(viewer: napari.Viewer, beat: Beat) -> dict[str, float]:
+    """Zoom in and pan in the dehazed layer."""
+    camera, dehazed = get_camera(viewer), viewer.layers[-1]
     beat.restart()
     started = time.perf_counter()
     camera.zoom = 1
-    spin(10, lambda: dehazed.data_level == 0 and shown(dehazed))
-    zoomed = time.perf_counter() - started
+    spin(10, lambda: dehazed.data_level == 0 and is_drawn(dehazed))
+    figures = {"seconds_to_sharp_view_from_the_overview": round(time.perf_counter() - started, 2)}
     spin(2)
-    zooming = beat.longest
+    figures["longest_block_zooming_in"] = round(beat.longest, 3)
+    figures["longest_block_panning"] = round(pan(camera, beat), 3)
+    return figures
 
-    panning = panned(camera, beat)
 
+def measure_tiles(viewer: napari.Viewer, beat: Beat, minutes: float) -> dict[str, float | str]:
+    """Wait for the tiles of the view at full resolution."""
+    live = viewer.layers[-1].metadata["dehazexl-live"]
     beat.restart()
     started = time.perf_counter()
-    spin(60 * args.minutes, lambda: live.wait(0.001))
+    spin(60 * minutes, lambda: live.wait(0.001))
     exact = time.perf_counter() - started if live.wait(0.001) else None
     spin(1)
-    keep(
+    return {
+        "seconds_to_the_networks_own_view": round(exact, 1) if exact else f"more than {60 * minutes:.0f}",
+        "longest_block_while_tiles_come": round(beat.longest, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=8, help="longest time to wait for tiles at full resolution")
+    args = parser.parse_args()
+    viewer = open_window()
+    beat = Beat()
+    figures = measure_source(viewer, beat) | measure_overviews(viewer, beat) | measure_interaction(viewer, beat)
+    figures |= measure_tiles(viewer, beat, args.minutes)
+    save_result(
         "viewer",
         picture="16384 x 16384, lazy, with levels",
         view=[int(side) for side in viewer.screenshot(flash=False).shape[:2]],
-        seconds_to_source_pixels=round(source, 2),
-        seconds_to_add_any_layer=round(any_layer, 3),
-        seconds_to_add_the_layer=round(added, 3),
-        seconds_to_dehazed_overview=round(overview, 2),
-        seconds_to_the_larger_overview=round(larger, 2),
-        seconds_to_sharp_view_from_the_overview=round(zoomed, 2),
-        seconds_to_the_networks_own_view=round(exact, 1) if exact else f"more than {60 * args.minutes:.0f}",
-        longest_block_until_both_overviews=round(at_rest, 3),
-        longest_block_zooming_in=round(zooming, 3),
-        longest_block_zooming_in_without_us=round(zooming_source, 3),
-        longest_block_panning=round(panning, 3),
-        longest_block_panning_without_us=round(panning_source, 3),
-        longest_block_while_tiles_come=round(beat.longest, 3),
+        **figures,
         peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     )
     viewer.close()
 
 
-def panned(camera, beat: Beat) -> float:
-    """Pan by 110 pixels five times a second; return the longest block."""
+def pan(camera, beat: Beat) -> float:
+    """Pan by 110 pixels five times per second; return the longest block in seconds."""
     beat.restart()
     y, x = camera.center[-2:]
     for step in range(1, 21):
@@ -143,15 +167,15 @@ def panned(camera, beat: Beat) -> float:
     return beat.longest
 
 
-def shown(layer: napari.layers.Image) -> bool:
-    """Whether a layer's painter has painted all there is by now, and that is drawn; nothing is read for it."""
-    painter = layer.data[0].renderer
-    frame = painter._view if layer.data_level < painter.session.coarse else painter._whole
+def is_drawn(layer: napari.layers.Image) -> bool:
+    """Return whether the canvas shows everything that is rendered of a layer; reads no pixels."""
+    renderer = layer.data[0].renderer
+    frame = renderer._view if layer.data_level < renderer.session.coarse else renderer._whole
     drawn = np.asarray(layer._slice.image.view)
     y, x = (int(edge) for edge in layer.corner_pixels[0, :2])
     window = Window(y, y + drawn.shape[0], x, x + drawn.shape[1])
     return (
-        painter.fresh
+        renderer.fresh
         and frame is not None
         and frame.level == layer.data_level
         and np.array_equal(drawn, frame.pixels[window.to_slices(frame.window)])

@@ -1,9 +1,9 @@
-"""Pack clear images for `benchmarks/gpu.py`, small enough to travel: WebP files and their index in one zip.
+"""Pack clear images for `benchmarks/gpu.py`: compact WebP files and their index in one zip file.
 
     python benchmarks/weights/pack.py IMAGES .crops/images.zip
 
-Whole sources are held out for choices (``valid``); those of the test set stay out of the pack. A veil is taken off the
-images of the sources that have one, by dark object subtraction in linear light.
+Whole sources are held out for validation (``valid``); those of the test set are excluded. Images of sources with a veil
+are corrected by dark object subtraction in linear light.
 """
 
 import io
@@ -23,7 +23,7 @@ QUALITY = 88
 VALID = ("odm_boruszyn_ccby", "usgs_ortho_dunes", "humus_meadow_ccby", "azure_samples_mit")
 TEST = ("odm_caliterra_cc0", "deepforest_mit", "us_gov_18f_cc0", "akc_wikimedia_pd_cc0_ccby")
 HELD_OUT = ("brighton/DJI_003[01]*", "kodak/kodim0[49]*", "kodak/kodim14*", "kodak/kodim2[02]*")
-"""Of sources of which only some images are held out, as in `prepare.py`."""
+"""Held-out images of sources that are also used for training, as in `prepare.py`."""
 LEFT_OUT = ("solus_unsplash/river-and-mountains.jpg",)
 
 FROM_ABOVE = (
@@ -37,25 +37,28 @@ VEILED = (
 
 
 def to_linear(x):
+    """Convert sRGB values to linear light."""
     return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
 
 
 def from_linear(y):
+    """Convert linear light to sRGB values."""
     return np.where(y <= 0.0031308, y * 12.92, 1.055 * np.maximum(y, 0.0031308) ** (1 / 2.4) - 0.055)
 
 
-def unveiled(pixels):
-    """Take off what the darkest 0.1 % of each color have in linear light (Chavez, 1988), at most 0.22 of the file's 1.
+def remove_veil(pixels):
+    """Subtract the value of the darkest 0.1 % of each color in linear light (Chavez, 1988), up to a file value of 0.22.
 
-    Pixels that are black throughout are no data.
+    Black pixels are ignored as nodata.
     """
     light = to_linear(pixels / 255.0)
-    seen = pixels.max(axis=2) > 0
-    dark = np.minimum(np.quantile(light[seen], 0.001, axis=0), to_linear(0.22)) * 0.95
+    valid = pixels.max(axis=2) > 0
+    dark = np.minimum(np.quantile(light[valid], 0.001, axis=0), to_linear(0.22)) * 0.95
     return np.rint(255 * from_linear(((light - dark) / (1 - dark)).clip(0, 1))).astype(np.uint8)
 
 
-def shrunk(image: Image.Image, longest: int) -> Image.Image:
+def shrink(image: Image.Image, longest: int) -> Image.Image:
+    """Downsample an image so that its longer side is at most `longest` pixels."""
     scale = min(1.0, longest / max(image.size))
     return image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS) if scale < 1 else image
 
@@ -66,12 +69,13 @@ def entries(folder: Path):
         for path in sorted(place.iterdir()):
             if any(fnmatch(f"{place.name}/{path.name}", pattern) for pattern in LEFT_OUT):
                 continue
-            held = place.name in VALID or any(fnmatch(f"{place.name}/{path.name}", pattern) for pattern in HELD_OUT)
+            held_out = place.name in VALID or any(fnmatch(f"{place.name}/{path.name}", pattern) for pattern in HELD_OUT)
             if place.name not in TEST:
-                yield ("valid" if held else "train"), place.name, path
+                yield ("valid" if held_out else "train"), place.name, path
 
 
 def encode(task):
+    """Return index entries and WebP data of the images made from one file."""
     split, source, path = task
     if path.suffix == ".tif":
         import tifffile
@@ -80,14 +84,14 @@ def encode(task):
     else:
         pixels = np.asarray(Image.open(path).convert("RGB"))
     halves = [(split, pixels)]
-    if source == "naip":  # one place in eight years: its western half is for training, the eastern for validation
+    if source == "naip":  # one place in eight years: western half for training, eastern half for validation
         middle = pixels.shape[1] // 2
         halves = [("train", pixels[:, :middle]), ("valid", pixels[:, middle:])]
     made = []
     for split, part in halves:
-        part = unveiled(part) if source in VEILED else part
+        part = remove_veil(part) if source in VEILED else part
         file = io.BytesIO()
-        shrunk(Image.fromarray(part), LONGEST[split]).save(file, "WEBP", quality=QUALITY, method=4)
+        shrink(Image.fromarray(part), LONGEST[split]).save(file, "WEBP", quality=QUALITY, method=4)
         name = f"{split}/{source}-{path.stem}.webp"
         made.append(
             ({"file": name, "source": source, "split": split, "upright": source not in FROM_ABOVE}, file.getvalue())

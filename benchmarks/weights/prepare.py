@@ -1,10 +1,10 @@
-"""Split a folder of clear pictures by place, and store it as arrays that load anywhere.
+"""Split folders of clear images by place into training and validation sets of ``.npy`` files.
 
-    python benchmarks/weights/prepare.py PICTURES OUT
+    python benchmarks/weights/prepare.py IMAGES OUT
 
-`PICTURES` holds the folders ``brighton``, ``kodak`` and ``naip`` (see docs/model-card.md). ``OUT/train`` and
-``OUT/valid`` get ``.npy`` files (h, w, 3), uint8. The NAIP pictures show one place in eight years: their western
-half is for training, the eastern for validation. Of the others, whole pictures are held out.
+`IMAGES` contains the folders ``brighton``, ``kodak`` and ``naip`` (see docs/model-card.md). ``OUT/train`` and
+``OUT/valid`` will contain ``.npy`` files (h, w, 3), uint8. The NAIP images show one place in eight years: their western
+half is for training, the eastern half for validation. Of the other sources, whole images are held out.
 """
 
 import sys
@@ -19,10 +19,10 @@ from dehazexl.training.rgb_files import read_rgb
 HELD_OUT = ("brighton/DJI_003[01]*", "kodak/kodim0[49]*", "kodak/kodim14*", "kodak/kodim2[02]*")
 
 
-def main(pictures: Path, out: Path) -> None:
+def main(images: Path, out: Path) -> None:
     for part in ("train", "valid"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    for source in find_clear([pictures / "brighton", pictures / "kodak", pictures / "naip"]):
+    for source in find_clear([images / "brighton", images / "kodak", images / "naip"]):
         path = source.clear
         pixels, name = read_rgb(path), f"{path.parent.name}-{path.stem}.npy"
         if path.parent.name == "naip":

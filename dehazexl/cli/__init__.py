@@ -1,1 +1,1 @@
-"""The command line: one file for each command; `app` says what they are called with."""
+"""Command-line interface: `app` defines the commands and their options, the other modules implement them."""

@@ -1,6 +1,6 @@
-"""The command line: ``dehazexl run``, ``info``, ``demo``, ``train``, ``evaluate`` and ``haze``.
+"""Command-line interface: ``dehazexl run``, ``info``, ``demo``, ``train``, ``evaluate`` and ``haze``.
 
-Nothing heavy is imported before a command begins, so that ``--help`` answers at once.
+Heavy modules are imported when a command runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
 
 app = typer.Typer(
-    help="Remove haze from pictures of any size: drone pictures, orthomosaics, satellite scenes, photographs.",
+    help="Remove haze from images of any size: drone images, orthomosaics, satellite scenes, photographs.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-FORESEEN = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
-"""What goes wrong because of files, disks and arguments, not because of the program."""
+EXPECTED_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
+"""Errors caused by files, disks and arguments rather than by bugs."""
 
-# Typer brings its own copy of click from some release on, and has no public name for this one.
+# Newer releases of Typer contain their own copy of click, without a public name for this class.
 USAGE: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
 
 Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:N or mps.")
+    str, typer.Option(metavar="DEVICE", help="auto (CUDA, else Apple MPS, else the CPU), cpu, cuda, cuda:N or mps.")
 ]
 Weights = Annotated[
     list[str],
@@ -47,57 +47,65 @@ Weights = Annotated[
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; the console's entry point.
+    """Run a command; the console entry point.
 
-    Every failure that can be foreseen becomes one line on stderr and exit code 2.
+    Expected errors are printed in one line on stderr. The environment variable ``DEHAZEXL_TRACEBACK`` shows the
+    traceback instead.
+
+    Returns
+    -------
+    int
+        Exit code: 0, 2 for errors, 130 after Ctrl-C.
     """
     try:
         code = app(args=args, prog_name="dehazexl", standalone_mode=False)
     except USAGE as error:
         context = getattr(error, "ctx", None)
         text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        fail(f"{text}; see {context.command_path if context else 'dehazexl'} --help")
+        echo_error(f"{text}; see {context.command_path if context else 'dehazexl'} --help")
         return 2
-    except FORESEEN as error:
+    except EXPECTED_ERRORS as error:
         if os.environ.get("DEHAZEXL_TRACEBACK"):
             raise
-        fail(message(error))
+        echo_error(format_error(error))
         return 2
     except RuntimeError as error:
         from dehazexl.engine.memory import short_of_memory
 
         if not short_of_memory(error):
             raise
-        fail("the device's memory is not enough: give a smaller --batch (train: --tiles, or --part), or --device cpu")
+        echo_error(
+            "not enough memory on the device: use a smaller --batch (train: --tiles, or --part), or --device cpu"
+        )
         return 2
     return code if isinstance(code, int) else 0
 
 
-def given(context: typer.Context) -> set[str]:
-    """Return the names of the options that were typed, not left at their defaults."""
+def explicit_options(context: typer.Context) -> set[str]:
+    """Return the names of the options that were set on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def fail(text: str) -> None:
-    """Say in one line on stderr what went wrong."""
+def echo_error(text: str) -> None:
+    """Print an error in one line on stderr."""
     print("dehazexl: error:", " ".join(text.split()), file=sys.stderr)
 
 
-def stopped(left: str) -> typer.Exit:
-    """Say in one line on stderr what Ctrl-C left, and return what to raise."""
-    # Reads that were under way are awaited by nobody now, and Python would say so of each.
+def interrupted(state: str) -> typer.Exit:
+    """Print the state after Ctrl-C in one line on stderr, and return the exception to raise."""
+    # Python would warn about each unfinished read that is never awaited.
     warnings.simplefilter("ignore", RuntimeWarning)
-    fail(f"stopped; {left}")
+    echo_error(f"stopped; {state}")
     return typer.Exit(130)
 
 
-def message(error: Exception) -> str:
-    """Put a foreseen error into words."""
+def format_error(error: Exception) -> str:
+    """Return the message of an expected error."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return f"the memory is not enough ({error}): take less at once (run: --region; train: --tiles, or --part)"
+        return f"not enough memory ({error}): process less at once (run: --region; train: --tiles, or --part)"
     return str(error) or type(error).__name__
 
 
@@ -106,7 +114,7 @@ def start(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Print the version, or the help where no command is given."""
+    """Print the version, or the help if no command is given."""
     if version:
         print(dehazexl.__version__)
     elif context.invoked_subcommand is None:
@@ -115,57 +123,57 @@ def start(
 
 @app.command()
 def run(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A TIFF, Zarr, PNG or JPEG, or a folder of such pictures.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A TIFF, Zarr, PNG or JPEG, or a folder of them.")],
     output: Annotated[
         Path,
         typer.Argument(
             metavar="OUTPUT",
-            help="A .zarr, .tif, .png or .jpg; a folder if there are several pictures or several weights.",
+            help="A .zarr, .tif, .png or .jpg; a folder for several images or weights.",
         ),
     ],
     weights: Weights = ["compact"],  # noqa: B006
     device: Device = "auto",
     dtype: Annotated[
         str,
-        typer.Option(metavar="DTYPE", help="Precision: auto (half where it is faster), float32, float16 or bfloat16."),
+        typer.Option(metavar="DTYPE", help="Precision: auto (half where faster), float32, float16 or bfloat16."),
     ] = "auto",
-    batch: Annotated[str, typer.Option(metavar="N", help="Tiles computed at once: auto or a number.")] = "auto",
+    batch: Annotated[str, typer.Option(metavar="N", help="Number of tiles computed at once, or auto.")] = "auto",
     overlap: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Pixels by which tiles overlap, 0 to 128; else what suits the weights."),
+        typer.Option(metavar="PIXELS", help="Overlap of tiles, 0 to 128. [default: that of the weights]"),
     ] = None,
-    strength: Annotated[float, typer.Option(metavar="SHARE", help="From 0 (the input) to 1 (all haze removed).")] = 1.0,
-    limits: Annotated[
+    strength: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the haze to remove, from 0 (the input) to 1 (all of it).")
+    ] = 1.0,
+    value_range: Annotated[
         str,
         typer.Option(
             "--range",
             metavar="LOW,HIGH",
-            help="Values that are black and white. [default: 8 bits: 0,255; else 0 and percentile 99.9]",
+            help="Values of black and white. [default: 0,255 for 8 bits; else 0 and percentile 99.9]",
         ),
     ] = "",
     bands: Annotated[
         str,
         typer.Option(
-            metavar="R,G,B", help="Red, green and blue: numbers from 1, or names. [default: as the file says]"
+            metavar="R,G,B", help="Red, green and blue bands, by number from 1 or by name. [default: from the metadata]"
         ),
     ] = "",
-    region: Annotated[
-        str, typer.Option(metavar="Y0:Y1,X0:X1", help="Take only these rows and columns, as a picture of its own.")
-    ] = "",
-    resize: Annotated[str, typer.Option(metavar="WxH", help="Bring pictures to this size first, in memory.")] = "",
-    nor: Annotated[bool, typer.Option("--nor", help="The official .pth was trained with --nor.")] = False,
+    region: Annotated[str, typer.Option(metavar="Y0:Y1,X0:X1", help="Crop the input to these rows and columns.")] = "",
+    resize: Annotated[str, typer.Option(metavar="WxH", help="Resize the input to this size first, in memory.")] = "",
+    nor: Annotated[bool, typer.Option("--nor", help="The official .pth file was trained with --nor.")] = False,
     tokens: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the tokens here, so that a stopped run can go on.")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the tokens, from which a stopped run can be resumed.")
     ] = None,
-    ngff: Annotated[str, typer.Option(metavar="VERSION", help="Version of OME-Zarr: 0.5 or 0.4.")] = "0.5",
-    compression: Annotated[str, typer.Option(metavar="KIND", help="Of a TIFF: deflate, zstd or none.")] = "deflate",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    ngff: Annotated[str, typer.Option(metavar="VERSION", help="Version of OME-Zarr, 0.5 or 0.4.")] = "0.5",
+    compression: Annotated[
+        str, typer.Option(metavar="KIND", help="Compression of TIFF files: deflate, zstd or none.")
+    ] = "deflate",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
 ) -> None:
-    """Remove the haze from a picture, or from a folder of pictures.
+    """Remove haze from an image or a folder of images.
 
-    The output has the input's size, bands, data type and georeference.
+    The output has the size, bands, data type and georeference of the input.
     """
     from dehazexl.cli import parse
     from dehazexl.cli.run import Settings
@@ -173,7 +181,7 @@ def run(
     settings = Settings(
         overlap=overlap,
         strength=strength,
-        value_range=parse.limits(limits) if limits else None,
+        value_range=parse.value_range(value_range) if value_range else None,
         bands=parse.bands(bands) if bands else None,
         batch=parse.batch(batch),
         region=parse.region(region) if region else None,
@@ -183,11 +191,13 @@ def run(
         overwrite=overwrite,
     )
     try:
-        kept_in = tokens and tokens.expanduser()
-        dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, kept_in, settings)
+        store = tokens and tokens.expanduser()
+        dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, store, settings)
     except KeyboardInterrupt:
-        kept = f"run it again to go on with the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"
-        raise stopped(f"unfinished output was removed, {kept}") from None
+        resume = (
+            f"run it again to resume from the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"
+        )
+        raise interrupted(f"unfinished output was removed, {resume}") from None
 
 
 def dehaze_all(
@@ -200,28 +210,28 @@ def dehaze_all(
     tokens: Path | None,
     settings: Settings,
 ) -> None:
-    """Run the tasks and print a line for each."""
+    """Dehaze all images with all weights and print a line for each output."""
     from dehazexl.cli import run as work
 
     tasks, folder = work.plan(source, output, weights, tokens)
     if nor and (known := next((task.weights for task in tasks if task.weights.suffix == ".safetensors"), None)):
-        raise ValueError(f"--nor is for official .pth files; {known} says itself how it is normalized")
+        raise ValueError(f"--nor is for official .pth files; {known} stores its normalization")
     failures: list[str] = []
 
-    def say(text: str) -> None:
-        fail(text)
+    def echo_failure(text: str) -> None:
+        echo_error(text)
         failures.append(text)
 
-    for result in work.run(tasks, folder, settings, loader(device, dtype, nor), say):
+    for result in work.run(tasks, folder, settings, loader(device, dtype, nor), echo_failure):
         print(result, flush=True)
         if result.note:
             print(f"dehazexl: {result.note}", file=sys.stderr)
     if failures:
-        raise ValueError(f"{len(failures)} of {len(tasks)} pictures could not be dehazed, see above")
+        raise ValueError(f"{len(failures)} of {len(tasks)} images could not be dehazed, see above")
 
 
 def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Path], DehazeXL]:
-    """Return what loads weights and says on stderr where they will compute."""
+    """Return a function that loads weights and prints their device and precision on stderr."""
 
     def load(path: Path) -> DehazeXL:
         from dehazexl.model.weights import load_model
@@ -236,29 +246,29 @@ def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Pat
 @app.command()
 def info(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A picture, a weights file, or the name of bundled weights.")
+        str, typer.Argument(metavar="FILE", help="An image, a weights file, or the name of bundled weights.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is known of a picture, or of weights."""
+    """Print the properties of an image or of weights."""
     import json
 
     from dehazexl.cli.info import as_text, describe
 
-    facts = describe(file)
-    print(json.dumps(facts, indent=2) if as_json else as_text(facts))
+    properties = describe(file)
+    print(json.dumps(properties, indent=2) if as_json else as_text(properties))
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; its demo files are replaced.")] = Path(
-        "demo"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Output folder; existing demo files are replaced.")
+    ] = Path("demo"),
     size: Annotated[str, typer.Option(metavar="WxH", help="Size of the image in pixels.")] = "1600x1200",
     weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="Bundled weights by name, or a file.")] = "compact",
     device: Device = "auto",
 ) -> None:
-    """Add haze to a bundled photograph, dehaze it, and show both side by side."""
+    """Add haze to the sample image, dehaze it, and save both side by side."""
     from dehazexl.cli import parse
     from dehazexl.cli.demo import make_demo
     from dehazexl.model.weights import find_weights
@@ -274,73 +284,85 @@ def train(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FOLDER", help="Folders of clear 8-bit pictures, of pairs (hazy/, clear/), or 8KDehaze's."
+            metavar="FOLDER", help="Folders of clear 8-bit images, of pairs (hazy/, clear/), or of 8KDehaze."
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for weights, checkpoint and log.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Output folder for weights, checkpoints and log.")],
     hold_out: Annotated[
         list[str],
         typer.Option(
-            metavar="PATTERN", help="Pictures to validate on, e.g. 'naip/*'. Repeatable. [default: every tenth]"
+            metavar="PATTERN",
+            help="Pattern of images to validate on, e.g. 'naip/*'. Repeatable. [default: every tenth]",
         ),
     ] = [],  # noqa: B006
     spec: Annotated[
-        str, typer.Option(metavar="SPEC", help="The network: compact, official, tiny..., or JSON.")
+        str, typer.Option(metavar="SPEC", help="Specification of the network: compact, official, tiny..., or JSON.")
     ] = "compact",
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the whole run.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of steps of the run.")] = 3000,
     tiles: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tiles of 256 x 256 pixels in a batch; a crop may hold more.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Number of tiles of 256 x 256 pixels in a batch; a single crop may have more."
+        ),
     ] = 8,
-    crop: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Side of the largest crops, in tiles.")] = 3,
+    crop: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Side of the largest crops in tiles.")] = 3,
     accumulate: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Batches of --tiles whose gradients make a step.")
+        int, typer.Option(min=1, metavar="N", help="Number of batches whose gradients are accumulated in a step.")
     ] = 1,
     part: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Tiles computed at once, again in the backward pass: less memory. [default: all]"
+            min=1,
+            metavar="N",
+            help="Number of tiles computed at once, and recomputed in the backward pass to save memory. [default: all]",
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(metavar="NAME", help="float32; bfloat16 or float16 where it is safe (autocast).")
+        str, typer.Option(metavar="NAME", help="float32, or bfloat16 or float16 by autocast.")
     ] = "float32",
     procedural: Annotated[
-        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of procedural pictures among the crops.")
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of crops from procedural images.")
     ] = 0.0,
     lr: Annotated[float, typer.Option(min=0, metavar="RATE", help="Peak learning rate.")] = 6e-4,
     ema: Annotated[
-        float, typer.Option(min=0, max=1, metavar="DECAY", help="Of the moving average of the weights.")
+        float, typer.Option(min=0, max=1, metavar="DECAY", help="Decay of the moving average of the weights.")
     ] = 0.995,
-    normalize: Annotated[
-        bool, typer.Option("--normalize", help="Normalize colors as the official --nor does.")
-    ] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Normalize colors like the official --nor.")] = False,
     seed: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Of weights, crops and haze; another one after --init brings new crops."),
+        typer.Option(
+            min=0, metavar="N", help="Seed of weights, crops and haze; after --init, use another one for new crops."
+        ),
     ] = 0,
-    every: Annotated[int, typer.Option(min=1, metavar="N", help="Steps between validations and checkpoints.")] = 250,
+    every: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of steps between validations and checkpoints.")
+    ] = 250,
     minutes: Annotated[
         float,
-        typer.Option(min=0, metavar="MINUTES", show_default="no limit", help="Stop after this time; --resume goes on."),
+        typer.Option(
+            min=0, metavar="MINUTES", show_default="no limit", help="Stop after this time; continue with --resume."
+        ),
     ] = float("inf"),
     device: Device = "auto",
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="WEIGHTS", help="Start from these weights and their spec, e.g. compact, not from scratch."
+            metavar="WEIGHTS", help="Start from these weights and their spec, e.g. compact, instead of random weights."
         ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on in RUN; what is not given is as it was, but --device, --every and --minutes."
+            "--resume",
+            help="Continue the run in RUN with its options, except those given and --device, --every and --minutes.",
         ),
     ] = False,
 ) -> None:
-    """Train a network on clear pictures, on which it makes the haze, or on pairs.
+    """Train a network on clear images with synthetic haze, or on pairs.
 
-    RUN gets best.safetensors, last.safetensors, checkpoints of both (best.pt, checkpoint.pt), log.csv and plot.png.
-    Several GPUs:
+    RUN will contain best.safetensors, last.safetensors, checkpoints of both (best.pt, checkpoint.pt), log.csv and
+    plot.png.
+    With several GPUs:
     torchrun --nproc-per-node 4 -m dehazexl train ...
     """
     from dehazexl.cli.train import train_with_bar
@@ -354,81 +376,83 @@ def train(
         done = train_with_bar(
             folders, hold_out, out, spec, recipe,
             device=device, init=init, normalize=normalize, resume=resume, minutes=minutes, every=every,
-            given=given(context),
+            given=explicit_options(context),
         )  # fmt: skip
         if done is not None:
             print(done)
     except KeyboardInterrupt:
-        raise stopped(f"--resume goes on from the last checkpoint in {out}, if there was one") from None
+        raise interrupted(f"--resume continues from the last checkpoint in {out}, if there is one") from None
 
 
 @app.command()
 def evaluate(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER", help="Folders of clear pictures, of pairs (hazy/, clear/), or 8KDehaze's."),
+        typer.Argument(metavar="FOLDER", help="Folders of clear images, of pairs (hazy/, clear/), or of 8KDehaze."),
     ] = [],  # noqa: B006
     real: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Score on hazy photographs without a truth instead, those in FOLDER."),
+        typer.Option(
+            metavar="FOLDER", help="Score on the hazy photographs in FOLDER instead, without reference images."
+        ),
     ] = None,
     weights: Weights = ["compact"],  # noqa: B006
     hold_out: Annotated[
         list[str],
         typer.Option(
             metavar="PATTERN",
-            help="Score what matches, as train holds it out. [default: all; of 8KDehaze what train holds out]",
+            help="Pattern of images to score, as in train. [default: all; for 8KDehaze those held out by train]",
         ),
     ] = [],  # noqa: B006
     light: Annotated[
         str | None,
         typer.Option(
-            metavar="LIGHT", help="Haze on clear pictures: on their values, on linear light, or both. [default: both]"
+            metavar="LIGHT", help="Add haze to clear images in file values, in linear light, or both. [default: both]"
         ),
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="By which tiles overlap, 0 to 128; else what suits the weights."),
+        typer.Option(metavar="PIXELS", help="Overlap of tiles, 0 to 128. [default: that of the weights]"),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
             min=32,
             metavar="PIXELS",
-            help="Side of the middle of clear pictures, 512 by default; larger photographs of --real are shrunk to it.",
+            help="Side of the center crop of clear images, 512 by default; longest side of photographs of --real.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write scores.csv, summary.csv and sheet.png into this folder; of --real real.csv, real-summary.csv "
-            "and real.png.",
+            help="Folder for scores.csv, summary.csv and sheet.png; with --real for real.csv, real-summary.csv and "
+            "real.png.",
         ),
     ] = None,
     device: Device = "auto",
     dtype: Annotated[
         str,
-        typer.Option(metavar="DTYPE", help="Precision: float32, the same scores everywhere, or another."),
+        typer.Option(metavar="DTYPE", help="Precision: float32 for reproducible scores, or another one."),
     ] = "float32",
 ) -> None:
-    """Score weights beside the hazy input and the dark channel prior.
+    """Score weights, the hazy input and the dark channel prior.
 
-    On pairs, on what training holds out of 8KDehaze, or on clear pictures with haze of four kinds, the same each time,
-    on the values of the file and on linear light (--light values, linear or both).
-    Score what was held out (dehazexl info WEIGHTS lists it): of what was trained on, scores are too good.
-    Scores are taken at full resolution, RGB, data range 1: PSNR, SSIM, CIEDE2000, the ratio of jumps at tile borders
-    to others, seconds a picture, and the most memory held.
+    Images are pairs, the held-out part of 8KDehaze, or clear images with reproducible haze of four kinds, added in file
+    values and in linear light (--light values, linear or both).
+    Score only held-out images (listed by dehazexl info WEIGHTS): scores on training images are too good.
+    Scores are computed at full resolution, RGB, data range 1: PSNR, SSIM, CIEDE2000, the ratio of jumps at tile borders
+    to jumps elsewhere, seconds per image, and peak memory.
 
-    On photographs with real haze (--real): perceived density of fog (FADE), cast, newly clipped pixels, lightness,
-    amplified noise, and jumps at tile borders.
+    On photographs with real haze (--real), the scores are perceived fog density (FADE), color cast, newly clipped
+    pixels, lightness, amplified noise, and jumps at tile borders.
     """
     from dehazexl.cli.run import find_weights
 
     if (real is None) == (not folders):
-        raise ValueError("give either FOLDER, of clear pictures or of pairs, or --real FOLDER, of hazy photographs")
+        raise ValueError("pass either FOLDER, with clear images or pairs, or --real FOLDER, with hazy photographs")
     if real is not None and (hold_out or light is not None):
-        raise ValueError("--real has no use for --hold-out and --light: it scores all photographs as they are")
+        raise ValueError("--hold-out and --light do not apply to --real, which scores all photographs: leave them out")
     files = {name or path.stem: path for name, path in find_weights(weights).items()}
     try:
         if real is not None:
@@ -436,43 +460,41 @@ def evaluate(
 
             failures: list[str] = []
 
-            def say(text: str) -> None:
-                fail(text)
+            def echo_failure(text: str) -> None:
+                echo_error(text)
                 failures.append(text)
 
-            print(score_real(real, files, loader(device, dtype), say, overlap, size, out))
+            print(score_real(real, files, loader(device, dtype), echo_failure, overlap, size, out))
             if failures:
-                raise ValueError(f"pictures in {real} that could not be scored: {len(failures)}, see above")
+                raise ValueError(f"images in {real} that could not be scored: {len(failures)}, see above")
         else:
             from dehazexl.cli.evaluate import SIZE, score
 
             print(score(folders, files, loader(device, dtype), overlap, size or SIZE, out, hold_out, light))
     except KeyboardInterrupt:
-        kept = f"the scores so far are in {out / ('real.csv' if real else 'scores.csv')}" if out else ""
-        raise stopped(kept or "--out DIR keeps scores") from None
+        saved = f"the scores so far are in {out / ('real.csv' if real else 'scores.csv')}" if out else ""
+        raise interrupted(saved or "--out DIR saves scores") from None
 
 
 @app.command()
 def haze(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A clear picture, or a folder of them.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A picture; for a folder a folder, for hazy/ and clear/.")],
-    level: Annotated[int, typer.Option(metavar="N", help="How dense: 1 (thin) to 4, after 8KDehaze.")] = 3,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A clear image, or a folder of them.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="An image; for a folder, the folder of hazy/ and clear/.")],
+    level: Annotated[int, typer.Option(metavar="N", help="Density from 1 (thin) to 4, modeled on 8KDehaze.")] = 3,
     kind: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", help="veil, patches, ridges, depth, layers or fog. [default: a veil or patches, drawn]"
+            metavar="KIND", help="veil, patches, ridges, depth, layers or fog. [default: veil or patches, at random]"
         ),
     ] = None,
     linear: Annotated[
         bool,
-        typer.Option(
-            "--linear/--no-linear", help="Haze on linear light, as in photographs, or on the values of the file."
-        ),
+        typer.Option("--linear/--no-linear", help="Add haze in linear light, as in photographs, or in file values."),
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the haze.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the haze.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
 ) -> None:
-    """Put haze on clear pictures: pairs to train and to compare on."""
+    """Add haze to clear images, to create pairs for training and evaluation."""
     from dehazexl.cli.haze import make_pairs
 
     for line in make_pairs(source.expanduser(), out.expanduser(), level, kind, seed, overwrite, linear):

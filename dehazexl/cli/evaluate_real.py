@@ -1,4 +1,4 @@
-"""What `dehazexl evaluate --real` does: weights and the dark channel prior, scored on real haze without a truth."""
+"""Implementation of `dehazexl evaluate --real`: scores on real haze without reference images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dehazexl.cli.evaluate import append_row, check_skimage, draw_sheet, means, table, thumbnail
-from dehazexl.evaluation.paired import ByNetwork, dark_channel_prior
-from dehazexl.evaluation.real import evaluate_real, shrunk
+from dehazexl.evaluation.paired import NetworkDehazer, dark_channel_prior
+from dehazexl.evaluation.real import evaluate_real, shrink
 from dehazexl.image.grid import OVERLAP, check_overlap
 from dehazexl.training.datasets import find_clear
 from dehazexl.training.rgb_files import ImageCache, open_rgb
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from dehazexl.model import DehazeXL
 
 SHOWN = 24
-"""Images on the contact sheet at most, spread over all."""
+"""Largest number of images on the contact sheet, evenly spaced."""
 METRICS = {"fade": ".3f", "cast": ".1f", "clipped": ".2%", "lightness": ".1f", "noise": ".2f", "seam": ".2f"}
-"""Scores in the table, and their formats."""
+"""Formats of the scores in the table."""
 PROTOCOL = (
-    "fade: perceived density of fog (Choi, You and Bovik 2015); cast: distance of the mean a*, b* from neutral; "
-    "clipped: pixels newly at 0 or 255; lightness: mean L*; noise: over that of the input; seam 1 is seamless"
+    "fade: perceived fog density (Choi, You and Bovik 2015); cast: distance of the mean a*, b* from neutral; "
+    "clipped: pixels newly at 0 or 255; lightness: mean L*; noise: relative to the input; seam 1 is seamless"
 )
 
 
@@ -38,34 +38,38 @@ def score_real(
     folder: Path,
     weights: dict[str, Path],
     load: Callable[[Path], DehazeXL],
-    say: Callable[[str], object],
+    echo: Callable[[str], object],
     overlap: int | None = None,
     size: int | None = None,
     out: Path | None = None,
 ) -> str:
-    """Score weights on hazy images, and return the table of all, that of the means, and what the scores are.
+    """Score weights on hazy images without reference images.
 
     Parameters
     ----------
     folder
-        Hazy images, 8-bit RGB, in it and its subfolders.
+        Folder of hazy 8-bit RGB images, also in subfolders.
     weights, load
-        Weights files by name, and what turns one into a network.
-    say
-        Told of the images that cannot be read or are not 8-bit RGB; they are passed over.
+        Weights files by name, and a function that loads one.
+    echo
+        Called with a message for each image that cannot be read or is not 8-bit RGB, and is skipped.
     overlap
-        Of the networks' tiles, in pixels.
+        Overlap of the tiles of the networks in pixels.
     size
-        Longest side of the images: larger ones are shrunk. None scores all of them as they are.
+        Longest side of the images in pixels; larger ones are downsampled. None scores all images at full size.
     out
-        Folder that gets ``real.csv`` (a row for each image and method, written as they come), ``real-summary.csv``
-        (means by method) and ``real.png`` (contact sheet), which are replaced.
+        Folder for ``real.csv`` (a row for each image and method, written immediately), ``real-summary.csv``
+        (means by method) and ``real.png`` (contact sheet). Existing files are replaced.
+
+    Returns
+    -------
+    str
+        Table of all images, table of the means, and the protocol.
 
     Raises
     ------
     ValueError
-        If scikit-image is missing, the overlap is not 0 to 128, there is no image that can be read, or `out` lies
-        among them.
+        If scikit-image is missing, the overlap is not 0 to 128, no image can be read, or `out` is inside `folder`.
     """
     from tqdm import tqdm
 
@@ -73,17 +77,17 @@ def score_real(
     check_overlap(overlap)
     sources = find_clear([folder])
     if out is not None and out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"--out {out} lies among the pictures in {folder}: a folder beside them is needed")
+        raise ValueError(f"--out {out} is inside the images in {folder}: choose a folder next to them")
     dehazers: dict[str, Dehazer] = {"dark channel prior": dark_channel_prior}
-    dehazers |= {name: ByNetwork(load(path), overlap) for name, path in weights.items()}
+    dehazers |= {name: NetworkDehazer(load(path), overlap) for name, path in weights.items()}
     methods, count = 1 + len(dehazers), len(sources)
     shown = {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count))} if out is not None else set()
     rows: list[Row] = []
     sheet: list[list[tuple[str, Image]]] = []
     interval = 0.1 if sys.stderr.isatty() else 30
-    images = read_images(folder, [source.clear for source in sources], size, say)
+    images = read_images(folder, [source.clear for source in sources], size, echo)
     with tqdm(total=count * methods, desc="evaluate", unit="image", mininterval=interval) as bar:
-        for i, (name, method, picture, values) in enumerate(
+        for i, (name, method, image, values) in enumerate(
             evaluate_real(images, dehazers, OVERLAP if overlap is None else overlap)
         ):
             rows.append({"image": name, "method": method, **values})
@@ -93,29 +97,29 @@ def score_real(
                 if i % methods == 0:
                     sheet.append([])
                 label = f"{name if i % methods == 0 else method}  fade {values['fade']:.2f}"
-                sheet[-1].append((label, thumbnail(picture)))
+                sheet[-1].append((label, thumbnail(image)))
             bar.update()
     if not rows:
-        raise ValueError(f"none of the {count} pictures in {folder} could be read, see above")
-    found = means(rows, METRICS)
+        raise ValueError(f"none of the {count} images in {folder} could be read, see above")
+    averages = means(rows, METRICS)
     if out is not None:
-        for i, row in enumerate(found):
+        for i, row in enumerate(averages):
             append_row(out / "real-summary.csv", row, new=i == 0)
         draw_sheet(sheet).save(out / "real.png")
-    how = "as they are" if size is None else f"at most {size} pixels wide and high"
-    each = table(rows, METRICS, ("image", "method"))
-    return f"{each}\n\n{table(found, METRICS)}\nmeans of {len(rows) // methods} images, {how}; {PROTOCOL}"
+    how = "at full size" if size is None else f"at most {size} pixels wide and high"
+    per_image = table(rows, METRICS, ("image", "method"))
+    return f"{per_image}\n\n{table(averages, METRICS)}\nmeans of {len(rows) // methods} images, {how}; {PROTOCOL}"
 
 
 def read_images(
-    folder: Path, paths: Iterable[Path], size: int | None, say: Callable[[str], object]
+    folder: Path, paths: Iterable[Path], size: int | None, echo: Callable[[str], object]
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield name and pixels ``(h, w, 3)`` of images, shrunk to a size; say which cannot be read, and pass them over."""
+    """Yield name and pixels ``(h, w, 3)`` of images, downsampled to a size; report and skip unreadable ones."""
     for path in paths:
         try:
             pixels = open_rgb(path, ImageCache(limit=0))[:, :]
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
-            say(f"{path} cannot be read: {reason}" if reason else str(error))
+            echo(f"{path} cannot be read: {reason}" if reason else str(error))
         else:
-            yield path.relative_to(folder).as_posix(), shrunk(pixels, size)
+            yield path.relative_to(folder).as_posix(), shrink(pixels, size)

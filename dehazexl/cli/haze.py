@@ -1,4 +1,4 @@
-"""What `dehazexl haze` does: it puts haze on clear pictures, for pairs to train and to compare on."""
+"""Implementation of `dehazexl haze`: pairs of clear and hazy images."""
 
 from __future__ import annotations
 
@@ -29,60 +29,60 @@ def make_pairs(
     overwrite: bool = False,
     linear: bool = False,
 ) -> Iterator[str]:
-    """Put haze on a picture, or on each of a folder.
+    """Add haze to an image or to each image of a folder.
 
     Parameters
     ----------
     source
-        A picture that `open_image` reads, or a folder of them; held in memory one at a time.
+        An image that `open_image` reads, or a folder of images, which are loaded one at a time.
     out
-        A picture file for a picture. For a folder of pictures a folder, which gets ``hazy/`` and ``clear/`` with the
-        same names, JPEG as PNG: of 8-bit RGB pictures what `dehazexl train` and `evaluate` take as pairs.
+        An image file for an image. For a folder of images, a folder, in which ``hazy/`` and ``clear/`` get files of
+        the same names, with PNG for JPEG. For 8-bit RGB images it is a data set of pairs for `dehazexl train` and
+        `evaluate`.
     level
-        Density, out of `haze.LEVELS`.
+        Density, a key of `haze.LEVELS`.
     kind
-        Out of `haze.KINDS`; None draws one of the level's own for each picture.
+        Kind of haze, a key of `haze.KINDS`; by default drawn for each image from the kinds of the level.
     seed
-        Of the haze; every picture gets its own from this one and its name.
+        Seed of the haze, combined with the name of each image.
     overwrite
-        Replace what is there.
+        Replace existing outputs.
     linear
-        Put the haze on linear light, see `haze.add_haze`; not for pictures whose values are light already, as
-        those of satellites.
+        Add the haze in linear light, see `haze.add_haze`; not for images with linear values, such as satellite images.
 
     Yields
     ------
     str
-        What was written, a line at a time.
+        Path of each output.
 
     Raises
     ------
     FileExistsError
         If an output exists.
     ValueError
-        If there is no such level or kind, or no picture, or two pictures of a folder would get one name.
+        If level or kind is unknown, there are no images, or two images of a folder would get the same name.
     """
-    from dehazexl.cli.run import find_pictures, output_name
+    from dehazexl.cli.run import find_images, output_name
     from dehazexl.io.write import write
 
     if level not in LEVELS:
-        raise ValueError(f"--level is one of {', '.join(map(str, LEVELS))}, not {level}")
+        raise ValueError(f"--level must be one of {', '.join(map(str, LEVELS))}, not {level}")
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"--kind is one of {', '.join(KINDS)}, not {kind!r}")
-    pictures = find_pictures(source)
-    folder = pictures != [source]
-    # Not as JPEG again: a pair differs by its haze alone.
-    kept = [output_name(path) for path in pictures]
-    names = [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in kept]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"several pictures of {source} would be written to {twice[0]}: rename some of them")
+        raise ValueError(f"--kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    sources = find_images(source)
+    folder = sources != [source]
+    # JPEG becomes PNG: the images of a pair must differ by haze only, not by compression.
+    outputs = [output_name(path) for path in sources]
+    names = [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in outputs]
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"several images of {source} would be written to {duplicates[0]}: rename some of them")
     hazy = [out / "hazy" / name if folder else out for name in names]
     clear = [out / "clear" / name for name in names] if folder else []
-    if taken := [path for path in (*hazy, *clear) if path.exists() and not overwrite]:
-        raise FileExistsError(f"{taken[0]} exists: choose another output, or give --overwrite")
+    if existing := [path for path in (*hazy, *clear) if path.exists() and not overwrite]:
+        raise FileExistsError(f"{existing[0]} exists: choose another output, or pass --overwrite")
     for parent in {path.parent for path in (*hazy, *clear)} if folder else ():
         parent.mkdir(parents=True, exist_ok=True)
-    for i, path in enumerate(pictures):
+    for i, path in enumerate(sources):
         image = open_image(path)
         made = with_haze(image, LEVELS[level], kind, zlib.crc32(f"{seed} {path.name}".encode()), linear)
         if folder:
@@ -92,19 +92,38 @@ def make_pairs(
 
 
 def write_all(progress: Iterator[int]) -> None:
-    """Run a writer to its end."""
+    """Exhaust the iterator of a writer."""
     for _ in progress:
         pass
 
 
 def with_haze(image: Image, level: Level, kind: str | None, seed: int, linear: bool = False) -> NDArray[Any]:
-    """Return a picture ``(y, x, c)`` with haze on its colors; further bands and nodata stay as they are."""
+    """Add haze to the colors of an image; other bands and pixels without data are unchanged.
+
+    Parameters
+    ----------
+    image
+        The image, which is read completely.
+    level
+        Density.
+    kind
+        Kind of haze; by default drawn from the kinds of the level.
+    seed
+        Seed of the haze.
+    linear
+        Add the haze in linear light.
+
+    Returns
+    -------
+    ndarray
+        Pixels ``(y, x, c)`` of the dtype of the image.
+    """
     pixels = np.array(image.levels[0])
     scale = ValueScale(*value_range(image))
-    # What is brighter than white stays brighter: the pair must differ by haze alone.
+    # Values above white are not clipped: the images of a pair must differ by haze only.
     clear = scale.to_unit(colors(pixels, image)).clip(min=0)
     valid = valid_mask(pixels, image)
-    clear[~valid] = 0  # NaN would go everywhere with the picture's mean
+    clear[~valid] = 0  # NaN would spread through the mean of the image
     made = add_haze(
         torch.from_numpy(clear).permute(2, 0, 1)[None],
         torch.Generator().manual_seed(seed),

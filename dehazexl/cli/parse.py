@@ -1,4 +1,4 @@
-"""Words of the command line as values, with errors that show how they are written."""
+"""Parsers of option values, with errors that show the expected form."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from typing import Literal
 
 
-def limits(text: str) -> tuple[float, float]:
-    """Read ``LOW,HIGH``."""
+def value_range(text: str) -> tuple[float, float]:
+    """Parse ``LOW,HIGH``, the values of black and white."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
@@ -16,13 +16,13 @@ def limits(text: str) -> tuple[float, float]:
 
 
 def bands(text: str) -> tuple[int | str, ...]:
-    """Read ``4,3,2`` or names."""
+    """Parse bands, as in ``4,3,2`` or a list of names."""
     words = [word.strip() for word in text.split(",")]
     return tuple(int(word) if word.isdecimal() else word for word in words)
 
 
 def batch(text: str) -> int | Literal["auto"]:
-    """Read a number of tiles, or ``auto``."""
+    """Parse a number of tiles, or ``auto``."""
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
@@ -31,7 +31,7 @@ def batch(text: str) -> int | Literal["auto"]:
 
 
 def region(text: str) -> tuple[int | None, int | None, int | None, int | None]:
-    """Read ``Y0:Y1,X0:X1``, rows and columns; an end left out is the picture's."""
+    """Parse ``Y0:Y1,X0:X1``, rows and columns; None for an omitted end, which means that of the image."""
     found = re.fullmatch(r"(-?\d*):(-?\d*),(-?\d*):(-?\d*)", text.replace(" ", ""))
     if not found or "-" in found.groups():
         raise ValueError(f"--region {text!r}: write rows and columns Y0:Y1,X0:X1, as in --region 0:1024,512:2048")
@@ -40,9 +40,9 @@ def region(text: str) -> tuple[int | None, int | None, int | None, int | None]:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Read ``WxH`` and return height and width in pixels."""
+    """Parse ``WxH`` and return height and width in pixels."""
     found = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.replace(" ", ""))
     if not found:
-        raise ValueError(f"{text!r} is no size: write width and height in pixels, as in 2048x1536")
+        raise ValueError(f"{text!r} is not a size: write width and height in pixels, as in 2048x1536")
     width, height = found.groups()
     return int(height), int(width)

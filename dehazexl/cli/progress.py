@@ -1,4 +1,4 @@
-"""Bars on the console for long work, and Ctrl-C that is obeyed at the next batch."""
+"""Progress bars on the console, and handling of Ctrl-C between batches."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(stage: str, total: int, keep: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show how far a stage is, with tiles a second and the time left, on stderr.
+    """Show a progress bar on stderr, with tiles per second and the remaining time.
 
     Parameters
     ----------
     stage
-        Its name.
+        Name of the stage.
     total
-        Tiles that it consists of.
+        Number of tiles.
     keep
-        Leave the full bar standing.
+        Keep the bar on the screen when the stage is complete.
 
     Yields
     ------
     callable
-        To be called with the tiles done since the last call, from any thread. After Ctrl-C it raises
-        KeyboardInterrupt in each thread that calls it, so that none works on for nobody.
+        Function of the number of tiles completed since the last call, for any thread. After Ctrl-C it raises
+        KeyboardInterrupt in each calling thread, which stops all of them.
     """
     from tqdm import tqdm
 
-    # Where no one watches, as in the log of a cluster job, a line every half minute is enough.
+    # In a log file, such as that of a cluster job, a line every half minute is enough.
     interval = 0.1 if sys.stderr.isatty() else 30
     lock = threading.Lock()
-    # Ctrl-C is taken care of before the bar shows.
+    # The handler is installed before the bar is visible.
     with (
         interruptible() as interrupted,
         tqdm(total=total, desc=f"{stage:6}", unit="tile", leave=keep, mininterval=interval) as shown,
     ):
 
-        def tell(done: int) -> None:
+        def on_progress(done: int) -> None:
             if interrupted.is_set():
                 raise KeyboardInterrupt
             with lock:
                 shown.update(done)
 
-        yield tell
+        yield on_progress
 
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets, for threads, which do not get the KeyboardInterrupt of the main one."""
+    """Yield an event that Ctrl-C sets, for worker threads, which do not receive KeyboardInterrupt."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -1,1 +1,1 @@
-"""Evaluation: scores with a truth to compare with, and without."""
+"""Evaluation with and without reference images."""

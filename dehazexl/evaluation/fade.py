@@ -1,4 +1,4 @@
-"""FADE: how foggy an image looks, without a clear image to compare it with.
+"""FADE, the perceived fog density of an image, computed without a clear reference image.
 
 L. K. Choi, J. You and A. C. Bovik: Referenceless Prediction of Perceptual Fog Density and Perceptual Image Defogging,
 IEEE Transactions on Image Processing 24 (11), 2015, pages 3888-3901.
@@ -6,7 +6,7 @@ IEEE Transactions on Image Processing 24 (11), 2015, pages 3888-3901.
 Twelve features of each patch of 8 x 8 pixels are compared with their statistics in 500 foggy and 500 fog-free
 photographs. The statistics, in ``fade.json``, are those of the authors' FADE release (Laboratory for Image and Video
 Engineering, The University of Texas at Austin, http://live.ece.utexas.edu/research/fog/FADE_release.zip), whose notice
-is in ``fade-LICENSE.txt``. The code is our own, and computes what the release does.
+is in ``fade-LICENSE.txt``. The code is an independent implementation with the results of the release.
 """
 
 from __future__ import annotations
@@ -27,72 +27,72 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 PATCH = 8
-"""Side of a patch, in pixels."""
+"""Side of a patch in pixels."""
 
 SMALLEST = 2 * PATCH
-"""Side of the smallest image with a score, in pixels: the filter of the contrast needs as many."""
+"""Side in pixels of the smallest image with a score, as required by the contrast filter."""
 
 GRAY = np.linalg.inv([[1, 0.956, 0.621], [1, -0.272, -0.647], [1, -1.106, 1.703]])[0]
-"""Weights of red, green and blue in the gray image: luminance of NTSC."""
+"""Weights of red, green and blue in the gray image: the luminance of NTSC."""
 
 SIGMA = 3.25
-"""Of the filter of the contrast, in pixels."""
+"""Standard deviation of the contrast filter in pixels."""
 
 SATURATION = 0.1
-"""Contrast that brings half the response, over the highest in the image."""
+"""Contrast with half the response, relative to the highest contrast in the image."""
 
 NOISE = {
     "gray": 255 * 9.225496406318721e-4,
     "blue-yellow": 255 * 8.969246659629488e-4,
     "red-green": 255 * 2.069284034165411e-4,
 }
-"""Responses to contrast that count as noise."""
+"""Contrast responses up to which a response is considered noise."""
 
 FLAT = -1e-14
-"""What stands for a normalized value where all around is of one value; see `normalized`."""
+"""Substitute for a normalized value in a constant neighborhood, see `normalized`."""
 
 
 def fog_density(pixels: NDArray[np.uint8]) -> float:
-    """Return the perceived density of fog in an image, 0 and more: the smaller, the clearer.
+    """Return the perceived fog density of an image: at least 0, smaller for clearer images.
 
     Parameters
     ----------
     pixels
-        ``(h, w, 3)``. Rows and columns beyond a multiple of 8 are left out.
+        ``(h, w, 3)``. Rows and columns beyond a multiple of 8 are ignored.
 
     Returns
     -------
     float
-        NaN for images of less than 16 x 16 pixels, and where no patch has a texture to be judged by. Within 1e-6 of
-        the release's, except for areas of one color: they are left out here, while the release, by its rounding
-        errors, counts them at 38 of the 256 levels of gray.
+        NaN for images of less than 16 x 16 pixels and for images without texture. Equal to the result of the release
+        within 1e-6, except for areas of one color: they are ignored here, while the release, through rounding errors,
+        includes them at 38 of the 256 levels of gray.
     """
     height, width = (size - size % PATCH for size in pixels.shape[:2])
     if min(height, width) < SMALLEST:
         return math.nan
-    found = np.log1p(np.stack(list(features(pixels[:height, :width])), axis=-1)).reshape(-1, 12)
-    foggy, clear = (distances(found, *statistics(kind)) for kind in ("foggy", "fog-free"))
-    known = np.isfinite(clear) & np.isfinite(foggy)
-    return float(clear[known].mean() / (foggy[known].mean() + 1)) if known.any() else math.nan
+    values = np.log1p(np.stack(list(features(pixels[:height, :width])), axis=-1)).reshape(-1, 12)
+    foggy, clear = (distances(values, *statistics(kind)) for kind in ("foggy", "fog-free"))
+    valid = np.isfinite(clear) & np.isfinite(foggy)
+    return float(clear[valid].mean() / (foggy[valid].mean() + 1)) if valid.any() else math.nan
 
 
 @lru_cache
 def statistics(kind: str) -> tuple[Array, Array]:
-    """Return mean ``(12,)`` and covariance ``(12, 12)`` of the features of photographs, "foggy" or "fog-free"."""
-    found = json.loads(files(__package__).joinpath("fade.json").read_text())[kind]
-    return np.array(found["mean"]), np.array(found["covariance"])
+    """Return mean ``(12,)`` and covariance ``(12, 12)`` of the features of "foggy" or "fog-free" photographs."""
+    stored = json.loads(files(__package__).joinpath("fade.json").read_text())[kind]
+    return np.array(stored["mean"]), np.array(stored["covariance"])
 
 
 def features(pixels: NDArray[np.uint8]) -> Iterator[Array]:
-    """Yield the twelve features of an image ``(h, w, 3)``, of each of its patches ``(h / 8, w / 8)``."""
+    """Yield the twelve features of an image ``(h, w, 3)``, each for all patches ``(h / 8, w / 8)``."""
     colors = pixels.astype(np.float64)
     red, green, blue = np.moveaxis(colors, 2, 0)
     gray = np.floor(colors @ GRAY + 0.5)
     normal, deviation, mean = normalized(gray)
     with np.errstate(divide="ignore", invalid="ignore"):
-        variation = deviation / mean  # no number in black, which leaves its patch out
+        variation = deviation / mean  # not finite in black areas, whose patches are ignored
     yield variance(patches(normal))
-    # Neighbors from top to bottom; the first row's is the last.
+    # Vertical neighbors; the neighbor of the first row is the last one.
     pairs = patches(normal * np.roll(normal, 1, axis=0))
     yield variance(np.where(pairs >= 0, pairs, np.nan))
     yield variance(np.where(pairs <= 0, pairs, np.nan))
@@ -112,9 +112,12 @@ def features(pixels: NDArray[np.uint8]) -> Iterator[Array]:
 
 
 def normalized(gray: Array) -> tuple[Array, Array, Array]:
-    """Subtract the local mean from a gray image ``(h, w)`` of whole numbers, and divide by the local deviation plus 1.
+    """Normalize a gray image ``(h, w)`` of integers: subtract the local mean, divide by the local deviation plus 1.
 
-    Returns this, the deviation and the mean, over Gaussian windows of 7 x 7 pixels.
+    Returns
+    -------
+    normal, deviation, mean : ndarray
+        Normalized values, local standard deviation and local mean in Gaussian windows of 7 x 7 pixels, ``(h, w)``.
     """
     from scipy.ndimage import correlate1d, maximum_filter, minimum_filter
 
@@ -127,15 +130,15 @@ def normalized(gray: Array) -> tuple[Array, Array, Array]:
     mean = local(gray)
     deviation = np.sqrt(np.abs(local(gray * gray) - mean * mean))
     normal = (gray - mean) / (deviation + 1)
-    # What is 0 but for rounding errors, which black has none of. The release's have one sign at 217 levels of 256: a
-    # patch that is flat throughout then has no pairs of opposite signs, no feature of them, and is left out.
+    # Constant areas are 0 up to rounding errors, which are absent in black. In the release the errors have one sign at
+    # 217 of 256 levels: a constant patch then has no pairs of opposite signs and is ignored, as a feature is missing.
     flat = minimum_filter(gray, 7, mode="nearest") == maximum_filter(gray, 7, mode="nearest")
     normal[flat] = np.where(gray[flat] > 0, FLAT, 0)
     return normal, deviation, mean
 
 
 def contrast_energy(channel: Array, noise: float) -> Array:
-    """Return the response to contrast in a channel ``(h, w)``, at about 20 pixels, as Groen et al. (2013) have it."""
+    """Return the contrast energy of a channel ``(h, w)`` at a scale of about 20 pixels (Groen et al., 2013)."""
     from scipy.ndimage import convolve1d
 
     x = np.arange(-3 * SIGMA, 3 * SIGMA + 0.5)
@@ -143,7 +146,7 @@ def contrast_energy(channel: Array, noise: float) -> Array:
     kernel -= kernel.mean()
     kernel /= np.sum(0.5 * x**2 * kernel)
     half = len(x) // 2
-    # Beyond the borders stands what is next to them, as it is, not mirrored.
+    # The borders are padded with copies of the adjacent blocks, not mirrored.
     rows = np.concatenate([channel[:half], channel, channel[-half:]])
     around = np.concatenate([rows[:, :half], rows, rows[:, -half:]], axis=1)
     inside = slice(half, -half), slice(half, -half)
@@ -155,41 +158,48 @@ def contrast_energy(channel: Array, noise: float) -> Array:
 
 
 def patches(x: NDArray[Any]) -> NDArray[Any]:
-    """Cut ``(h, w)`` into patches ``(h / 8, w / 8, 64)``."""
+    """Split ``(h, w)`` into patches ``(h / 8, w / 8, 64)``."""
     height, width = x.shape
-    cut = x.reshape(height // PATCH, PATCH, width // PATCH, PATCH).swapaxes(1, 2)
-    return cut.reshape(height // PATCH, width // PATCH, PATCH * PATCH)
+    split = x.reshape(height // PATCH, PATCH, width // PATCH, PATCH).swapaxes(1, 2)
+    return split.reshape(height // PATCH, width // PATCH, PATCH * PATCH)
 
 
 def variance(x: Array) -> Array:
-    """Return the variance along the last axis of what is a number: 0 of one, NaN of none."""
-    known = np.isfinite(x)
-    count = known.sum(axis=-1)
-    mean = np.where(known, x, 0).sum(axis=-1) / np.maximum(count, 1)
-    squared = np.where(known, (x - mean[..., None]) ** 2, 0).sum(axis=-1)
+    """Return the variance of the finite values along the last axis: 0 for one value, NaN for none."""
+    valid = np.isfinite(x)
+    count = valid.sum(axis=-1)
+    mean = np.where(valid, x, 0).sum(axis=-1) / np.maximum(count, 1)
+    squared = np.where(valid, (x - mean[..., None]) ** 2, 0).sum(axis=-1)
     return np.where(count > 0, squared / np.maximum(count - 1, 1), np.nan)
 
 
 def entropy(x: NDArray[np.intp]) -> Array:
-    """Return the entropy of the values in patches ``(rows, columns, n)``, 0 to 255, in bits."""
+    """Return the entropy in bits ``(rows, columns)`` of the values, 0 to 255, in patches ``(rows, columns, n)``."""
     rows, columns, size = x.shape
-    found = np.empty((rows, columns))
-    for i, row in enumerate(x):  # the counts of all rows at once would be several times the image
+    out = np.empty((rows, columns))
+    for i, row in enumerate(x):  # by row, because the counts of all rows need several times the memory of the image
         bins = row + 256 * np.arange(columns)[:, None]
         share = np.bincount(bins.ravel(), minlength=256 * columns).reshape(columns, 256) / size
-        found[i] = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
-    return found
+        out[i] = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
+    return out
 
 
-def distances(found: Array, mean: Array, covariance: Array) -> Array:
-    """Return the distance of each patch's features ``(n, 12)`` from statistics ``(12,)``, ``(12, 12)``.
+def distances(values: Array, mean: Array, covariance: Array) -> Array:
+    """Return the Mahalanobis distance ``(n,)`` of the features of patches from statistics.
 
-    That of Mahalanobis, by the mean of the covariance and the patch's own: the variance of its twelve features at
-    each place of the matrix, so that its inverse is known by the formula of Sherman and Morrison.
+    The covariance is the mean of that of the statistics and that of the patch. The latter is a constant matrix of the
+    variance of the twelve features, so the inverse follows from the Sherman-Morrison formula.
+
+    Parameters
+    ----------
+    values
+        Features of the patches ``(n, 12)``.
+    mean, covariance
+        Statistics ``(12,)`` and ``(12, 12)``.
     """
-    away = found - mean
-    own = variance(found)
+    difference = values - mean
+    spread = variance(values)
     inverse = np.linalg.inv(covariance)
-    solved = away @ inverse
-    squared = (solved * away).sum(axis=1) - own * solved.sum(axis=1) ** 2 / (1 + own * inverse.sum())
+    solved = difference @ inverse
+    squared = (solved * difference).sum(axis=1) - spread * solved.sum(axis=1) ** 2 / (1 + spread * inverse.sum())
     return np.sqrt(2 * np.maximum(squared, 0))

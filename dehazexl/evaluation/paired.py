@@ -1,8 +1,7 @@
-"""Evaluation: how good are weights, beside the hazy input and a classical dehazer.
+"""Evaluation with reference images: scores of networks, the hazy input and a classical baseline.
 
 Protocol: full resolution, RGB, data range 1, float64; PSNR over all pixels and colors; SSIM of scikit-image with
-its defaults (7 x 7 windows), over colors; CIEDE2000 of scikit-image, mean over pixels; the mean of the pictures'
-scores.
+its defaults (7 x 7 windows), over colors; CIEDE2000 of scikit-image, mean over pixels; mean over images.
 """
 
 from __future__ import annotations
@@ -28,125 +27,172 @@ if TYPE_CHECKING:
 
     from dehazexl.model import DehazeXL
     from dehazexl.training.datasets import Dataset
-    from dehazexl.training.rgb_files import Picture as Pixels
+    from dehazexl.training.rgb_files import RgbImage as Pixels
 
-    Picture = NDArray[np.floating]
-    Dehazer = Callable[[Picture], Picture]
+    FloatImage = NDArray[np.floating]
+    Dehazer = Callable[[FloatImage], FloatImage]
     Scores = dict[str, float]
 
 KINDS = ("veil", "patches", "depth", "ridges")
+"""Kinds of synthetic haze, keys of `synthesis.haze.KINDS`."""
 THICKNESS = (1.5, 2.7)
-"""Optical thickness of the evaluation's haze where it is thickest."""
+"""Range of the optical thickness of synthetic haze where it is thickest."""
 BRIGHTNESS = (0.85, 1.0)
-"""Of its airlight."""
+"""Range of the airlight of synthetic haze."""
 STRIP = 512
-"""Rows that are scored at once, so that large pictures need little more memory than their pixels."""
+"""Number of rows scored at once, which limits the memory for large images."""
 PERFECT = 100.0
-"""Decibels: PSNR counts no higher, so that means stay finite."""
+"""Upper limit of PSNR in decibels, which keeps means finite."""
 MARGIN = 3
-"""Pixels from the middle of a window of SSIM to its border."""
+"""Pixels from the center of an SSIM window to its border."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A picture with and without haze.
+    """An image with and without haze.
 
     Attributes
     ----------
     name, kind
-        Of the picture, and of the haze on it.
+        Name of the image, and kind of the haze.
     clear, hazy
         ``(h, w, 3)`` in [0, 1].
     light
-        What the haze was put on, ``"values"`` of the file or ``"linear"`` light; empty where it is not known.
+        Whether the haze was added to the ``"values"`` of the file or in ``"linear"`` light; empty if unknown.
     """
 
     name: str
     kind: str
-    clear: Picture
-    hazy: Picture
+    clear: FloatImage
+    hazy: FloatImage
     light: str = ""
 
 
-def synthesized(
-    pictures: Iterable[tuple[str, Pixels]],
+def synthesize_cases(
+    images: Iterable[tuple[str, Pixels]],
     size: int = 512,
     kinds: Sequence[str] = KINDS,
     seed: int = 7,
     linear: bool = False,
 ) -> Iterator[Case]:
-    """Put each kind of haze, seeded, on the middle ``size x size`` pixels of each picture ``(h, w, 3)``.
+    """Add reproducible haze of each kind to the center of each image.
 
-    `linear` puts the same haze on linear light, see `haze.add_haze`.
+    Parameters
+    ----------
+    images
+        Names and pixels ``(h, w, 3)``, uint8.
+    size
+        Side of the center crop in pixels.
+    kinds
+        Kinds of haze.
+    seed
+        Seed of the haze.
+    linear
+        Add the same haze in linear light, see `haze.add_haze`.
+
+    Yields
+    ------
+    Case
+        One for each image and kind.
     """
     light = "linear" if linear else "values"
-    for i, (name, picture) in enumerate(pictures):
-        clear = center_crop(picture, size, size)
+    for i, (name, image) in enumerate(images):
+        clear = center_crop(image, size, size)
         for j, kind in enumerate(kinds):
             generator = torch.Generator().manual_seed(seed * 10_000 + i * 100 + j)
             made = add_haze(clear, generator, [kind], THICKNESS, BRIGHTNESS, clear_share=0, camera=False, linear=linear)
-            # As a file of 8 bits would hold it.
+            # Rounded as in an 8-bit file.
             stored = (made.pixels * 255).round() / 255
             yield Case(name, kind, clear[0].permute(1, 2, 0).numpy(), stored[0].permute(1, 2, 0).numpy(), light)
 
 
-def scores(case: Case, out: Picture, overlap: int = 0, tile: int = TILE) -> dict[str, float]:
-    """Compare a dehazed picture ``(h, w, 3)`` with the truth.
+def scores(case: Case, out: FloatImage, overlap: int = 0, tile: int = TILE) -> dict[str, float]:
+    """Compare a dehazed image with the clear one.
 
-    Returns ``psnr`` in decibels, ``ssim`` (NaN under 7 pixels), ``ciede2000`` (mean color difference; 1 is just
-    noticeable) and ``seam``, see `seam_ratio`.
+    Parameters
+    ----------
+    case
+        The hazy and the clear image.
+    out
+        The dehazed image ``(h, w, 3)``.
+    overlap, tile
+        Overlap and side of the tiles in pixels.
+
+    Returns
+    -------
+    dict
+        ``psnr`` in decibels, ``ssim`` (NaN below 7 pixels), ``ciede2000`` (mean color difference; 1 is just
+        noticeable) and ``seam``, see `seam_ratio`.
     """
     from skimage.color import deltaE_ciede2000, rgb2lab
 
-    def error(clear: Picture, out: Picture) -> float:
+    def error(clear: FloatImage, out: FloatImage) -> float:
         return float(np.mean((clear - out) ** 2))
 
-    def color(clear: Picture, out: Picture) -> float:
+    def color(clear: FloatImage, out: FloatImage) -> float:
         return float(deltaE_ciede2000(rgb2lab(clear), rgb2lab(out)).mean())
 
-    squared = by_strips(error, case.clear, out)
+    squared = mean_over_strips(error, case.clear, out)
     return {
-        # In this order, so that NaN stays NaN: the other way round it would be the best score.
+        # The order of the arguments matters: min(PERFECT, nan) would be the best score, this is NaN.
         "psnr": min(-10 * math.log10(squared), PERFECT) if squared else PERFECT,
-        "ssim": by_strips(similarity, case.clear, out, MARGIN) if min(out.shape[:2]) > 2 * MARGIN else math.nan,
-        "ciede2000": by_strips(color, case.clear, out),
+        "ssim": mean_over_strips(similarity, case.clear, out, MARGIN) if min(out.shape[:2]) > 2 * MARGIN else math.nan,
+        "ciede2000": mean_over_strips(color, case.clear, out),
         "seam": seam_ratio(np.clip(out, 0, 1) - case.hazy, overlap, tile),
     }
 
 
-def by_strips(score: Callable[[Picture, Picture], float], clear: Picture, out: Picture, margin: int = 0) -> float:
-    """Return the mean over rows of a score of two pictures ``(h, w, 3)``, `out` clipped to [0, 1], in float64.
+def mean_over_strips(
+    score: Callable[[FloatImage, FloatImage], float], clear: FloatImage, out: FloatImage, margin: int = 0
+) -> float:
+    """Return the mean over rows of a score of two images ``(h, w, 3)``, computed in strips.
 
-    `score` is given `margin` rows more on each side of a strip, and does not count them; neither are those at the
-    ends of the pictures.
+    Parameters
+    ----------
+    score
+        Function of two strips in float64. It gets `margin` additional rows on each side, which it does not score.
+    clear, out
+        The images. `out` is clipped to [0, 1].
+    margin
+        Number of rows at both ends of the images that are not scored.
     """
     last, total = len(clear) - margin, 0.0
     for y in range(margin, last, STRIP):
         stop = min(y + STRIP, last)
-        one, other = (picture[y - margin : stop + margin].astype(np.float64) for picture in (clear, out))
+        one, other = (image[y - margin : stop + margin].astype(np.float64) for image in (clear, out))
         total += score(one, np.clip(other, 0, 1)) * (stop - y)
     return total / (last - margin)
 
 
-def similarity(clear: Picture, out: Picture) -> float:
-    """SSIM of two pictures ``(h, w, 3)`` in [0, 1]."""
+def similarity(clear: FloatImage, out: FloatImage) -> float:
+    """Return the SSIM of two images ``(h, w, 3)`` in [0, 1]."""
     from skimage.metrics import structural_similarity
 
     return float(structural_similarity(clear, out, data_range=1, channel_axis=2))
 
 
-def seam_ratio(change: Picture, overlap: int = 0, tile: int = TILE) -> float:
-    """Tell how much a change ``(h, w, 3)`` jumps at the borders of tiles of a side that overlap by some pixels.
+def seam_ratio(change: FloatImage, overlap: int = 0, tile: int = TILE) -> float:
+    """Measure the visibility of tile borders in the change made to an image.
 
-    Mean absolute difference of the change across tile borders, over the same between neighbors elsewhere: 1 is
-    seamless. NaN where there is no border or no change.
+    Parameters
+    ----------
+    change
+        Difference of output and input ``(h, w, 3)``.
+    overlap, tile
+        Overlap and side of the tiles in pixels.
+
+    Returns
+    -------
+    float
+        Mean absolute difference of the change between neighboring pixels across tile borders, over that elsewhere: 1
+        is seamless. NaN if there are no borders or no change.
     """
     across, inside = [], []
     height, width, _ = change.shape
     grid = TileGrid(height, width, overlap, tile)
     for axis, count in ((0, grid.rows), (1, grid.cols)):
         jumps = np.abs(np.diff(change, axis=axis)).mean(axis=(1 - axis, 2), dtype=np.float64)
-        # A tile begins at each multiple of the stride, and the one before ends `overlap` pixels further on.
+        # A tile starts at each multiple of the stride; the previous one ends `overlap` pixels later.
         starts = np.arange(1, count) * grid.stride
         border = np.zeros(len(jumps), bool)
         border[np.concatenate([starts, starts + overlap]) - 1] = True
@@ -157,21 +203,21 @@ def seam_ratio(change: Picture, overlap: int = 0, tile: int = TILE) -> float:
 
 
 @dataclass(frozen=True)
-class ByNetwork:
-    """A dehazer that streams an image through a network.
+class NetworkDehazer:
+    """Dehazer that applies a network tile by tile.
 
     Attributes
     ----------
     model
         The network.
     overlap
-        Of its tiles, in pixels; None takes what suits the network.
+        Overlap of the tiles in pixels; by default that of the network.
     """
 
     model: DehazeXL
     overlap: int | None = None
 
-    def __call__(self, hazy: Picture) -> Picture:
+    def __call__(self, hazy: FloatImage) -> FloatImage:
         """Dehaze an image ``(h, w, 3)`` in [0, 1]."""
         from dehazexl.engine.dehaze import dehaze
 
@@ -179,22 +225,22 @@ class ByNetwork:
 
     @property
     def tiles(self) -> tuple[int, int]:
-        """By how much its tiles overlap, and their side."""
+        """Overlap and side of the tiles in pixels."""
         return self.model.head.overlap if self.overlap is None else self.overlap, self.model.spec.tile
 
 
-def tiles_of(dehazer: Dehazer, overlap: int) -> tuple[int, int]:
-    """Return by how much a dehazer's tiles overlap, and their side; of one without tiles, those of 256 pixels."""
-    return dehazer.tiles if isinstance(dehazer, ByNetwork) else (overlap, TILE)
+def overlap_and_tile(dehazer: Dehazer, overlap: int) -> tuple[int, int]:
+    """Return overlap and side of the tiles of a dehazer in pixels; without tiles, `overlap` and 256."""
+    return dehazer.tiles if isinstance(dehazer, NetworkDehazer) else (overlap, TILE)
 
 
 def dark_channel_prior(
-    hazy: Picture, omega: float = 0.95, window: int = 15, radius: int = 40, floor: float = 0.1
-) -> Picture:
-    """Dehaze with the dark channel prior, refined by a guided filter: the classical baseline.
+    hazy: FloatImage, omega: float = 0.95, window: int = 15, radius: int = 40, floor: float = 0.1
+) -> FloatImage:
+    """Dehaze an image with the dark channel prior, refined by a guided filter, as a classical baseline.
 
     He, Sun and Tang: Single image haze removal using dark channel prior (2011); Guided image filtering (2013). The
-    airlight is the mean color of the brightest pixels among the 0.1 % that are the haziest by their dark channel.
+    airlight is the mean color of the brightest pixels among the 0.1 % with the brightest dark channel.
 
     Parameters
     ----------
@@ -203,11 +249,16 @@ def dark_channel_prior(
     omega
         Share of the haze that is removed.
     window
-        Side of the dark channel's window, in pixels.
+        Side of the window of the dark channel in pixels.
     radius
-        Of the guided filter, in pixels.
+        Radius of the guided filter in pixels.
     floor
-        Least transmission.
+        Lower limit of the transmission.
+
+    Returns
+    -------
+    ndarray
+        ``(h, w, 3)``, not clipped.
     """
     from scipy.ndimage import minimum_filter
 
@@ -215,18 +266,28 @@ def dark_channel_prior(
     dark = minimum_filter(hazy.min(axis=2), window)
     haziest = np.argsort(dark, axis=None)[-max(1, dark.size // 1000) :]
     brightness = gray.ravel()[haziest]
-    brightest = haziest[brightness >= brightness.max() - 1e-6]  # of 8 bits several are equally bright
-    airlight = np.maximum(hazy.reshape(-1, 3)[brightest].mean(0), 1e-3)  # of a black picture, too
+    brightest = haziest[brightness >= brightness.max() - 1e-6]  # with 8 bits, several can be equal
+    airlight = np.maximum(hazy.reshape(-1, 3)[brightest].mean(0), 1e-3)  # not 0, for black images
     rough = 1 - omega * minimum_filter((hazy / airlight).min(axis=2), window)
     transmission = np.maximum(guided_filter(gray, rough, radius), floor)[..., None]
     return (hazy - airlight) / transmission + airlight
 
 
-def guided_filter(guide: Picture, values: Picture, radius: int, epsilon: float = 1e-3) -> Picture:
-    """Smooth values ``(h, w)`` along the edges of a guide ``(h, w)``, by local linear models."""
+def guided_filter(guide: FloatImage, values: FloatImage, radius: int, epsilon: float = 1e-3) -> FloatImage:
+    """Smooth an image along the edges of another one by local linear models (He, Sun and Tang, 2013).
+
+    Parameters
+    ----------
+    guide, values
+        The image with the edges, and the image to smooth, ``(h, w)``.
+    radius
+        Radius of the windows in pixels.
+    epsilon
+        Variance of the guide below which it is considered smooth.
+    """
     from scipy.ndimage import uniform_filter
 
-    def mean(x: Picture) -> Picture:
+    def mean(x: FloatImage) -> FloatImage:
         return np.asarray(uniform_filter(x, 2 * radius + 1))
 
     slope = (mean(guide * values) - mean(guide) * mean(values)) / (mean(guide**2) - mean(guide) ** 2 + epsilon)
@@ -235,18 +296,32 @@ def guided_filter(guide: Picture, values: Picture, radius: int, epsilon: float =
 
 def evaluate(
     cases: Iterable[Case], dehazers: dict[str, Dehazer], overlap: int = 0
-) -> Iterator[tuple[Case, str, Picture, Scores]]:
-    """Score each case and dehazer, and the hazy input; `overlap` tells where borders are sought without a network.
+) -> Iterator[tuple[Case, str, FloatImage, Scores]]:
+    """Score the hazy input and the output of each dehazer for each case.
+
+    Parameters
+    ----------
+    cases
+        Images with and without haze.
+    dehazers
+        Functions from hazy to dehazed images ``(h, w, 3)``, by name.
+    overlap
+        Overlap of tiles in pixels that `seam_ratio` assumes for dehazers other than networks.
 
     Yields
     ------
-    Case, str, Picture, dict
-        The case, the method, what it made of the case ``(h, w, 3)`` and its scores: those of `scores`, ``seconds``,
-        and ``memory_mb``, see `peak_memory`.
+    case : Case
+        The case.
+    method : str
+        Name of the dehazer, or "hazy input".
+    out : ndarray
+        The dehazed image ``(h, w, 3)``.
+    scores : dict
+        The result of `scores`, ``seconds``, and ``memory_mb``, see `peak_memory`.
     """
     for case in cases:
         for name, run in {"hazy input": lambda hazy: hazy, **dehazers}.items():
-            forget_peak()
+            reset_peak_memory()
             started = time.perf_counter()
             out = run(case.hazy)
             seconds, memory = time.perf_counter() - started, peak_memory()
@@ -254,12 +329,12 @@ def evaluate(
                 case,
                 name,
                 out,
-                {**scores(case, out, *tiles_of(run, overlap)), "seconds": seconds, "memory_mb": memory},
+                {**scores(case, out, *overlap_and_tile(run, overlap)), "seconds": seconds, "memory_mb": memory},
             )
 
 
-def forget_peak() -> None:
-    """Begin to measure the highest memory anew, where the system allows it (Linux, CUDA)."""
+def reset_peak_memory() -> None:
+    """Reset the measurement of peak memory, where the system supports it (Linux, CUDA)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -267,9 +342,9 @@ def forget_peak() -> None:
 
 
 def peak_memory() -> float:
-    """Return the most memory held since `forget_peak`, in MB: the GPU's where torch uses one, else the process's.
+    """Return the peak memory in MB since `reset_peak_memory`: of the GPU if torch uses one, else of the process.
 
-    Where the system cannot forget (macOS), the process's highest so far; NaN where it does not tell (Windows).
+    On macOS, which cannot reset it, the peak since the start of the process; NaN on Windows.
     """
     if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
         return used / 1e6
@@ -284,9 +359,9 @@ def peak_memory() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def paired(data: Dataset) -> Iterator[Case]:
-    """Yield each pair, whole; its kind is the folder of the hazy picture, such as ``cloud_L1``."""
+def pair_cases(data: Dataset) -> Iterator[Case]:
+    """Yield a case for each pair at full size; its kind is the folder of the hazy image, such as ``cloud_L1``."""
     assert data.hazy is not None
     for name, clear, hazy in zip(data.names, data.clear, data.hazy, strict=True):
-        pixels = [picture[:, :] / np.float32(255) for picture in (clear, hazy)]
+        pixels = [image[:, :] / np.float32(255) for image in (clear, hazy)]
         yield Case(name, name.rpartition("/")[0], pixels[0], pixels[1])

@@ -125,8 +125,8 @@ def write(
 ) -> Generator[int, None, None]:
     """Write an image in the format that the suffix names, block by block.
 
-    The arguments are checked at once; the work is done during iteration. Each block of `clear` is computed
-    once. Only the blocks in progress and less than a row of 512 x 512 tiles are kept in memory. Everything is written into the
+    The arguments are checked at once; the work is done during iteration. Each block of `clear` is computed once. Only
+    the blocks in progress and less than a row of 512 x 512 tiles are kept in memory. Everything is written into the
     folder ``.NAME.part`` next to `path`, and renamed when it is complete.
 
     A Zarr is written in two phases: its finest level, then the overviews from that. With `resume` the other formats

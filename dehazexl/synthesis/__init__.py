@@ -1,1 +1,1 @@
-"""Haze and scenes that are made."""
+"""Synthetic haze and scenes."""

@@ -1,7 +1,7 @@
-"""Haze on batches of clear images, drawn on their device without waiting for it.
+"""Synthetic haze for batches of clear images, drawn on their device without synchronization.
 
-Every number is drawn for each image of the batch at once, so that a GPU gets few, large kernels. The model is that of
-`dehazexl.synthesis.haze`, with the light in which haze adds up, see `dehazexl.model.field`::
+Random numbers are drawn for all images of the batch at once, so that a GPU runs few, large kernels. The model is that
+of `dehazexl.synthesis.haze`, extended by the tone in which the haze is added, see `dehazexl.model.field`::
 
     hazy = g(f(clear) t + f(airlight) (1 - t)),    t_c = exp(-e_c thickness)
 
@@ -25,30 +25,30 @@ WAVELENGTHS = (0.66, 0.56, 0.48)
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How haze is drawn; each share is a probability from 0 to 1.
+    """Distribution of random haze. Shares are probabilities from 0 to 1.
 
     Attributes
     ----------
     thickness
-        Range of the optical thickness where the haze is thickest; drawn evenly in what it hides, 1 - t.
+        Range of the optical thickness where the haze is thickest, drawn uniformly in the opacity 1 - t.
     dense
-        Share of the haze that is drawn from the upper part of that range, from an optical thickness of 1.
+        Share of haze drawn from the upper part of that range, from an optical thickness of 1.
     brightness
         Range of the airlight.
     clear
-        Share of the images that stay clear.
+        Share of images without haze.
     linear
-        Share of the haze that is put on linear light.
+        Share of haze that is added in linear light.
     tinted
-        Share of the airlights with a strong color, as of dust, smoke or blue distance.
+        Share of airlights with a strong color, like dust, smoke or blue distance.
     local
-        Share of the airlights that differ from place to place.
+        Share of airlights that vary over the image.
     dark
-        Share of the images that are darkened first, as in poor light.
+        Share of images that are darkened first, as in poor light.
     pale
-        Share of the images that get pale rectangles which are no haze: roofs, snow, borders of scans.
+        Share of images with pale rectangles that are not haze: roofs, snow, borders of scans.
     soften, grade, noise, jpeg
-        Shares of the images that are blurred where haze is thick, recolored, made noisy, compressed.
+        Shares of images that are blurred where haze is thick, recolored, made noisy, and compressed.
     """
 
     thickness: tuple[float, float] = (0.05, 2.8)
@@ -68,18 +68,18 @@ class Synthesis:
 
 @dataclass(frozen=True)
 class HazyBatch:
-    """Clear images with haze on them.
+    """Clear images with synthetic haze and its parameters.
 
     Attributes
     ----------
     clear, hazy
         ``(n, 3, h, w)`` in [0, 1].
     optical
-        Optical thickness of each color ``(n, 3, h, w)``, 0 and more.
+        Optical thickness of each color ``(n, 3, h, w)``, at least 0.
     airlight
-        ``(n, 3, 1, 1)``, values of the file.
+        ``(n, 3, 1, 1)`` in [0, 1], in values of the file.
     tone
-        ``(n, 1, 1, 1)``: 1 where the haze was put on linear light, else 0.
+        ``(n, 1, 1, 1)``: 1 if the haze was added in linear light, else 0.
     """
 
     clear: Tensor
@@ -89,54 +89,67 @@ class HazyBatch:
     tone: Tensor
 
 
-def synthesize(clear: Tensor, upright: Tensor, generator: Generator, how: Synthesis | None = None) -> HazyBatch:
-    """Put haze on clear images, of another kind and density on each.
+def synthesize(clear: Tensor, upright: Tensor, generator: Generator, settings: Synthesis | None = None) -> HazyBatch:
+    """Add haze of random kind and density to each of the clear images.
 
     Parameters
     ----------
     clear
         ``(n, 3, h, w)`` in [0, 1].
     upright
-        ``(n,)``, bool: images whose top is up and far away, as a share of them is treated.
+        ``(n,)``, bool: whether the top of the image is up. Distance then mostly increases upwards.
     generator
-        Source of randomness, on the images' device.
-    how
-        How haze is drawn.
+        Random generator on the device of the images.
+    settings
+        Distribution of the haze.
+
+    Returns
+    -------
+    HazyBatch
+        On the same device.
     """
-    how = how or Synthesis()
+    settings = settings or Synthesis()
     draw = Draw(len(clear), generator)
-    clear = torch.where(draw.chance(how.dark), clear ** draw.uniform(1.4, 2.6), clear)
-    clear = with_pale(clear, draw, how.pale)
-    optical = draw_thickness(clear, upright, draw, how) * draw_exponents(draw)
-    hidden = draw.chance(how.clear)
-    optical = torch.where(hidden, 0.0, optical)
-    airlight = draw_airlight(clear, draw, how)
+    clear = torch.where(draw.chance(settings.dark), clear ** draw.uniform(1.4, 2.6), clear)
+    clear = add_pale_rectangles(clear, draw, settings.pale)
+    optical = draw_thickness(clear, upright, draw, settings) * draw_exponents(draw)
+    without_haze = draw.chance(settings.clear)
+    optical = torch.where(without_haze, 0.0, optical)
+    airlight = draw_airlight(clear, draw, settings)
     _, _, h, w = clear.shape
     around = airlight * (1 + (draw.noise(h, w, draw.uniform(0.5, 1.5), 1) - 0.5) * draw.uniform(0, 0.2))
-    around = torch.where(draw.chance(how.local), around.clamp(0, 1), airlight)
-    tone = draw.chance(how.linear).float()
+    around = torch.where(draw.chance(settings.local), around.clamp(0, 1), airlight)
+    tone = draw.chance(settings.linear).float()
     t = torch.exp(-optical)
-    blurred = soften(clear, 1 - t, draw, how.soften)
+    blurred = soften(clear, 1 - t, draw, settings.soften)
     straight = blurred * t + around * (1 - t)
     linear = from_linear(to_linear(blurred) * t + to_linear(around) * (1 - t))
-    # Images without haze are degraded, too, and so is their truth: noise must not give haze away.
-    hazy = degrade(torch.where(hidden, clear, torch.where(tone > 0, linear, straight)), draw, how)
-    return HazyBatch(torch.where(hidden, hazy, clear), hazy, optical, airlight, tone)
+    # Images without haze are degraded as well, and so is their target: noise must not be a sign of haze.
+    hazy = degrade(torch.where(without_haze, clear, torch.where(tone > 0, linear, straight)), draw, settings)
+    return HazyBatch(torch.where(without_haze, hazy, clear), hazy, optical, airlight, tone)
 
 
 class Draw:
-    """Random numbers for each of `n` images, on the device of a generator."""
+    """Random numbers for each of `n` images on the device of a generator.
+
+    Parameters
+    ----------
+    n
+        Number of images.
+    generator
+        Random generator.
+    """
 
     def __init__(self, n: int, generator: Generator) -> None:
         self.n, self.generator, self.device = n, generator, generator.device
 
     def uniform(self, low: float | Tensor, high: float | Tensor, channels: int = 1) -> Tensor:
-        """Draw numbers ``(n, channels, 1, 1)`` between two."""
+        """Draw uniform numbers ``(n, channels, 1, 1)`` between `low` and `high`."""
         x = torch.rand(self.n, channels, 1, 1, generator=self.generator, device=self.device)
         return low + (high - low) * x
 
     def chance(self, share: float) -> Tensor:
-        """Draw ``(n, 1, 1, 1)``, bool, true with a probability."""
+        """Draw booleans ``(n, 1, 1, 1)`` that are true with probability `share`."""
         return self.uniform(0, 1) < share
 
     def normal(self, *shape: int) -> Tensor:
@@ -146,9 +159,19 @@ class Draw:
     def noise(self, h: int, w: int, cell: Tensor, octaves: int, reduced: int = 4) -> Tensor:
         """Draw smooth noise ``(n, 1, h, w)``, stretched to [0, 1].
 
-        Octaves of random grids, each of half the cell and half the amplitude of the one before. `cell` is the side of
-        the first one's cells over the longer side of the image, ``(n, 1, 1, 1)``, 0.3 and more. It is drawn at
-        1 / `reduced` of the size.
+        The noise is a sum of octaves of random grids, each with half the cell size and half the amplitude of the one
+        before.
+
+        Parameters
+        ----------
+        h, w
+            Size in pixels.
+        cell
+            Side of the cells of the first octave over the longer side of the image, ``(n, 1, 1, 1)``, at least 0.3.
+        octaves
+            Number of octaves.
+        reduced
+            The noise is drawn at 1 / `reduced` of the size and interpolated.
         """
         rows, cols = max(2, h // reduced), max(2, w // reduced)
         longest = max(rows, cols)
@@ -166,11 +189,11 @@ class Draw:
         return F.interpolate(total, size=(h, w), mode="bilinear") if reduced > 1 else total
 
 
-def draw_thickness(clear: Tensor, upright: Tensor, draw: Draw, how: Synthesis) -> Tensor:
-    """Draw the optical thickness ``(n, 1, h, w)`` of haze: a kind for each image, sometimes over a thin veil.
+def draw_thickness(clear: Tensor, upright: Tensor, draw: Draw, settings: Synthesis) -> Tensor:
+    """Draw the optical thickness ``(n, 1, h, w)`` of haze of a random kind for each image, sometimes with a thin veil.
 
-    Veils, patches with clear air between, streaks, depth along a ramp, depth in layers with sharp borders, fog at many
-    scales, and depth that follows the things in the image.
+    The kinds are veils, patches with clear air between them, streaks, depth along a ramp, depth in layers with sharp
+    borders, fog at many scales, and depth that follows objects in the image.
     """
     n, _, h, w = clear.shape
     rough, calm = draw.noise(h, w, draw.uniform(0.3, 1.2), 5), draw.noise(h, w, draw.uniform(0.8, 1.5), 1)
@@ -187,18 +210,18 @@ def draw_thickness(clear: Tensor, upright: Tensor, draw: Draw, how: Synthesis) -
         slope,
         torch.floor(stepped * count) / (count - 1) * 0.85 + 0.15 * stepped,
         least + (1 - least) * rough,
-        slope * (1 - draw.uniform(0.1, 0.7) * things(clear, draw)),
+        slope * (1 - draw.uniform(0.1, 0.7) * foreground_mask(clear, draw)),
     ]
     kind = (draw.uniform(0, len(kinds)).floor().clamp(max=len(kinds) - 1)).long()
     field = torch.gather(torch.cat(kinds, dim=1), 1, kind.expand(n, 1, h, w))
-    thinnest, thickest = (1 - math.exp(-each) for each in how.thickness)
-    seen = draw.uniform(torch.where(draw.chance(how.dense), 1 - math.exp(-1), thinnest), thickest)
-    field = field * -torch.log1p(-seen)
+    thinnest, thickest = (1 - math.exp(-each) for each in settings.thickness)
+    opacity = draw.uniform(torch.where(draw.chance(settings.dense), 1 - math.exp(-1), thinnest), thickest)
+    field = field * -torch.log1p(-opacity)
     return field + draw.chance(0.3) * draw.uniform(0, 0.3)
 
 
 def ramp(h: int, w: int, upright: Tensor, draw: Draw) -> Tensor:
-    """Return linear ramps ``(n, 1, h, w)`` from 0 to 1: of most upright images up, else in a random direction."""
+    """Return linear ramps ``(n, 1, h, w)`` from 0 to 1, upwards for most upright images, else in a random direction."""
     up = -math.pi / 2 + draw.uniform(-0.2, 0.2)
     angle = torch.where(upright & draw.chance(0.7), up, draw.uniform(0, 2 * math.pi))
     y = torch.linspace(-1, 1, h, device=draw.device).view(1, 1, -1, 1)
@@ -207,8 +230,8 @@ def ramp(h: int, w: int, upright: Tensor, draw: Draw) -> Tensor:
     return ((1 + (y * angle.sin() + x * angle.cos()) / reach) / 2).clamp(0, 1)
 
 
-def things(clear: Tensor, draw: Draw) -> Tensor:
-    """Tell things from their ground, by brightness: a soft mask ``(n, 1, h, w)`` with the image's edges."""
+def foreground_mask(clear: Tensor, draw: Draw) -> Tensor:
+    """Return a soft mask ``(n, 1, h, w)`` that separates objects from the background by brightness."""
     gray = F.avg_pool2d(clear.mean(1, keepdim=True), 5, stride=1, padding=2, count_include_pad=False)
     middle = gray.mean((2, 3), keepdim=True) + draw.uniform(-0.15, 0.15)
     sign = torch.where(draw.chance(0.5), 1.0, -1.0)
@@ -216,14 +239,14 @@ def things(clear: Tensor, draw: Draw) -> Tensor:
 
 
 def draw_exponents(draw: Draw) -> Tensor:
-    """Draw how thick haze is in each color over green ``(n, 3, 1, 1)``: neutral, or by a power of the wavelength."""
+    """Draw the optical thickness of each color over that of green ``(n, 3, 1, 1)``, a power of the wavelength."""
     ratio = torch.tensor([WAVELENGTHS[1] / each for each in WAVELENGTHS], device=draw.device).view(1, 3, 1, 1)
     power = torch.where(draw.chance(0.5), draw.uniform(0, 0.15), draw.uniform(0, 1.8))
     return ratio**power
 
 
-def draw_airlight(clear: Tensor, draw: Draw, how: Synthesis) -> Tensor:
-    """Draw airlights ``(n, 3, 1, 1)``: bright, nearly gray, sometimes tinted by the scene or as by dust or distance."""
+def draw_airlight(clear: Tensor, draw: Draw, settings: Synthesis) -> Tensor:
+    """Draw airlights ``(n, 3, 1, 1)``: bright, nearly gray, sometimes tinted by the scene, by dust or by distance."""
     color = 1 + (draw.uniform(0, 1, 3) - 0.5) * draw.uniform(0, 0.14)
     mean = clear.mean((2, 3), keepdim=True)
     scene = 0.8 + 0.2 * mean / mean.mean(1, keepdim=True).clamp(min=1e-3)
@@ -231,14 +254,14 @@ def draw_airlight(clear: Tensor, draw: Draw, how: Synthesis) -> Tensor:
     strength = draw.uniform(0.05, 0.45)
     dust = torch.cat([torch.ones_like(strength), 1 - 0.45 * strength, 1 - strength], dim=1)
     tint = torch.where(draw.chance(0.7), dust, dust.flip(1))
-    color = color * torch.where(draw.chance(how.tinted), tint, 1.0)
-    # Most haze is bright: the square root of an even draw.
-    low, high = how.brightness
+    color = color * torch.where(draw.chance(settings.tinted), tint, 1.0)
+    # Most haze is bright: the square root of a uniform number.
+    low, high = settings.brightness
     return ((low + (high - low) * draw.uniform(0, 1).sqrt()) * color).clamp(0.25, 1)
 
 
-def with_pale(clear: Tensor, draw: Draw, share: float) -> Tensor:
-    """Put pale rectangles into some images ``(n, 3, h, w)``."""
+def add_pale_rectangles(clear: Tensor, draw: Draw, share: float) -> Tensor:
+    """Add pale rectangles to some of the images ``(n, 3, h, w)``."""
     h, w = clear.shape[2:]
     y = torch.arange(h, device=draw.device).view(1, 1, -1, 1)
     x = torch.arange(w, device=draw.device).view(1, 1, 1, -1)
@@ -254,20 +277,20 @@ def with_pale(clear: Tensor, draw: Draw, share: float) -> Tensor:
 
 
 def soften(clear: Tensor, density: Tensor, draw: Draw, share: float) -> Tensor:
-    """Blur some images ``(n, 3, h, w)`` where haze is thick: light is scattered forward, too."""
+    """Blur some of the images ``(n, 3, h, w)`` where haze is thick, to model forward scattering."""
     near, far = (F.avg_pool2d(clear, side, 1, side // 2, count_include_pad=False) for side in (3, 5))
     blurred = torch.where(draw.chance(0.7), near, far)
     return clear + draw.chance(share) * density * draw.uniform(0.2, 0.8) * (blurred - clear)
 
 
-def degrade(hazy: Tensor, draw: Draw, how: Synthesis) -> Tensor:
-    """Add what a camera adds: gains of its colors and another gamma, noise, JPEG, each to some (RIDCP, CVPR 2023)."""
+def degrade(hazy: Tensor, draw: Draw, settings: Synthesis) -> Tensor:
+    """Simulate a camera on some of the images: color gains, gamma, noise and JPEG (RIDCP, CVPR 2023)."""
     graded = (hazy * draw.uniform(0.97, 1.03, 3)).clamp(0, 1) ** draw.uniform(0.92, 1.08)
-    hazy = torch.where(draw.chance(how.grade), graded, hazy.clamp(0, 1))
-    sigma = draw.chance(how.noise) * draw.uniform(0, 0.012)
+    hazy = torch.where(draw.chance(settings.grade), graded, hazy.clamp(0, 1))
+    sigma = draw.chance(settings.noise) * draw.uniform(0, 0.012)
     hazy = (hazy + sigma * draw.normal(*hazy.shape[1:])).clamp(0, 1)
     compressed = jpeg(hazy, draw.uniform(40, 96))
-    hazy = torch.where(draw.chance(how.jpeg), compressed, hazy)
+    hazy = torch.where(draw.chance(settings.jpeg), compressed, hazy)
     return (hazy * 255).round() / 255
 
 
@@ -285,10 +308,22 @@ LUMINANCE = (
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """Quantize images ``(n, 3, h, w)`` in [0, 1] as JPEG of qualities ``(n, 1, 1, 1)`` from 1 to 100 does.
+    """Simulate JPEG compression on the device of the images.
 
-    Blocks of 8 x 8 of luminance and, at half the size, of chrominance, with the first table for all: what a codec adds,
-    on the device, and for a batch of qualities at once.
+    Blocks of 8 x 8 values of luminance and, at half the size, of chrominance are quantized, both with the table of
+    luminance.
+
+    Parameters
+    ----------
+    x
+        ``(n, 3, h, w)`` in [0, 1].
+    quality
+        ``(n, 1, 1, 1)``, 1 to 100.
+
+    Returns
+    -------
+    Tensor
+        ``(n, 3, h, w)`` in [0, 1].
     """
     h, w = x.shape[2:]
     pad = F.pad(x, (0, -w % 16, 0, -h % 16), mode="replicate")
@@ -297,13 +332,13 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     chroma = F.avg_pool2d(torch.cat([(blue - luma) * 0.564, (red - luma) * 0.713], dim=1), 2)
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
     table = (torch.tensor(LUMINANCE, device=x.device) * scale).clamp(min=1)  # (n, 1, 8, 8)
-    luma = quantized(luma - 128, table) + 128
-    cb, cr = F.interpolate(quantized(chroma, table), scale_factor=2, mode="bilinear").split(1, dim=1)
+    luma = quantize_dct(luma - 128, table) + 128
+    cb, cr = F.interpolate(quantize_dct(chroma, table), scale_factor=2, mode="bilinear").split(1, dim=1)
     out = torch.cat([luma + cr / 0.713, luma - cr * 0.714 - cb * 0.344, luma + cb / 0.564], dim=1)
     return (out[..., :h, :w] / 255).clamp(0, 1)
 
 
-def quantized(x: Tensor, table: Tensor) -> Tensor:
+def quantize_dct(x: Tensor, table: Tensor) -> Tensor:
     """Round the cosine transforms of 8 x 8 blocks of ``(n, c, h, w)`` to multiples of a table ``(n, 1, 8, 8)``."""
     k = torch.arange(8, device=x.device, dtype=torch.float32)
     basis = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2

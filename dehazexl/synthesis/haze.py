@@ -1,12 +1,12 @@
-"""Haze synthesis: clear pictures in, hazy pictures and the transmission and airlight that made them out.
+"""Haze synthesis: hazy images with known transmission and airlight from clear images.
 
 The atmospheric scattering model (Koschmieder 1924; Narasimhan and Nayar 2002), for each pixel and color::
 
     hazy = clear * t + airlight * (1 - t),     t = exp(-thickness)
 
-What varies is the field of thickness. The law holds for light; it is applied to light (`scatter_light`), or, as is
-usual, to the values of a file as if they were light (`scatter`). Haze is drawn from a seeded `torch.Generator`, so that
-the same seed makes the same haze on the same device.
+Kinds of haze differ in the field of thickness. The law holds for light; it is applied to linear light
+(`scatter_light`), or, as is common, to the values of a file as if they were light (`scatter`). Haze is drawn from a
+`torch.Generator`: the same seed gives the same haze on the same device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dehazexl.synthesis.srgb import from_linear, to_linear
 
 @dataclass(frozen=True)
 class Level:
-    """How dense a preset's haze is.
+    """Preset of haze density.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Level:
     brightness
         Range of the airlight.
     kinds
-        Names out of `KINDS`.
+        Kinds of haze, keys of `KINDS`.
     """
 
     thickness: tuple[float, float]
@@ -44,9 +44,9 @@ class Level:
 
 
 LEVELS = {1: Level((0.2, 0.5)), 2: Level((0.5, 0.9)), 3: Level((0.9, 1.5)), 4: Level((1.5, 2.4))}
-"""Presets after the four levels of rising density of 8KDehaze (``cloud_L1`` to ``cloud_L4``).
+"""Presets modeled on the four density levels of 8KDehaze (``cloud_L1`` to ``cloud_L4``).
 
-The figures are ours: the data set's authors do not publish theirs.
+The numbers are chosen here; those of the data set are not published.
 """
 
 WAVELENGTHS = (0.66, 0.56, 0.48)
@@ -55,7 +55,7 @@ WAVELENGTHS = (0.66, 0.56, 0.48)
 
 @dataclass(frozen=True)
 class Hazy:
-    """A batch of hazy pictures and what made them.
+    """Hazy images with the parameters of their haze.
 
     Attributes
     ----------
@@ -73,14 +73,30 @@ class Hazy:
 
 
 def uniform(low: float, high: float, generator: Generator) -> float:
-    """Draw a number between `low` and `high`."""
+    """Draw a uniform number between `low` and `high`."""
     return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
 
 
 def noise(h: int, w: int, cell: float, octaves: int, generator: Generator) -> Tensor:
-    """Smooth noise: octaves of random grids, each half the cell size and half the amplitude of the one before.
+    """Draw smooth noise as a sum of octaves of random grids.
 
-    Returns ``(h, w)``, stretched to [0, 1].
+    Each octave has half the cell size and half the amplitude of the one before.
+
+    Parameters
+    ----------
+    h, w
+        Size in pixels.
+    cell
+        Side of the cells of the first octave in pixels.
+    octaves
+        Number of octaves.
+    generator
+        Random generator.
+
+    Returns
+    -------
+    Tensor
+        ``(h, w)``, stretched to [0, 1].
     """
     total = torch.zeros(h, w, device=generator.device)
     for octave in range(octaves):
@@ -102,34 +118,34 @@ def ramp(h: int, w: int, generator: Generator) -> Tensor:
 
 
 def veil(h: int, w: int, generator: Generator) -> Tensor:
-    """Make an even veil with a slight drift. ``(h, w)`` in [0, 1]."""
+    """Draw a nearly uniform veil ``(h, w)`` in [0, 1]."""
     drift = noise(h, w, max(h, w), 1, generator)
     return 1 - uniform(0, 0.25, generator) * drift
 
 
 def patches(h: int, w: int, generator: Generator) -> Tensor:
-    """Make clouds of haze with clear air between. ``(h, w)`` in [0, 1]."""
+    """Draw patches of haze with clear air between them, ``(h, w)`` in [0, 1]."""
     field = noise(h, w, uniform(0.3, 1.2, generator) * max(h, w), 5, generator)
     edge, width = uniform(0.2, 0.6, generator), uniform(0.2, 0.5, generator)
     return torch.clamp((field - edge) / width, 0, 1) ** uniform(0.8, 1.5, generator)
 
 
 def ridges(h: int, w: int, generator: Generator) -> Tensor:
-    """Make streaks, as of smoke or fog in valleys. ``(h, w)`` in [0, 1]."""
+    """Draw streaks ``(h, w)`` in [0, 1], like smoke or fog in valleys."""
     field = noise(h, w, uniform(0.4, 1.2, generator) * max(h, w), 4, generator)
     streaks = (1 - (2 * field - 1).abs()).clamp(0, 1)
     return streaks ** uniform(1, 3, generator)
 
 
 def depth(h: int, w: int, generator: Generator) -> Tensor:
-    """Make haze that thickens with distance along a ramp. ``(h, w)`` in [0, 1]."""
+    """Draw haze ``(h, w)`` in [0, 1] that thickens with distance along a ramp."""
     bumps = noise(h, w, 0.5 * max(h, w), 3, generator)
     field = ramp(h, w, generator) ** uniform(0.7, 2, generator) + uniform(0, 0.4, generator) * (bumps - 0.5)
     return field.clamp(0, 1)
 
 
 def layers(h: int, w: int, generator: Generator) -> Tensor:
-    """Make depth in layers with sharp wavy borders, as of ranges of hills. ``(h, w)`` in [0, 1]."""
+    """Draw depth ``(h, w)`` in [0, 1] in layers with sharp wavy borders, like ranges of hills."""
     count = int(uniform(2, 5.99, generator))
     field = (ramp(h, w, generator) + uniform(0.1, 0.5, generator) * noise(h, w, 0.4 * max(h, w), 5, generator)).clamp(
         0, 0.999
@@ -138,7 +154,7 @@ def layers(h: int, w: int, generator: Generator) -> Tensor:
 
 
 def fog(h: int, w: int, generator: Generator) -> Tensor:
-    """Make haze that is everywhere, thicker here and thinner there, at many scales. ``(h, w)`` in [0, 1]."""
+    """Draw fog ``(h, w)`` in [0, 1] that covers the image and varies at many scales."""
     least = uniform(0.3, 0.7, generator)
     return least + (1 - least) * noise(h, w, uniform(0.3, 1.2, generator) * max(h, w), 5, generator)
 
@@ -155,16 +171,16 @@ KINDS: dict[str, Field] = {
 }
 """Kinds of haze: functions from height, width and generator to a relative thickness ``(h, w)`` in [0, 1].
 
-Noise of many octaves, with clear air between or not, is how SatelliteCloudGenerator makes clouds and fog (Czerkawski
-et al., Remote Sensing 2023); 8KDehaze was made with it.
+SatelliteCloudGenerator (Czerkawski et al., Remote Sensing 2023), with which 8KDehaze was made, also draws clouds and
+fog as noise of many octaves.
 """
 
 
 def wavelength_law(t_blue: Tensor) -> Tensor:
-    """Spread the transmission of the blue band to red, green and blue.
+    """Compute the transmission of red, green and blue from that of the blue band.
 
-    ``t_j = exp((l_blue / l_j)^g ln t_blue)``, with g from the haze's density: thin haze scatters blue most, thick
-    haze is neutral (RS-Haze: Song et al., IEEE TIP 2023).
+    ``t_j = exp((l_blue / l_j)^g ln t_blue)``, where g depends on the density of the haze: thin haze scatters blue most,
+    thick haze is neutral (RS-Haze: Song et al., IEEE TIP 2023).
 
     Parameters
     ----------
@@ -182,18 +198,36 @@ def wavelength_law(t_blue: Tensor) -> Tensor:
 
 
 def scatter(clear: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
-    """Apply the scattering model; `clear_sight` is the inverse."""
+    """Apply the scattering model; `invert_scatter` is the inverse.
+
+    Parameters
+    ----------
+    clear
+        ``(..., 3, h, w)`` in [0, 1].
+    transmission
+        Same shape, in (0, 1].
+    airlight
+        ``(..., 3, 1, 1)`` in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        Hazy image of the shape of `clear`, in [0, 1].
+    """
     return clear * transmission + airlight * (1 - transmission)
 
 
 def scatter_light(clear: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
-    """Apply the scattering model to the linear light of sRGB values, and return values; those without haze stay."""
+    """Apply the scattering model to the linear light of sRGB values; see `scatter` for parameters and result.
+
+    Values with a transmission of 1 are unchanged.
+    """
     hazy = from_linear(scatter(to_linear(clear), transmission, to_linear(airlight)))
     return torch.where(transmission < 1, hazy, clear)
 
 
-def clear_sight(hazy: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
-    """Solve the scattering model for the clear picture; the inverse of `scatter`."""
+def invert_scatter(hazy: Tensor, transmission: Tensor, airlight: Tensor) -> Tensor:
+    """Solve the scattering model for the clear image; the inverse of `scatter`, with the same parameters."""
     return (hazy - airlight) / transmission + airlight
 
 
@@ -208,44 +242,44 @@ def add_haze(
     camera: bool = True,
     linear: bool = False,
 ) -> Hazy:
-    """Put haze on clear pictures, of another kind on each.
+    """Add haze of a random kind to each of the clear images.
 
     Parameters
     ----------
     clear
         ``(n, 3, h, w)`` in [0, 1].
     generator
-        Source of randomness, on the pictures' device.
+        Random generator on the device of the images.
     kinds
-        Names out of `KINDS` to draw from.
+        Kinds of haze to draw from, keys of `KINDS`.
     thickness
         Range of the optical thickness where the haze is thickest: t = exp(-thickness) there.
     brightness
         Range of the airlight.
     clear_share
-        Share of pictures left without haze, so that a network learns to leave clear pictures alone.
+        Share of images without haze, from which a network learns to leave clear images unchanged.
     tinted_share
-        Share of the airlights that have a strong color: brown as of dust and smoke, or blue.
+        Share of airlights with a strong color: brown like dust and smoke, or blue.
     camera
-        Add to hazy pictures what air and camera add besides haze: blur where it is thick, gains, gamma, noise, JPEG.
-        Those without haze stay as they are.
+        Simulate air and camera on hazy images: blur where haze is thick, gains, gamma, noise and JPEG. Images without
+        haze are unchanged.
     linear
-        Put the haze on linear light (see `scatter_light`), not on the values. What is drawn stays the same.
+        Add the haze in linear light (see `scatter_light`) instead of file values. The random numbers are the same.
 
     Returns
     -------
     Hazy
-        Pictures, transmission and airlight.
+        Hazy images, transmission and airlight.
     """
     made = [
-        put_haze(picture, generator, kinds, thickness, brightness, clear_share, tinted_share, camera, linear)
-        for picture in clear
+        add_haze_to_image(image, generator, kinds, thickness, brightness, clear_share, tinted_share, camera, linear)
+        for image in clear
     ]
     pixels, transmission, airlight = (torch.stack(parts) for parts in zip(*made, strict=True))
     return Hazy(pixels, transmission, airlight)
 
 
-def put_haze(
+def add_haze_to_image(
     clear: Tensor,
     generator: Generator,
     kinds: Sequence[str],
@@ -256,9 +290,14 @@ def put_haze(
     camera: bool,
     linear: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Put haze on one picture ``(3, h, w)``, or leave it clear; see `add_haze`.
+    """Add haze to one image ``(3, h, w)``, or leave it clear; see `add_haze`.
 
-    Returns pixels and transmission ``(3, h, w)``, and airlight ``(3, 1, 1)``.
+    Returns
+    -------
+    pixels, transmission : Tensor
+        ``(3, h, w)``.
+    airlight : Tensor
+        ``(3, 1, 1)``.
     """
     hazy = uniform(0, 1, generator) >= clear_share
     _, h, w = clear.shape
@@ -275,36 +314,36 @@ def put_haze(
 def draw_transmission(
     h: int, w: int, generator: Generator, kinds: Sequence[str], thickness: tuple[float, float]
 ) -> Tensor:
-    """Draw a transmission ``(3, h, w)``: a kind of haze, sometimes over a thin veil, neutral or bluish."""
+    """Draw the transmission ``(3, h, w)`` of a random kind of haze, sometimes with a thin veil, neutral or bluish."""
     kind = kinds[int(uniform(0, len(kinds) - 1e-6, generator))]
-    # Uniform in what the eye sees, 1 - t, rather than in the thickness.
-    seen = uniform(1 - math.exp(-thickness[0]), 1 - math.exp(-thickness[1]), generator)
-    field = KINDS[kind](h, w, generator) * -math.log(1 - seen)
+    # Uniform in the visible opacity, 1 - t, rather than in the thickness.
+    opacity = uniform(1 - math.exp(-thickness[0]), 1 - math.exp(-thickness[1]), generator)
+    field = KINDS[kind](h, w, generator) * -math.log(1 - opacity)
     if uniform(0, 1, generator) < 0.3:
         field = field + uniform(0, 0.3, generator) * min(1.0, thickness[1])
     t = torch.exp(-field)
     return wavelength_law(t) if uniform(0, 1, generator) < 0.4 else t.expand(3, h, w)
 
 
-def draw_airlight(picture: Tensor, generator: Generator, brightness: tuple[float, float]) -> Tensor:
+def draw_airlight(image: Tensor, generator: Generator, brightness: tuple[float, float]) -> Tensor:
     """Draw an airlight ``(3, 1, 1)``: bright, nearly gray, sometimes tinted by the scene ``(3, h, w)``."""
     level = uniform(*brightness, generator)
     color = 1 + (torch.rand(3, generator=generator, device=generator.device) - 0.5) * uniform(0, 0.14, generator)
     if uniform(0, 1, generator) < 0.2:
-        mean = picture.mean((1, 2))
+        mean = image.mean((1, 2))
         color = color * (0.8 + 0.2 * mean / mean.mean().clamp(min=1e-3))
     return (level * color).clamp(0.3, 1)[:, None, None]
 
 
 def draw_tint(generator: Generator) -> Tensor:
-    """Draw factors ``(3, 1, 1)`` on the airlight: brownish, as of dust and smoke, or bluish."""
+    """Draw factors ``(3, 1, 1)`` of the airlight: brownish, like dust and smoke, or bluish."""
     strength = uniform(0.05, 0.45, generator)
     factors = torch.tensor([1, 1 - 0.45 * strength, 1 - strength], device=generator.device)
     return (factors if uniform(0, 1, generator) < 0.75 else factors.flip(0))[:, None, None]
 
 
 def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:
-    """Blur one picture ``(3, h, w)`` of three where haze is thick, more or less: light is scattered forward, too."""
+    """Blur 30 % of the images ``(3, h, w)`` where haze is thick, to model forward scattering."""
     if uniform(0, 1, generator) > 0.3 or min(clear.shape[1:]) < 3:
         return clear
     reach = 1 if uniform(0, 1, generator) < 0.7 else 2
@@ -314,9 +353,9 @@ def soften(clear: Tensor, transmission: Tensor, generator: Generator) -> Tensor:
 
 
 def degrade(hazy: Tensor, generator: Generator) -> Tensor:
-    """Add what a camera adds to ``(3, h, w)``: gains of its colors, another gamma, noise, JPEG, each sometimes.
+    """Simulate a camera on an image ``(3, h, w)``: color gains and gamma, noise, JPEG, each with some probability.
 
-    As RIDCP does (Wu et al., CVPR 2023). Clips to [0, 1].
+    Follows RIDCP (Wu et al., CVPR 2023). The result is clipped to [0, 1].
     """
     hazy = hazy.clamp(0, 1)
     if uniform(0, 1, generator) < 0.2:
@@ -327,15 +366,15 @@ def degrade(hazy: Tensor, generator: Generator) -> Tensor:
         hazy = hazy + sigma * torch.randn(hazy.shape, generator=generator, device=generator.device)
     hazy = hazy.clamp(0, 1)
     if uniform(0, 1, generator) < 0.2:
-        hazy = through_jpeg(hazy, int(uniform(40, 96, generator)))
+        hazy = compress_jpeg(hazy, int(uniform(40, 96, generator)))
     return hazy
 
 
-def through_jpeg(picture: Tensor, quality: int) -> Tensor:
-    """Encode a picture ``(3, h, w)`` in [0, 1] as JPEG of a quality from 1 to 100, and decode it again."""
+def compress_jpeg(image: Tensor, quality: int) -> Tensor:
+    """Encode and decode an image ``(3, h, w)`` in [0, 1] as JPEG with a quality from 1 to 100."""
     from PIL import Image
 
-    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).to(picture) / 255
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).to(image) / 255

@@ -1,7 +1,7 @@
-"""Procedural clear pictures: endless training material without a licence, beside real pictures.
+"""Procedural clear images: unlimited, license-free training data in addition to real images.
 
-Dead leaves, shapes that occlude each other with sizes by a power law, have the statistics of natural pictures:
-edges at all scales (Lee, Mumford and Huang, Occlusion models for natural images, 2001).
+The dead leaves model, of shapes that occlude each other and whose sizes follow a power law, has the statistics of
+natural images with edges at all scales (Lee, Mumford and Huang, Occlusion models for natural images, 2001).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAVES = 300
-"""Shapes of a picture of 256 x 256 pixels; larger pictures get more."""
+"""Number of shapes in an image of 256 x 256 pixels; proportional to the area."""
 
 
 def procedural(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """Draw a clear picture of a random kind.
+    """Draw a clear image of a random kind.
 
     Parameters
     ----------
     height, width
-        In pixels.
+        Size in pixels.
     seed
-        The same seed draws the same picture.
+        Seed of the random numbers; the same seed gives the same image.
 
     Returns
     -------
@@ -40,11 +40,11 @@ def procedural(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def leaves(height: int, width: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw dead leaves: ellipses and rectangles over each other, each with a color and a texture."""
+    """Draw dead leaves: overlapping ellipses and rectangles, each with a color and a texture."""
     pixels = _ground(height, width, random)
     grain = noise(height, width, random.uniform(6, 40), 4, random) - 0.5
     count = min(4000, LEAVES * height * width // 256**2 + 20)
-    # Radii r with density r^-3 between these, the largest first, so that small ones are not all hidden.
+    # Radii r with density r^-3, the largest first, so that small shapes are not all hidden.
     least, most = random.uniform(2, 6), 0.35 * min(height, width) + 8
     radii = np.sort(1 / np.sqrt(random.uniform(most**-2, least**-2, count)))[::-1]
     for radius in radii:
@@ -64,15 +64,15 @@ def _leaf(pixels: NDArray[np.float32], grain: NDArray[np.float32], radius: float
     u = (x * np.cos(angle) + y * np.sin(angle)) / long
     v = y * np.cos(angle) - x * np.sin(angle)
     distance = np.hypot(u, v) if random.random() < 0.6 else np.maximum(abs(u), abs(v))
-    # Soft over a pixel, as a lens draws edges; lit from one side.
-    share = np.clip(radius - distance + 0.5, 0, 1)[..., None].astype(np.float32)
+    # Edges are antialiased over a pixel, and the shape is lit from one side.
+    cover = np.clip(radius - distance + 0.5, 0, 1)[..., None].astype(np.float32)
     light = 1 + random.uniform(-0.3, 0.3) * (u + v) / (2 * radius) + random.uniform(0, 0.9) * grain[y0:y1, x0:x1]
     inside = _color(random) * light[..., None].astype(np.float32)
-    pixels[y0:y1, x0:x1] += share * (inside - pixels[y0:y1, x0:x1])
+    pixels[y0:y1, x0:x1] += cover * (inside - pixels[y0:y1, x0:x1])
 
 
 def sky(height: int, width: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a gradient of sky over hills: what is bright and flat, and is no haze."""
+    """Draw a gradient of sky over hills: a bright, smooth area without haze."""
     pixels = leaves(height, width, random).astype(np.float32) / 255
     horizon = height * random.uniform(0.2, 0.7)
     ridge = (noise(height, width, width / random.uniform(1, 4), 4, random)[0] - 0.5) * height * 0.3 + horizon
@@ -110,14 +110,14 @@ def _stretched(grid: NDArray[np.float32], length: int, step: float) -> NDArray[n
 
 
 def _ground(height: int, width: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """Return one color with multi-octave texture, ``(height, width, 3)`` from 0 to about 1."""
+    """Return a single color with multi-octave texture, ``(height, width, 3)`` from 0 to about 1."""
     texture = noise(height, width, random.uniform(30, 300), 5, random) - 0.5
     ground: NDArray[np.float32] = _color(random) * (1 + np.float32(random.uniform(0.1, 0.8)) * texture[..., None])
     return ground
 
 
 def _color(random: np.random.Generator) -> NDArray[np.float32]:
-    """Draw a color ``(3,)`` as natural surfaces have them: mostly dark, earthy or green, seldom saturated."""
+    """Draw a color ``(3,)`` of a natural surface: mostly dark, earthy or green, rarely saturated."""
     level = random.beta(1.6, 2.6)
     hue = np.array([random.normal(1.05, 0.14), random.normal(1.0, 0.1), random.normal(0.85, 0.16)])
     if random.random() < 0.03:
@@ -126,7 +126,7 @@ def _color(random: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _finish(pixels: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Add a little noise and round to 8 bits."""
+    """Add slight noise and round to 8 bits."""
     pixels = pixels + random.normal(0, random.uniform(0, 0.012), pixels.shape).astype(np.float32)
     return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 
@@ -134,4 +134,4 @@ def _finish(pixels: NDArray[np.float32], random: np.random.Generator) -> NDArray
 Kind = Callable[[int, int, np.random.Generator], "NDArray[np.uint8]"]
 
 KINDS: dict[str, Kind] = {"leaves": leaves, "sky": sky, "flat": flat}
-"""Kinds of pictures: functions from height, width and random generator to ``(height, width, 3)`` uint8."""
+"""Kinds of images: functions from height, width and random generator to ``(height, width, 3)`` uint8."""

@@ -1,4 +1,4 @@
-"""The transfer functions of sRGB (IEC 61966-2-1): between the values of a file and light."""
+"""Transfer functions of sRGB (IEC 61966-2-1) between file values and linear light."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_linear(x: Tensor) -> Tensor:
-    """Go from sRGB values to linear light, 0 and 1 stay; `from_linear` is the inverse."""
+    """Convert sRGB values in [0, 1] to linear light in [0, 1]; `from_linear` is the inverse."""
     return torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
 
 
 def from_linear(y: Tensor) -> Tensor:
-    """Go from linear light to sRGB values, see `to_linear`."""
+    """Convert linear light to sRGB values; the inverse of `to_linear`."""
     return torch.where(y <= 0.0031308, y * 12.92, 1.055 * y.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)

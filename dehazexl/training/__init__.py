@@ -1,1 +1,1 @@
-"""Training: images in, weights out."""
+"""Training of networks from clear images or pairs of images."""

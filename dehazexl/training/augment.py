@@ -1,4 +1,4 @@
-"""Crops of pictures: at random, or of the middle; as tensors."""
+"""Random and central crops of images as tensors."""
 
 from __future__ import annotations
 
@@ -11,59 +11,93 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dehazexl.training.rgb_files import Picture
+from dehazexl.training.rgb_files import RgbImage
 
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Turn ``(h, w, 3)`` uint8 into ``(1, 3, h, w)`` float32 in [0, 1]."""
+    """Convert ``(h, w, 3)`` uint8 to ``(1, 3, h, w)`` float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
 
 
 @dataclass(frozen=True)
 class View:
-    """A way to look at a picture: rows and columns of it, turned or not, brought to a size, flipped."""
+    """Geometry of a random crop, which can be applied to both images of a pair.
+
+    Attributes
+    ----------
+    rows, cols
+        The part of the image that is read.
+    transposed
+        Whether rows and columns are swapped.
+    size
+        Height and width of the crop after resizing, in pixels.
+    flips
+        Axes of ``(n, c, y, x)`` that are reversed.
+    """
 
     rows: slice
     cols: slice
-    turned: bool
+    transposed: bool
     size: tuple[int, int]
     flips: tuple[int, ...]
 
-    def cut(self, picture: Picture) -> Tensor:
-        """Return ``(1, 3, h, w)`` in [0, 1]; nothing but the rows and columns is read."""
-        pixels = picture[self.rows, self.cols]
-        crop = to_tensor(pixels.transpose(1, 0, 2) if self.turned else pixels)
+    def crop(self, image: RgbImage) -> Tensor:
+        """Return the crop ``(1, 3, h, w)`` in [0, 1]; only its rows and columns are read."""
+        pixels = image[self.rows, self.cols]
+        crop = to_tensor(pixels.transpose(1, 0, 2) if self.transposed else pixels)
         shrunk = crop.shape[2] > self.size[0]
         return F.interpolate(crop, size=self.size, mode="bilinear", antialias=shrunk).flip(self.flips)
 
 
 def draw_view(shape: Sequence[int], h: int, w: int, random: np.random.Generator) -> View:
-    """Draw a view of ``h x w`` pixels of a picture of some shape ``(y, x, ...)``."""
-    turned = random.random() < 0.5
-    height, width = (shape[1], shape[0]) if turned else (shape[0], shape[1])
-    # Shrinking up to four times makes coarser ground resolutions; small pictures may be enlarged.
+    """Draw a random view of an image.
+
+    Parameters
+    ----------
+    shape
+        Shape ``(y, x, ...)`` of the image.
+    h, w
+        Size of the crop in pixels.
+    random
+        Random generator.
+    """
+    transposed = random.random() < 0.5
+    height, width = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+    # Shrinking by up to 4 simulates coarser ground resolutions; small images may be enlarged.
     largest = min(height / h, width / w)
     zoom = min(largest, float(np.exp(random.uniform(np.log(min(0.8, largest)), np.log(min(4.0, max(0.8, largest)))))))
     ch, cw = min(height, max(1, round(h * zoom))), min(width, max(1, round(w * zoom)))
     y, x = int(random.integers(height - ch + 1)), int(random.integers(width - cw + 1))
     flips = tuple(axis for axis in (3, 2) if random.random() < 0.5)
     across, along = slice(y, y + ch), slice(x, x + cw)
-    return View(along if turned else across, across if turned else along, turned, (h, w), flips)
+    return View(along if transposed else across, across if transposed else along, transposed, (h, w), flips)
 
 
-def random_crop(pictures: Sequence[Picture], h: int, w: int, random: np.random.Generator) -> Tensor:
-    """Cut a random crop from a random picture, at a random scale, turned, flipped and slightly recolored.
+def random_crop(images: Sequence[RgbImage], h: int, w: int, random: np.random.Generator) -> Tensor:
+    """Crop a random image at a random place and scale, randomly transposed, flipped and slightly recolored.
 
-    Returns ``(1, 3, h, w)`` in [0, 1].
+    Parameters
+    ----------
+    images
+        Images ``(y, x, 3)``, uint8.
+    h, w
+        Size of the crop in pixels.
+    random
+        Random generator.
+
+    Returns
+    -------
+    Tensor
+        ``(1, 3, h, w)`` in [0, 1].
     """
-    picture = pictures[int(random.integers(len(pictures)))]
-    return recolor(draw_view(picture.shape, h, w, random).cut(picture), random)
+    image = images[int(random.integers(len(images)))]
+    return recolor(draw_view(image.shape, h, w, random).crop(image), random)
 
 
 def recolor(crop: Tensor, random: np.random.Generator) -> Tensor:
-    """Vary exposure, contrast and white balance of ``(1, 3, h, w)`` in [0, 1], of every other crop.
+    """Slightly vary exposure, contrast and white balance of half of the crops ``(1, 3, h, w)`` in [0, 1].
 
-    Slightly: how bright pictures usually are helps to tell a thick haze from a pale scene.
+    The variation is small because the usual brightness of images helps to distinguish thick haze from a pale scene.
     """
     if random.random() < 0.5:
         return crop
@@ -71,24 +105,24 @@ def recolor(crop: Tensor, random: np.random.Generator) -> Tensor:
     return (crop ** float(random.uniform(0.85, 1.2)) * gains * float(random.uniform(0.92, 1.06))).clamp(0, 1)
 
 
-def calmed(crop: Tensor, random: np.random.Generator) -> Tensor:
-    """Keep the largest shapes of ``(1, 3, h, w)`` in [0, 1] alone, with slight noise: calm water, a clear sky."""
-    few = F.interpolate(crop, size=tuple(random.integers(1, 6, size=2)), mode="bilinear", antialias=True)
-    smooth = F.interpolate(few, size=crop.shape[2:], mode="bicubic")
+def smoothed(crop: Tensor, random: np.random.Generator) -> Tensor:
+    """Smooth a crop ``(1, 3, h, w)`` in [0, 1] to its largest shapes, with slight noise, like calm water or sky."""
+    coarse = F.interpolate(crop, size=tuple(random.integers(1, 6, size=2)), mode="bilinear", antialias=True)
+    smooth = F.interpolate(coarse, size=crop.shape[2:], mode="bicubic")
     noise = random.normal(0, random.uniform(0, 0.02), crop.shape).astype(np.float32)
     return (smooth + torch.from_numpy(noise)).clamp(0, 1)
 
 
-def beside(crop: Tensor, other: Tensor, random: np.random.Generator) -> Tensor:
-    """Replace one side of ``(1, 3, h, w)`` by that of another crop of its size, up to a border along an axis."""
+def join_crops(crop: Tensor, other: Tensor, random: np.random.Generator) -> Tensor:
+    """Join two crops ``(1, 3, h, w)`` of one size at a random border along a random axis."""
     axis = int(random.integers(2, 4))
     border = round(random.uniform(0.2, 0.8) * crop.shape[axis])
-    near, far = crop.narrow(axis, 0, border), other.narrow(axis, border, crop.shape[axis] - border)
-    return torch.cat([near, far], dim=axis)
+    first, second = crop.narrow(axis, 0, border), other.narrow(axis, border, crop.shape[axis] - border)
+    return torch.cat([first, second], dim=axis)
 
 
-def center_crop(picture: Picture, h: int, w: int) -> Tensor:
-    """Cut the middle of a picture ``(height, width, 3)``: at most ``(1, 3, h, w)`` in [0, 1]."""
-    height, width, _ = picture.shape
+def center_crop(image: RgbImage, h: int, w: int) -> Tensor:
+    """Return the center of an image ``(height, width, 3)``, at most ``(1, 3, h, w)``, in [0, 1]."""
+    height, width, _ = image.shape
     y, x = max(0, (height - h) // 2), max(0, (width - w) // 2)
-    return to_tensor(picture[y : y + h, x : x + w])
+    return to_tensor(image[y : y + h, x : x + w])

@@ -1,4 +1,4 @@
-"""Batches: crops of clear pictures with haze put on them as they come, or crops of pairs, each the same at any time."""
+"""Reproducible batches: crops of clear images with synthetic haze, or crops of pairs."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from dehazexl.image.grid import TILE, TOKEN
 from dehazexl.synthesis.batched import Synthesis, synthesize
 from dehazexl.synthesis.haze import KINDS, add_haze
 from dehazexl.synthesis.procedural import procedural
-from dehazexl.training.augment import beside, calmed, center_crop, to_tensor
+from dehazexl.training.augment import center_crop, join_crops, smoothed, to_tensor
 from dehazexl.training.datasets import Dataset
 
 if TYPE_CHECKING:
     from dehazexl.training.config import Recipe
 
-SMALL = 1
-"""Of ten batches this many hold crops of one tile: the step then sees the most pictures."""
+SINGLE_TILE_TENTHS = 1
+"""Number of batches in ten that consist of crops of one tile, which show the most images in a step."""
 
-PARTIAL = 0.25
-"""Of the batches this share ends within its last tiles, as most pictures do: they are then continued by reflection."""
+PARTIAL_SHARE = 0.25
+"""Share of the batches that end within their last tiles and are continued by reflection, as most images are."""
 
 HAZE = Synthesis()
-"""How the haze of crops is drawn."""
+"""Distribution of the haze on crops."""
 
-CALM = 0.06
-"""Of the crops this share are as smooth as calm water or sky, where the faintest lattice of tiles is seen."""
+SMOOTH_SHARE = 0.06
+"""Share of the crops that are as smooth as calm water or sky, where even a faint pattern of tiles is visible."""
 
-BESIDE = 0.2
-"""Of the crops this share are of two pictures side by side: what lies in one picture need not be of one place."""
+JOINED_SHARE = 0.2
+"""Share of the crops that are joined from two images, because an image can show different scenes."""
 
-FARTHEST = 512
-"""Crops pretend to lie up to this many tokens (16384 pixels) from the corner of a larger picture."""
+MAX_OFFSET = 512
+"""Largest random offset of a crop from the corner of a larger image, in tokens (16384 pixels)."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Batch:
     Attributes
     ----------
     clear, hazy
-        Truth and what the network sees, ``(n, 3, h, w)`` in [0, 1].
+        Target and input of the network, ``(n, 3, h, w)`` in [0, 1].
     optical, airlight, tone
-        Of the haze, see `synthesis.batched.HazyBatch`; None where it was not made here.
+        Parameters of the haze, see `synthesis.batched.HazyBatch`; None if the haze is not synthetic.
     offset
-        Where the crops pretend to lie in a larger picture, in tokens.
+        Position ``(y, x)`` of the crops in a larger image, in tokens.
     """
 
     clear: Tensor
@@ -70,56 +70,70 @@ class Batch:
         return Batch(self.clear.to(device), self.hazy.to(device), optical, airlight, tone, self.offset)
 
     @classmethod
-    def joined(cls, crops: Sequence[Batch], offset: tuple[int, int]) -> Batch:
-        """Join batches of crops of one size; what made the haze is known only where it is of all."""
+    def concatenate(cls, crops: Sequence[Batch], offset: tuple[int, int]) -> Batch:
+        """Concatenate batches of crops of one size; parameters of the haze are None unless all crops have them."""
 
-        def known(parts: list[Tensor | None]) -> Tensor | None:
-            there = [part for part in parts if part is not None]
-            return torch.cat(there) if len(there) == len(parts) else None
+        def concatenate_known(parts: list[Tensor | None]) -> Tensor | None:
+            known = [part for part in parts if part is not None]
+            return torch.cat(known) if len(known) == len(parts) else None
 
         return cls(
             torch.cat([c.clear for c in crops]),
             torch.cat([c.hazy for c in crops]),
-            known([c.optical for c in crops]),
-            known([c.airlight for c in crops]),
-            known([c.tone for c in crops]),
+            concatenate_known([c.optical for c in crops]),
+            concatenate_known([c.airlight for c in crops]),
+            concatenate_known([c.tone for c in crops]),
             offset,
         )
 
 
 def make_step(data: Dataset, step: int, recipe: Recipe, rank: int = 0, ranks: int = 1, tile: int = TILE) -> list[Batch]:
-    """Make the batches of a step, as many as gradients are accumulated over: the same whenever they are made.
+    """Make the batches of a step, reproducibly.
 
-    `tile` is the side of the network's tiles in pixels.
+    Parameters
+    ----------
+    data
+        Images.
+    step
+        Number of the step, which seeds the random numbers together with the seed of the recipe.
+    recipe
+        Sizes and number of the batches.
+    rank, ranks
+        Index of this process and number of processes. Each process makes its own crops of the step; all of them draw
+        the same size and offset.
+    tile
+        Side of the tiles of the network in pixels.
 
-    Of several processes each makes its own crops of the step; all draw the same size and offset, so that together
-    they make one large step.
+    Returns
+    -------
+    list of Batch
+        As many as gradients are accumulated over.
     """
     random = np.random.default_rng((recipe.seed, step))
     rows, cols = draw_grid(random, recipe.crop)
-    cut = random.integers(tile - TOKEN, size=2) if random.random() < PARTIAL else (0, 0)
-    h, w = rows * tile - int(cut[0]), cols * tile - int(cut[1])
-    far = random.random() < 0.5
-    offset = (int(random.integers(FARTHEST)), int(random.integers(FARTHEST))) if far else (0, 0)
+    trim = random.integers(tile - TOKEN, size=2) if random.random() < PARTIAL_SHARE else (0, 0)
+    h, w = rows * tile - int(trim[0]), cols * tile - int(trim[1])
+    shifted = random.random() < 0.5
+    offset = (int(random.integers(MAX_OFFSET)), int(random.integers(MAX_OFFSET))) if shifted else (0, 0)
     count = max(1, recipe.tiles // (rows * cols))
     batches = []
     for part in range(recipe.accumulate):
         first = (part * ranks + rank) * count
         crops = [make_crop(data, h, w, step, first + i, recipe) for i in range(count)]
-        batches.append(Batch.joined(crops, offset))
+        batches.append(Batch.concatenate(crops, offset))
     return batches
 
 
 def draw_grid(random: np.random.Generator, largest: int) -> tuple[int, int]:
-    """Draw the rows and columns of a crop, in tiles, each at most `largest`."""
-    if random.integers(10) < SMALL:
+    """Draw the number of rows and columns of a crop, in tiles, each at most `largest`."""
+    if random.integers(10) < SINGLE_TILE_TENTHS:
         return 1, 1
     return int(random.integers(1, largest + 1)), int(random.integers(1, largest + 1))
 
 
 def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Recipe) -> Batch:
-    """Make crop number `index` of a step: a batch of one, ``h x w`` pixels."""
-    # From 1 on: (seed, step, 0) would draw the very numbers of the step itself, and a crop's width choose its picture.
+    """Make crop number `index` of a step as a batch of one image of ``h x w`` pixels."""
+    # Counted from 1: (seed, step, 0) gives the random numbers of the step itself, so the width would select the image.
     random = np.random.default_rng((recipe.seed, step, index + 1))
     if random.random() < recipe.procedural:
         clear, hazy = to_tensor(procedural(h, w, int(random.integers(2**31)))), None
@@ -127,16 +141,16 @@ def make_crop(data: Dataset, h: int, w: int, step: int, index: int, recipe: Reci
         clear, hazy = data.crop(h, w, random)
     if hazy is not None:
         return Batch(clear, hazy)
-    if random.random() < BESIDE:
-        clear = beside(clear, data.crop(h, w, random)[0], random)
-    if random.random() < CALM:
-        clear = calmed(clear, random)
+    if random.random() < JOINED_SHARE:
+        clear = join_crops(clear, data.crop(h, w, random)[0], random)
+    if random.random() < SMOOTH_SHARE:
+        clear = smoothed(clear, random)
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    made = synthesize(clear, torch.zeros(1, dtype=torch.bool), generator, HAZE)
-    return Batch(made.clear, made.hazy, made.optical, made.airlight, made.tone)
+    batch = synthesize(clear, torch.zeros(1, dtype=torch.bool), generator, HAZE)
+    return Batch(batch.clear, batch.hazy, batch.optical, batch.airlight, batch.tone)
 
 
-def steps(
+def iterate_batches(
     data: Dataset,
     first: int,
     recipe: Recipe,
@@ -145,42 +159,52 @@ def steps(
     workers: int | None = None,
     tile: int = TILE,
 ) -> Iterator[list[Batch]]:
-    """Yield what `make_step` makes, from step `first` on; threads make the next while one is in use.
+    """Yield the batches of each step from step `first` on, prepared by threads.
 
     Parameters
     ----------
-    data, first, recipe, rank, ranks, tile
+    data, recipe, rank, ranks, tile
         See `make_step`.
+    first
+        Number of the first step.
     workers
-        Threads, and steps made ahead; None takes half the processors, at most eight, shared by the machine's processes.
+        Number of threads and of steps prepared ahead. By default half the processors, at most eight, divided among
+        the processes of the machine.
     """
-    # torchrun says how many processes share this machine.
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    workers = workers or max(1, min(8, (os.cpu_count() or 1) // 2) // here)
+    # Set by torchrun: number of processes on this machine.
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = workers or max(1, min(8, (os.cpu_count() or 1) // 2) // local_processes)
     with ThreadPoolExecutor(workers) as pool:
         ahead = range(first, min(first + workers, recipe.steps))
-        coming = deque(pool.submit(make_step, data, s, recipe, rank, ranks, tile) for s in ahead)
+        pending = deque(pool.submit(make_step, data, s, recipe, rank, ranks, tile) for s in ahead)
         for step in range(first, recipe.steps):
-            batches = coming.popleft().result()
+            batches = pending.popleft().result()
             if step + workers < recipe.steps:
-                coming.append(pool.submit(make_step, data, step + workers, recipe, rank, ranks, tile))
+                pending.append(pool.submit(make_step, data, step + workers, recipe, rank, ranks, tile))
             yield batches
 
 
 def validation_set(data: Dataset, size: int = 512, most: int = 64) -> list[Batch]:
-    """Return the middle of each picture: as the pair has it, or with haze of every kind in turn, seeded.
+    """Return the center of each image as a batch of one: from a pair, or with reproducible haze of each kind in turn.
 
-    Of more than `most` pictures those that are evenly spread.
+    Parameters
+    ----------
+    data
+        Images to validate on.
+    size
+        Side of the crops in pixels.
+    most
+        Largest number of images; of more, evenly spaced ones are used.
     """
     cases = []
-    chosen = sorted({round(place) for place in np.linspace(0, len(data) - 1, min(most, len(data)))})
-    for turn, i in enumerate(chosen):
+    indices = sorted({round(place) for place in np.linspace(0, len(data) - 1, min(most, len(data)))})
+    for turn, i in enumerate(indices):
         clear = center_crop(data.clear[i], size, size)
         if data.hazy is not None:
             cases.append(Batch(clear, center_crop(data.hazy[i], size, size)))
             continue
         kind = list(KINDS)[turn % len(KINDS)]
         generator = torch.Generator().manual_seed(1000 + turn)
-        made = add_haze(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
-        cases.append(Batch(clear, made.pixels, -made.transmission.log(), made.airlight, torch.zeros(1, 1, 1, 1)))
+        haze = add_haze(clear, generator, [kind], thickness=(0.9, 2.0), clear_share=0)
+        cases.append(Batch(clear, haze.pixels, -haze.transmission.log(), haze.airlight, torch.zeros(1, 1, 1, 1)))
     return cases

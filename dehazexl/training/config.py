@@ -1,4 +1,4 @@
-"""How to train: what a run is told, and its learning rate."""
+"""Hyperparameters of a training run, and its learning rate."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from dataclasses import dataclass
 import torch
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What the network computes in while training; its weights stay in float32, and so does its last layer."""
+"""Data types of the computation during training; weights and the last layer stay in float32."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Hyperparameters of a training run.
 
     Attributes
     ----------
     steps
-        Steps of the whole run; the learning rate falls to zero along a cosine by the last.
+        Number of steps of the run, over which the learning rate falls to zero along a cosine.
     tiles
-        Tiles of 256 x 256 pixels in a batch.
+        Number of tiles of 256 x 256 pixels in a batch.
     crop
         Side of the largest crops, in tiles: 1 to 8 (2048 pixels).
     accumulate
-        Batches of a step, whose gradients are summed.
+        Number of batches in a step, whose gradients are accumulated.
     part
-        Tiles computed at once; their activations are then computed again in the backward pass, so that large crops
-        fit (gradient checkpointing). None computes the batch at once and keeps all.
+        Number of tiles computed at once, whose activations are recomputed in the backward pass to save memory
+        (gradient checkpointing). None computes the whole batch at once and keeps all activations.
     precision
-        ``float32``, or what to compute in where it is safe (autocast): ``bfloat16`` or ``float16``.
+        ``float32``, or the data type of autocast, ``bfloat16`` or ``float16``.
     procedural
-        Share of the crops that are procedural pictures instead of real ones, 0 to 1.
+        Share of crops from procedural instead of real images, 0 to 1.
     lr, warmup, decay, clip
-        Peak learning rate of AdamW, steps until it is reached, weight decay, largest norm of the gradient.
+        Peak learning rate of AdamW, number of steps until it is reached, weight decay, and largest norm of the
+        gradient.
     ema
         Decay of the moving average of the weights that is validated and saved.
     fft, psnr, transmission, smooth, airlight, seam, edges, tone
-        Weights of the losses beside L1: on the Fourier transform, on the logarithm of the squared error, on that of the
-        transmission, on its slopes, on the airlight, on what differs around tile borders, on the slopes of the error,
-        on the light in which haze adds up.
+        Weights of the losses in addition to L1: the Fourier transform of the error, the logarithm of the squared error,
+        the logarithm of the transmission, its slopes, the airlight, jumps of the error at tile borders, slopes of the
+        error, and the tone (values of the file or linear light) in which the haze was added.
     seed
-        Of weights, crops and haze.
+        Seed of weights, crops and haze.
     """
 
     steps: int = 3000
@@ -68,16 +69,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         if not 1 <= self.crop <= 8:
-            raise ValueError(f"crop is 1 to 8 tiles, not {self.crop}")
+            raise ValueError(f"crop must be 1 to 8 tiles, not {self.crop}")
         if not 0 <= self.procedural <= 1:
-            raise ValueError(f"procedural is a share from 0 to 1, not {self.procedural}")
+            raise ValueError(f"procedural must be between 0 and 1, not {self.procedural}")
         if (self.part is not None and self.part < 1) or self.accumulate < 1:
-            raise ValueError(f"part and accumulate are at least 1, not {self.part} and {self.accumulate}")
+            raise ValueError(f"part and accumulate must be at least 1, not {self.part} and {self.accumulate}")
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine that falls to zero."""
     warm = min(1.0, (step + 1) / max(1, recipe.warmup))
     return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))

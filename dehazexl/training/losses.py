@@ -1,4 +1,4 @@
-"""What training makes small."""
+"""Losses of the training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,31 @@ if TYPE_CHECKING:
 
 
 FAINT = 1e-3
-"""Mean squared error (of 30 dB) about which the loss turns from its logarithm to the error itself."""
+"""Mean squared error (30 dB) at which the loss changes from proportional to logarithmic."""
 
 
 def losses(batch: Batch, change: Affine, recipe: Recipe, *, scattering: bool = True) -> Tensor:
-    """Compute the loss of what a network answered to a batch.
+    """Compute the loss of the output of a network for a batch.
 
-    The answer is clamped near [0, 1], or what dense haze hides would rule the rest; and of each picture the logarithm
-    of the squared error counts, too, as in its PSNR, or dense haze would rule thin haze. What is known of the haze
-    counts as `haze_losses` says, with the head ``field``, or `scattering_losses`, with a head that follows the
-    scattering model (`scattering`) and haze that was put on the values of the file.
+    The output is clamped near [0, 1]; otherwise regions hidden by dense haze would dominate. For each image the
+    logarithm of the squared error is added, as in PSNR; otherwise images with dense haze would dominate.
+
+    Parameters
+    ----------
+    batch
+        Target, input and, if known, parameters of the haze. With these, `haze_losses` is added for the head ``field``,
+        and `scattering_losses` for heads that follow the scattering model.
+    change
+        Output of the network: gain and offset ``(n, 3, h, w)``.
+    recipe
+        Weights of the losses.
+    scattering
+        Whether the head follows the scattering model.
+
+    Returns
+    -------
+    Tensor
+        Scalar loss.
     """
     out = (change.gain * batch.hazy + change.bias).clamp(-0.1, 1.1)
     error = out - batch.clear
@@ -45,33 +60,51 @@ def losses(batch: Batch, change: Affine, recipe: Recipe, *, scattering: bool = T
 
 
 def scattering_losses(batch: Batch, change: Affine, recipe: Recipe) -> Tensor:
-    """Compute the loss of gain and offset by the scattering model, of the images whose haze lies on the file's values.
+    """Compute the loss of gain and offset under the scattering model, for images whose haze was added to file values.
 
-    The gain is one over the transmission t, and the offset is (1 - gain) times the airlight, whose error counts by
-    1 - t: as much as there is haze to show it.
+    In the model the gain is 1 / t with the transmission t, and the offset is (1 - gain) times the airlight. The error
+    of the airlight is weighted by 1 - t, the amount of haze that shows it.
+
+    Parameters
+    ----------
+    batch
+        Batch with the parameters of its haze.
+    change
+        Output of the network: gain and offset ``(n, 3, h, w)``.
+    recipe
+        Weights of the losses.
     """
     assert batch.optical is not None and batch.airlight is not None and batch.tone is not None
-    known = 1 - batch.tone
-    density = known * (change.gain.clamp(min=0.05).log() - batch.optical.clamp(max=THICKEST))
-    # The offset's error over 1 - gain is the airlight's; where that is next to nothing, so must be the offset's.
-    wrong = (change.bias + (change.gain - 1) * batch.airlight) / (change.gain - 1).clamp(min=0.05)
-    color = (known * (1 - torch.exp(-batch.optical)) * wrong.abs()).mean()
+    on_values = 1 - batch.tone
+    density = on_values * (change.gain.clamp(min=0.05).log() - batch.optical.clamp(max=THICKEST))
+    # The error of the airlight is the error of the offset over 1 - gain; the clamp covers gains near 1.
+    airlight_error = (change.bias + (change.gain - 1) * batch.airlight) / (change.gain - 1).clamp(min=0.05)
+    color = (on_values * (1 - torch.exp(-batch.optical)) * airlight_error.abs()).mean()
     return recipe.transmission * density.abs().mean() + recipe.smooth * slope(density) + recipe.airlight * color
 
 
 def haze_losses(batch: Batch | HazyBatch, haze: Haze, recipe: Recipe) -> Tensor:
-    """Compute the loss of the haze that the head ``field`` found.
+    """Compute the loss of the haze predicted by the head ``field``.
 
-    The error of the optical thickness of each color, and its slopes; that of the airlight and of the tone, which count
-    as much as there is haze to show them.
+    It consists of the error of the optical thickness of each color, the slopes of that error, and the errors of
+    airlight and tone, which are weighted by the amount of haze that shows them.
+
+    Parameters
+    ----------
+    batch
+        Batch with the parameters of its haze.
+    haze
+        Haze predicted by the network.
+    recipe
+        Weights of the losses.
     """
     assert batch.optical is not None and batch.airlight is not None and batch.tone is not None
     optical = haze.exponents * haze.thickness - batch.optical
-    # Beyond what can be recovered, thicker is as right.
+    # Beyond the thickest recoverable haze, any larger thickness is correct as well.
     optical = torch.where(batch.optical >= THICKEST, (haze.exponents * haze.thickness - THICKEST).clamp(max=0), optical)
     hidden = (1 - torch.exp(-batch.optical)).mean((1, 2, 3), keepdim=True)
     color = (hidden * (haze.airlight - batch.airlight).abs()).mean()
-    # A choice between two: its probability goes wrong by the logarithm, and so never gets stuck.
+    # A binary choice: cross-entropy has a gradient even where the probability is near 0 or 1.
     tone = F.binary_cross_entropy(haze.tone.clamp(1e-6, 1 - 1e-6), batch.tone, hidden)
     return (
         recipe.transmission * optical.abs().mean()
@@ -82,10 +115,11 @@ def haze_losses(batch: Batch | HazyBatch, haze: Haze, recipe: Recipe) -> Tensor:
 
 
 def seam(error: Tensor) -> Tensor:
-    """Mean jump of the error ``(n, 3, h, w)`` around tile borders; 0 for pictures of one tile.
+    """Return the mean jump of the error ``(n, 3, h, w)`` around tile borders; 0 for images of one tile.
 
-    Of pixels and of means over cells of 4 and 16 pixels, the two on each side of a border: with the border's jump
-    alone, a network learns to leave the border's pixels hazy, which is as visible as a seam.
+    The jumps are those of pixels and of means over cells of 4 and 16 pixels, of which two on each side of a border are
+    taken. With the jump across the border alone, a network learns to leave the pixels at the border hazy, which is as
+    visible as a seam.
     """
     jumps = [
         cells.narrow(axis, at // side - 2, 4).diff(dim=axis).abs().mean()
@@ -98,10 +132,10 @@ def seam(error: Tensor) -> Tensor:
 
 
 def slope(error: Tensor) -> Tensor:
-    """Slope of an error ``(n, 3, h, w)``, for each 4 pixels: down plus across, of means over cells of three sizes.
+    """Return the mean slope of an error ``(n, 3, h, w)`` per 4 pixels, down plus across, at three scales.
 
-    In dense haze the eye sees each step of the transmission many times enlarged: between the head's cells of 4 pixels,
-    and of what is larger, bands and the lattice of tiles, between cells of 16 and 64.
+    Dehazing dense haze amplifies each step of the transmission many times: steps between the cells of 4 pixels of the
+    head, and larger patterns such as bands and the grid of tiles, which cells of 16 and 64 pixels capture.
     """
     total = error.new_zeros(())
     for side in (4, 16, 64):

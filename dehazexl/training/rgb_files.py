@@ -1,4 +1,4 @@
-"""8-bit RGB pictures in files, as training reads them: whole and kept, or by crop."""
+"""8-bit RGB image files for training, read as a whole and cached, or by crop."""
 
 from __future__ import annotations
 
@@ -13,62 +13,68 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-WHOLE = 64 * 2**20
-"""Bytes: smaller pictures are read whole; of larger ones, where the file allows it, each crop is read by itself."""
+MAX_WHOLE_SIZE = 64 * 2**20
+"""Size in bytes below which images are read as a whole; of larger ones, crops are read if the format allows it."""
 
-KEPT = 4 * 2**30
-"""Bytes of pictures read whole that are kept in memory, the last used ones."""
+CACHE_SIZE = 4 * 2**30
+"""Bytes of recently used images that are cached."""
 
 
-class Picture(Protocol):
-    """An 8-bit RGB picture ``(h, w, 3)``, in memory or in a file; an array is one."""
+class RgbImage(Protocol):
+    """An 8-bit RGB image ``(h, w, 3)``: a numpy array, or a file that is indexed like one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows, columns and colors."""
+        """``(height, width, 3)``."""
 
     def __getitem__(self, index: Any, /) -> NDArray[np.uint8]:
-        """Return the pixels of slices of rows and columns."""
+        """Return the pixels ``(y, x, 3)`` at slices of rows and columns."""
 
 
 class ImageCache:
-    """Keeps pictures that were read whole, the last used ones, for all threads."""
+    """Thread-safe cache of recently used images.
 
-    def __init__(self, limit: int = KEPT) -> None:
+    Parameters
+    ----------
+    limit
+        Size in bytes.
+    """
+
+    def __init__(self, limit: int = CACHE_SIZE) -> None:
         self._limit, self._size = limit, 0
-        self._pictures: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+        self._images: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
         self._lock = Lock()
 
     def read(self, path: Path, index: Any) -> NDArray[np.uint8]:
-        """Return a part of a picture."""
+        """Return the part of an image at an index."""
         with self._lock:
-            pixels = self._pictures.get(path)
+            pixels = self._images.get(path)
             if pixels is not None:
-                self._pictures.move_to_end(path)
+                self._images.move_to_end(path)
                 return pixels[index]
-        # Without the lock, so that threads can decode different pictures at the same time.
+        # Not under the lock: threads decode different images at the same time.
         pixels = decode(path)
         with self._lock:
-            if path not in self._pictures and pixels.nbytes <= self._limit:
-                self._pictures[path] = pixels
+            if path not in self._images and pixels.nbytes <= self._limit:
+                self._images[path] = pixels
                 self._size += pixels.nbytes
             while self._size > self._limit:
-                self._size -= self._pictures.popitem(last=False)[1].nbytes
+                self._size -= self._images.popitem(last=False)[1].nbytes
         return pixels[index]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An 8-bit RGB picture in a file.
+    """An 8-bit RGB image in a file.
 
     Attributes
     ----------
     shape
         ``(height, width, 3)``.
     read
-        Takes slices of rows and columns and returns ``(y, x, 3)``.
+        Function of slices of rows and columns that returns ``(y, x, 3)``.
     whole
-        Whether all of it is read for any part of it, unless it is in memory already.
+        Whether reading any part of the image decodes all of it, unless it is cached.
     """
 
     shape: tuple[int, ...]
@@ -79,68 +85,68 @@ class ImageFile:
         return self.read(index)
 
 
-def open_rgb(path: Path, memory: ImageCache | None = None) -> ImageFile:
-    """Open a picture without reading it.
+def open_rgb(path: Path, cache: ImageCache | None = None) -> ImageFile:
+    """Open an image without reading its pixels.
 
     Parameters
     ----------
     path
         A TIFF, Zarr, PNG, JPEG, or a ``.npy`` file ``(h, w, 3)``.
-    memory
-        Keeps it, once it was read whole: small pictures and those that cannot be read in parts (PNG, JPEG) are.
-        Crops of large TIFF and Zarr are read by themselves, ``.npy`` files are mapped.
+    cache
+        Cache for images that are read as a whole: small ones, and formats that cannot be read in parts (PNG, JPEG).
+        Crops of large TIFF and Zarr files are read separately; ``.npy`` files are memory-mapped.
 
     Raises
     ------
     ValueError
-        If it cannot be read, or is not an 8-bit picture with three bands or more.
+        If the file cannot be read, or is not an 8-bit image with at least three bands.
     """
     if path.suffix.lower() == ".npy":
         return ImageFile(check_rgb(path, map_npy(path)).shape, partial(read_npy, path))
-    # Not needed for .npy, so that training runs where only torch and numpy are installed.
+    # Imported here so that training on .npy files needs only torch and numpy.
     from dehazexl.io.open import open_image
 
     image = open_image(path)
     level = image.levels[0]
-    # A gray picture repeats its only band: it would teach that nothing has colors.
+    # A gray image repeats its only band and is rejected: it would bias the network towards gray.
     check_rgb(path, level[..., list(dict.fromkeys(image.rgb))])
     shape = (*level.shape[:2], 3)
-    if level.nbytes < WHOLE or level.npartitions == 1:
-        return ImageFile(shape, partial((memory or ImageCache()).read, path), whole=True)
+    if level.nbytes < MAX_WHOLE_SIZE or level.npartitions == 1:
+        return ImageFile(shape, partial((cache or ImageCache()).read, path), whole=True)
     return ImageFile(shape, partial(read_lazy, level, list(image.rgb)))
 
 
 def check_rgb(path: Path, pixels: Any) -> Any:
-    """Return a picture if it is ``(h, w, 3)`` of 8 bits, else raise ValueError with its name."""
+    """Return an image if it is ``(h, w, 3)`` uint8, else raise ValueError with its path."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
-            f"{path}: 8-bit RGB pictures are needed, this is {pixels.dtype} {pixels.shape}: "
-            "convert it, or take it out of the folder"
+            f"{path}: 8-bit RGB images are needed, this is {pixels.dtype} {pixels.shape}: "
+            "convert it, or remove it from the folder"
         )
     return pixels
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """Map an array in a file."""
+    """Memory-map a ``.npy`` file; raise ValueError if it is damaged."""
     try:
         mapped: NDArray[Any] = np.load(path, mmap_mode="r")
     except (EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no array, or cut short ({error}): copy or make it again") from error
+        raise ValueError(f"{path} is not an array, or is cut short ({error}): copy or create it again") from error
     return mapped
 
 
 def read_npy(path: Path, index: Any) -> NDArray[np.uint8]:
-    """Read a part of an array in a file, mapped each time: thousands of files must not stay open."""
+    """Read a part of a ``.npy`` file, mapped for each read so that thousands of files do not stay open."""
     return np.array(map_npy(path)[index])
 
 
 def read_lazy(level: Any, rgb: list[int], index: Any) -> NDArray[np.uint8]:
-    """Read the part of a dask array ``(y, x, c)`` that is asked for; the caller's threads are the parallelism."""
+    """Read part of a dask array ``(y, x, c)`` in the calling thread; callers are parallel already."""
     return np.asarray(level[index].compute(scheduler="synchronous"))[..., rgb]
 
 
 def decode(path: Path) -> NDArray[np.uint8]:
-    """Read a picture whole, ``(h, w, 3)``."""
+    """Read a whole image ``(h, w, 3)``."""
     from dehazexl.io.open import open_image
 
     image = open_image(path)
@@ -148,7 +154,7 @@ def decode(path: Path) -> NDArray[np.uint8]:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as ``(h, w, 3)``, uint8; ``.npy`` files hold just that.
+    """Read a whole image or ``.npy`` file as ``(h, w, 3)`` uint8.
 
     Raises
     ------

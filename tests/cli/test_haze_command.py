@@ -1,4 +1,4 @@
-"""`dehazexl haze`: pairs that differ by haze alone, from and to real files."""
+"""`dehazexl haze`: pairs of files that differ only by haze."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_folder_becomes_pairs_to_train_on(tmp_path: Path) -> None:
     assert training.hazy[0][:, :].mean() > truth.mean()
 
 
-def test_whatever_is_read_gets_a_name_that_can_be_written(tmp_path: Path) -> None:
+def test_outputs_have_writable_names(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / "big.btf", procedural(80, 100, 1), photometric="rgb")
     assert main(["haze", str(tmp_path / "in"), str(tmp_path / "pairs")]) == 0
@@ -121,8 +121,8 @@ def test_holes_in_floats_stay_holes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--level", "7"], "--level is one of 1, 2, 3, 4, not 7"),
-        (["--kind", "smog"], "--kind is one of veil, patches, ridges, depth, layers, fog, not 'smog'"),
+        (["--level", "7"], "--level must be one of 1, 2, 3, 4, not 7"),
+        (["--kind", "smog"], "--kind must be one of veil, patches, ridges, depth, layers, fog, not 'smog'"),
     ],
 )
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
@@ -132,18 +132,18 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options
     assert not (tmp_path / "x.png").exists()
 
 
-def test_what_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_outputs_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = write(tmp_path / "clear.png")
     write(tmp_path / "x.png", 2)
     before = (tmp_path / "x.png").read_bytes()
     assert main(["haze", str(tmp_path / "clear.png"), str(tmp_path / "x.png")]) == 2
-    assert "x.png exists: choose another output, or give --overwrite" in capsys.readouterr().err
+    assert "x.png exists: choose another output, or pass --overwrite" in capsys.readouterr().err
     assert (tmp_path / "x.png").read_bytes() == before
     assert main(["haze", str(tmp_path / "clear.png"), str(tmp_path / "x.png"), "--overwrite"]) == 0
     assert np.array_equal(imagecodecs.imread(tmp_path / "clear.png"), truth)
 
 
-def test_what_is_brighter_than_white_keeps_to_the_law(tmp_path: Path) -> None:
+def test_values_above_white_follow_the_law(tmp_path: Path) -> None:
     pixels = np.full((64, 64, 3), 0.2, np.float32)
     pixels[5, 5] = 4.0  # beyond the percentile that counts as white
     tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb")
@@ -153,7 +153,7 @@ def test_what_is_brighter_than_white_keeps_to_the_law(tmp_path: Path) -> None:
     assert ((t > 0.5) & (t < 1)).all()
 
 
-def test_pictures_of_one_name_are_refused_and_halves_of_pairs_seen(
+def test_duplicate_names_and_existing_halves_of_pairs_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
@@ -161,12 +161,12 @@ def test_pictures_of_one_name_are_refused_and_halves_of_pairs_seen(
     write(source / "a.png")
     Pillow.fromarray(procedural(80, 100, 2)).save(source / "a.jpg")
     assert main(["haze", str(source), str(out)]) == 2
-    assert "several pictures of" in capsys.readouterr().err
+    assert "several images of" in capsys.readouterr().err
     assert not out.exists()
     (source / "a.jpg").unlink()
     assert main(["haze", str(source), str(out)]) == 0
-    (out / "hazy" / "a.png").unlink()  # as a kill between the two leaves it
+    (out / "hazy" / "a.png").unlink()  # as after an interruption between the two
     assert main(["haze", str(source), str(out)]) == 2
-    assert "clear/a.png exists: choose another output, or give --overwrite" in capsys.readouterr().err
+    assert "clear/a.png exists: choose another output, or pass --overwrite" in capsys.readouterr().err
     assert main(["haze", str(source), str(out), "--overwrite"]) == 0
     assert (out / "hazy" / "a.png").exists()

@@ -220,7 +220,7 @@ def test_one_bad_picture_does_not_hold_up_the_others(
     assert main(["run", "photos", "clear", "--weights", weights]) == 2
     assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
     err = capsys.readouterr().err
-    assert "a.tif is damaged at tile" in err and "1 of 2 pictures could not be dehazed" in err
+    assert "a.tif is damaged at tile" in err and "1 of 2 images could not be dehazed" in err
 
 
 def test_what_cannot_be_read_does_not_hold_up_the_others(
@@ -236,7 +236,7 @@ def test_what_cannot_be_read_does_not_hold_up_the_others(
     assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
     err = capsys.readouterr().err
     assert "a.tif is a link to gone.tif, which does not exist" in err and "c.png is cut short" in err
-    assert "d.tif" in err and "3 of 4 pictures could not be dehazed" in err
+    assert "d.tif" in err and "3 of 4 images could not be dehazed" in err
 
 
 def test_a_damaged_tiff_is_one_line(inside: Path, weights: str) -> None:
@@ -594,21 +594,21 @@ def test_train(inside: Path, capsys: pytest.CaptureFixture[str], error: Errors) 
         PIL.Image.fromarray(np.roll(PHOTO, 50 * i, 0)).save(f"clear/{i}.png")
     given = ["train", "clear", "--spec", "tiny", "--tiles", "1", "--every", "1", "--device", "cpu"]
     assert "no JSON" in error("train", "clear", "--out", "new", "--spec", "{x")
-    assert "no picture matches" in error(*given, "--out", "new", "--hold-out", "zzz*")
+    assert "no image matches" in error(*given, "--out", "new", "--hold-out", "zzz*")
     assert "no such folder" in error("train", "zzz", "--out", "new")
     assert "no checkpoint to resume from" in error(*given, "--out", "new", "--resume")
     assert main([*given, "--out", "new", "--steps", "1"]) == 0
     out, err = capsys.readouterr()
     assert "best.safetensors: of step 1, " in out and "step 1 of 1" in out
-    assert "1 pictures to train on, 1 to validate on" in err and "dB" in err
-    assert "holds a training" in error(*given, "--out", "new")
-    assert "a folder beside them is needed" in error(*given, "--out", "clear/new")
+    assert "1 images to train on, 1 to validate on" in err and "dB" in err
+    assert "contains a run" in error(*given, "--out", "new")
+    assert "choose a folder next to them" in error(*given, "--out", "clear/new")
     assert "leave one of them out" in error(*given, "--out", "new", "--resume", "--init", "compact")
     assert main([*given, "--out", "new", "--steps", "2", "--resume"]) == 0
     assert "step 2 of 2" in capsys.readouterr().out
     assert main(["run", "in.tif", "out.tif", "--weights", "new/last.safetensors"]) == 0
     Path("new/checkpoint.pt").write_bytes(b"hello")
-    assert "no checkpoint of dehazexl train" in error(*given, "--out", "new", "--resume")
+    assert "not a checkpoint of dehazexl train" in error(*given, "--out", "new", "--resume")
 
 
 def test_the_recipe_is_the_default() -> None:

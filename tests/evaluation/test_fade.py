@@ -1,4 +1,4 @@
-"""FADE: the release's scores, and what the paper says of them."""
+"""FADE: scores of the release, and properties stated in the paper."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SCORES = {
     "gray": 0.3403455734440197,
     "partly white and black": 0.662055228567062,
 }
-"""What fade-python 1.0.0, which agrees with the MATLAB release, makes of `images`."""
+"""Scores of `images` by fade-python 1.0.0, which agrees with the MATLAB release."""
 
 
 def scene(seed: int = 0) -> np.ndarray:
-    """Return cells of color with noise, ``(130, 166, 3)``, by whole numbers alone: the same everywhere."""
+    """Return cells of color with noise, ``(130, 166, 3)``, from integers only, identical on all machines."""
     random = np.random.RandomState(seed)
     cells = np.kron(random.randint(0, 256, (11, 14, 3)), np.ones((12, 12, 1), int))
     smooth = (cells[:-2, :-2] + cells[2:, 2:] + 2 * cells[1:-1, 1:-1]) // 4
@@ -39,7 +39,7 @@ def images() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_scores_are_the_releases(name: str) -> None:
+def test_scores_equal_those_of_the_release(name: str) -> None:
     assert fog_density(images()[name]) == pytest.approx(SCORES[name], rel=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_rows_and_columns_beyond_whole_patches_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 200, 255])
-def test_what_has_no_texture_has_no_score(level: int) -> None:
+def test_images_without_texture_have_no_score(level: int) -> None:
     assert math.isnan(fog_density(np.full((64, 64, 3), level, np.uint8)))
 
 

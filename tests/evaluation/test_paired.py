@@ -1,4 +1,4 @@
-"""Evaluation: scores as scikit-image has them, seams where tiles meet, and the command from folders to files."""
+"""Evaluation with reference images: scores against scikit-image, seams, and the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dehazexl.cli.app import main
-from dehazexl.evaluation.paired import Case, dark_channel_prior, evaluate, paired, scores, seam_ratio, synthesized
+from dehazexl.evaluation.paired import (
+    Case,
+    dark_channel_prior,
+    evaluate,
+    pair_cases,
+    scores,
+    seam_ratio,
+    synthesize_cases,
+)
 from dehazexl.training.datasets import LEVELS, Dataset
 
 if TYPE_CHECKING:
@@ -48,14 +56,14 @@ def test_scores_are_those_of_scikit_image(height: int) -> None:
     assert found["ciede2000"] == pytest.approx(deltaE_ciede2000(rgb2lab(truth), rgb2lab(seen)).mean(), rel=1e-9)
 
 
-def test_a_picture_without_numbers_is_not_the_best() -> None:
+def test_an_image_of_nan_is_not_the_best() -> None:
     clear = np.full((9, 9, 3), 0.5)
     out = clear.copy()
     out[0, 0, 0] = np.nan
     assert np.isnan(scores(case(clear), out)["psnr"])
 
 
-def test_the_truth_is_perfect() -> None:
+def test_the_clear_image_has_perfect_scores() -> None:
     found = scores(case(CLEAR), CLEAR)
     assert found["psnr"] == 100
     assert found["ssim"] == 1
@@ -63,7 +71,7 @@ def test_the_truth_is_perfect() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (6, 50), (50, 6)])
-def test_the_smallest_pictures_have_no_ssim(size: tuple[int, int]) -> None:
+def test_the_smallest_images_have_no_ssim(size: tuple[int, int]) -> None:
     found = scores(case(picture(50)[0, : size[0], : size[1], None].repeat(3, 2)), np.zeros((*size, 3), np.float32))
     assert math.isnan(found["ssim"])
     assert math.isfinite(found["psnr"])
@@ -83,14 +91,14 @@ def test_a_jump_at_a_tile_border_is_a_seam(overlap: int, at: int, axis: int) -> 
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(256, 32), (250, 32), (256, 128), (480, 32)])
-def test_no_tile_begins_where_the_one_before_ends_the_picture(size: int, overlap: int) -> None:
+def test_no_border_after_the_last_tile(size: int, overlap: int) -> None:
     change = interleaved(picture(size))
     change[size - overlap :] += 5  # the last tile that fits reaches to the end: no border here
     jumps = seam_ratio(change, overlap)
     assert math.isnan(jumps) if size <= 256 else jumps < 1
 
 
-def test_no_seam_where_no_border_or_no_change_is() -> None:
+def test_no_seam_without_borders_or_change() -> None:
     assert math.isnan(seam_ratio(np.zeros((600, 600, 3))))
     assert math.isnan(seam_ratio(interleaved(picture(200))))
     assert math.isnan(seam_ratio(np.zeros((1, 1, 3))))
@@ -100,8 +108,8 @@ def test_no_seam_where_no_border_or_no_change_is() -> None:
 
 
 def test_synthesized_haze_is_always_the_same() -> None:
-    pictures = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
-    one, again = list(synthesized(pictures, 64)), list(synthesized(pictures, 64))
+    images = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
+    one, again = list(synthesize_cases(images, 64)), list(synthesize_cases(images, 64))
     assert [(c.name, c.kind) for c in one[:4]] == [("a", k) for k in ("veil", "patches", "depth", "ridges")]
     assert len(one) == 8
     assert all(c.clear.shape == c.hazy.shape == (64, 64, 3) for c in one)
@@ -109,28 +117,28 @@ def test_synthesized_haze_is_always_the_same() -> None:
 
 
 def test_haze_on_linear_light_is_the_same_haze() -> None:
-    pictures = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
-    values, linear = (list(synthesized(pictures, 64, linear=each)) for each in (False, True))
+    images = [("a", eight_bits(CLEAR)), ("b", eight_bits(CLEAR)[::-1])]
+    values, linear = (list(synthesize_cases(images, 64, linear=each)) for each in (False, True))
     assert {c.light for c in values} == {"values"} and {c.light for c in linear} == {"linear"}
     for one, other in zip(values, linear, strict=True):
         assert (one.name, one.kind) == (other.name, other.kind)
         assert np.array_equal(one.clear, other.clear)
-        # Where air and scene are mixed, more of the air is seen; where there is none of it, nothing changes.
+        # In linear light the airlight is more visible in mixtures; areas without haze are unchanged.
         assert (other.hazy >= one.hazy - 1e-6).mean() > 0.95
         assert other.hazy.mean() > one.hazy.mean() + 0.01
     assert all(np.array_equal(c.hazy, np.rint(c.hazy * 255) / np.float32(255)) for c in linear)
 
 
-def test_pairs_are_taken_whole() -> None:
+def test_pairs_are_scored_at_full_size() -> None:
     clear = eight_bits(CLEAR)
-    (only,) = paired(Dataset([clear], [clear // 2], ["cloud_L2/0001"]))
+    (only,) = pair_cases(Dataset([clear], [clear // 2], ["cloud_L2/0001"]))
     assert only.kind == "cloud_L2"
     assert np.array_equal(eight_bits(only.clear), clear)
     assert np.array_equal(eight_bits(only.hazy), clear // 2)
 
 
 def test_each_method_is_scored_on_each_case() -> None:
-    cases = list(synthesized([("a", eight_bits(CLEAR))], 128))
+    cases = list(synthesize_cases([("a", eight_bits(CLEAR))], 128))
 
     def slow(hazy: NDArray[np.float32]) -> NDArray[np.float32]:
         time.sleep(0.2)
@@ -147,8 +155,8 @@ def test_each_method_is_scored_on_each_case() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not forget the highest memory")
-def test_memory_is_that_of_each_method() -> None:
-    (first, *_) = synthesized([("a", eight_bits(CLEAR))], 128)
+def test_memory_is_measured_for_each_method() -> None:
+    (first, *_) = synthesize_cases([("a", eight_bits(CLEAR))], 128)
     methods = {"large": lambda hazy: np.ones(2**28, np.uint8)[0] * hazy, "small": lambda hazy: hazy}
     hazy, large, small = (values["memory_mb"] for _, _, _, values in evaluate([first], methods))
     assert large > hazy + 200
@@ -156,7 +164,7 @@ def test_memory_is_that_of_each_method() -> None:
 
 
 @pytest.mark.parametrize("size", [(7, 9), (47, 60), (90, 41)])
-def test_the_dark_channel_prior_is_that_of_the_papers(size: tuple[int, int]) -> None:
+def test_the_dark_channel_prior_follows_the_papers(size: tuple[int, int]) -> None:
     hazy = interleaved(picture(*size)).astype(np.float64) * 0.5 + 0.3
 
     def windows(x: np.ndarray, reach: int) -> np.ndarray:
@@ -177,7 +185,7 @@ def test_the_dark_channel_prior_is_that_of_the_papers(size: tuple[int, int]) -> 
     np.testing.assert_allclose(dark_channel_prior(hazy), (hazy - airlight) / t + airlight, atol=1e-9)
 
 
-def test_a_black_picture_stays_black() -> None:
+def test_a_black_image_stays_black() -> None:
     assert not dark_channel_prior(np.zeros((40, 40, 3))).any()
 
 
@@ -201,17 +209,17 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_clear_pictures(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clear_images(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "in" / "Zürich.png", eight_bits(CLEAR))
     out = tmp_path / "new" / "scores"
-    for _ in range(2):  # again: the files are replaced
+    for _ in range(2):  # the second run replaces the files
         given = ["evaluate", tmp_path / "in", "--weights", weights, "--size", "264", "--out", out, "--device", "cpu"]
         assert main([str(arg) for arg in given]) == 0
-    said = capsys.readouterr().out
-    for word in ("hazy input", "dark channel prior", "tiny", "psnr", "ciede2000", "data range 1", "most that was held"):
-        assert word in said
+    output = capsys.readouterr().out
+    for word in ("hazy input", "dark channel prior", "tiny", "psnr", "ciede2000", "data range 1", "peak memory"):
+        assert word in output
     for light in ("on the values of the file", "on linear light", "on both"):
-        assert f"haze {light}\n" in said
+        assert f"haze {light}\n" in output
     rows = read(out / "scores.csv")
     assert len(rows) == 2 * 4 * 3
     assert {row["picture"] for row in rows} == {"Zürich"}
@@ -234,12 +242,12 @@ def test_one_light_of_two(tmp_path: Path, weights: str, capsys: pytest.CaptureFi
     write(tmp_path / "in" / "one.png", eight_bits(CLEAR))
     given = ["evaluate", str(tmp_path / "in"), "--weights", weights, "--size", "64", "--light", light]
     assert main([*given, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("hazy input") == 1
-    assert {"values": "haze, on the values of the file;", "linear": "haze, on linear light;"}[light] in said
+    output = capsys.readouterr().out
+    assert output.count("hazy input") == 1
+    assert {"values": "haze, on the values of the file;", "linear": "haze, on linear light;"}[light] in output
     rows = [row for row in read(tmp_path / "out" / "scores.csv") if row["method"] == "hazy input"]
     assert {row["light"] for row in rows} == {light}
-    cases = synthesized([("one", eight_bits(CLEAR))], 64, linear=light == "linear")
+    cases = synthesize_cases([("one", eight_bits(CLEAR))], 64, linear=light == "linear")
     assert [float(row["psnr"]) for row in rows] == [pytest.approx(scores(c, c.hazy)["psnr"]) for c in cases]
 
 
@@ -260,13 +268,13 @@ def test_pairs_and_two_weights(tmp_path: Path, weights: str, capsys: pytest.Capt
     assert rows["hazy/0", "tiny"]["psnr"] == rows["hazy/0", "other"]["psnr"]
 
 
-def test_one_picture_of_8kdehaze_is_enough(tmp_path: Path, weights: str) -> None:
+def test_one_image_of_8kdehaze_is_enough(tmp_path: Path, weights: str) -> None:
     for name in ("clear", "cloud_L3"):
         write(tmp_path / name / "only.png", eight_bits(CLEAR[:40, :50]))
     assert main(["evaluate", str(tmp_path), "--weights", weights, "--device", "cpu"]) == 0
 
 
-def test_8kdehaze_shows_what_training_holds_out(tmp_path: Path, weights: str) -> None:
+def test_8kdehaze_is_scored_on_the_held_out_images(tmp_path: Path, weights: str) -> None:
     for i in range(7):
         for level, name in enumerate(("clear", *LEVELS)):
             write(tmp_path / name / f"{i}.png", np.full((20, 30, 3), 10 * i + 30 * level, np.uint8))
@@ -281,18 +289,18 @@ def test_8kdehaze_shows_what_training_holds_out(tmp_path: Path, weights: str) ->
     ("given", "message"),
     [
         (["missing"], "no such folder"),
-        (["empty"], "no pictures"),
+        (["empty"], "no images"),
         (["in", "--overlap", "200"], "overlap must be between 0 and 128"),
         (["in", "--weights", "frob"], "no weights 'frob'"),
         (["in", "--size", "3"], "--size"),
-        (["in", "--out", "in/scores"], "a folder beside them is needed"),
+        (["in", "--out", "in/scores"], "choose a folder next to them"),
         (["in", "gray"], "8-bit RGB"),
-        (["in", "--light", "sun"], "--light is one of values, linear, both, not 'sun'"),
-        (["pairs", "--light", "linear"], "--light linear is for clear pictures"),
+        (["in", "--light", "sun"], "--light must be one of values, linear, both, not 'sun'"),
+        (["pairs", "--light", "linear"], "--light linear is for clear images"),
         ([], "FOLDER"),
     ],
 )
-def test_what_cannot_be_evaluated(
+def test_invalid_arguments_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -307,7 +315,7 @@ def test_what_cannot_be_evaluated(
     assert not Path("out").exists() and not Path("in/scores").exists()
 
 
-def test_scikit_image_is_asked_for(
+def test_missing_scikit_image_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)  # type: ignore[arg-type]

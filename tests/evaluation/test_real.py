@@ -1,4 +1,4 @@
-"""Scores of real haze on images whose scores are known, and the command from a folder to files."""
+"""Evaluation without reference images: scores of images with known results, and the command."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dehazexl.evaluation.paired import seam_ratio
 from dehazexl.evaluation.real import (
     clipped_share,
     evaluate_real,
-    in_8_bits,
     mean_lab,
     noise_level,
     real_scores,
-    shrunk,
+    shrink,
+    to_uint8,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ HAZY = interleaved(picture(300, 280)) * np.float32(0.5) + np.float32(0.4)
 
 
 def of_lab(a: float, b: float, rows: int = 600) -> np.ndarray:
-    """Return an image ``(rows, 40, 3)`` of even a* and b*, its L* rising from 40 to 60."""
+    """Return an image ``(rows, 40, 3)`` with constant a* and b*, and L* from 40 to 60."""
     lightness = np.linspace(40, 60, rows)[:, None].repeat(40, axis=1)
     return lab2rgb(np.stack([lightness, np.full_like(lightness, a), np.full_like(lightness, b)], axis=2))
 
@@ -43,28 +43,28 @@ def of_lab(a: float, b: float, rows: int = 600) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 0), (12, 0), (0, -9), (-8, 6)])
-def test_a_cast_is_as_far_from_neutral_as_it_was_put_on(a: float, b: float) -> None:
+def test_the_cast_is_the_distance_from_neutral(a: float, b: float) -> None:
     scores = real_scores(of_lab(0, 0), of_lab(a, b))
     assert scores["cast"] == pytest.approx(math.hypot(a, b), abs=0.05)
     assert scores["lightness"] == pytest.approx(50, abs=0.05)
 
 
-def test_a_cast_to_one_side_makes_up_for_one_to_the_other() -> None:
+def test_opposite_casts_cancel() -> None:
     both = np.concatenate([of_lab(10, 5), of_lab(-10, -5)], axis=1)
     assert real_scores(both, both)["cast"] < 0.05
 
 
-def test_lab_is_the_same_in_strips_and_at_once() -> None:
-    pixels = in_8_bits(interleaved(picture(1100, 30)))
+def test_lab_is_the_same_in_strips() -> None:
+    pixels = to_uint8(interleaved(picture(1100, 30)))
     thirds = [mean_lab(part) for part in (pixels[:300], pixels[300:])]
     np.testing.assert_allclose(mean_lab(pixels), (np.array(thirds[0]) * 3 + np.array(thirds[1]) * 8) / 11, rtol=1e-9)
 
 
-def test_clipped_are_pixels_that_were_not_so_before() -> None:
+def test_only_newly_clipped_pixels_count() -> None:
     hazy = np.full((10, 10, 3), 100, np.uint8)
     hazy[0] = 255  # clipped before: a row of 10
     out = hazy.copy()
-    out[0, :, 1] = 0  # a color that was at one end and is at the other
+    out[0, :, 1] = 0  # a color that changed from one end to the other
     out[1, :4] = 0
     out[2, 0, 2] = 255
     out[3] = (1, 254, 100)
@@ -89,7 +89,7 @@ def test_noise_is_found_on_ramps_and_edges(sigma: float) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, 1, 2, 3])
-def test_noise_is_told_by_how_much_it_grew(factor: float) -> None:
+def test_noise_is_relative_to_the_input(factor: float) -> None:
     noise = 0.01 * np.random.default_rng(0).standard_normal((200, 200, 3))
     assert real_scores(0.5 + noise, 0.4 + factor * noise)["noise"] == pytest.approx(factor, rel=1e-6)
 
@@ -100,7 +100,7 @@ def test_without_noise_there_is_nothing_to_amplify() -> None:
     assert math.isnan(real_scores(HAZY[:2, :2], HAZY[:2, :2])["noise"])
 
 
-def test_fog_and_seams_are_those_of_what_a_file_would_hold() -> None:
+def test_fog_and_seams_are_scored_in_8_bits() -> None:
     out = (HAZY - 0.4) * 2.4 - 0.1
     scores = real_scores(HAZY, out, overlap=32)
     assert scores["fade"] == fog_density(np.rint(np.clip(out, 0, 1) * 255).astype(np.uint8))
@@ -108,20 +108,20 @@ def test_fog_and_seams_are_those_of_what_a_file_would_hold() -> None:
     assert scores["fade"] < real_scores(HAZY, HAZY)["fade"]
 
 
-def test_what_is_no_number_has_no_score() -> None:
+def test_nan_has_no_score() -> None:
     out = HAZY.copy()
     out[0, 0, 0] = np.nan
     assert all(math.isnan(value) for value in real_scores(HAZY, out).values())
 
 
-def test_the_input_is_scored_beside_each_method() -> None:
-    pixels = in_8_bits(HAZY)
+def test_the_input_and_each_method_are_scored() -> None:
+    pixels = to_uint8(HAZY)
     found = list(evaluate_real([("a", pixels), ("b", pixels[:40])], {"darker": lambda hazy: hazy - 0.1}))
     assert [(name, method) for name, method, _, _ in found] == [
         (name, method) for name in "ab" for method in ("hazy input", "darker")
     ]
     (_, _, hazy, before), (_, _, out, after) = found[:2]
-    assert np.array_equal(in_8_bits(hazy), pixels)
+    assert np.array_equal(to_uint8(hazy), pixels)
     assert np.array_equal(out, hazy - 0.1)
     assert before["noise"] == 1 and before["clipped"] == 0
     assert after["lightness"] < before["lightness"] - 5
@@ -133,9 +133,9 @@ def test_the_input_is_scored_beside_each_method() -> None:
 )
 def test_only_larger_images_shrink(shape: tuple[int, int], size: int, becomes: tuple[int, int]) -> None:
     pixels = np.full((*shape, 3), 7, np.uint8)
-    assert shrunk(pixels, size).shape[:2] == becomes
-    assert shrunk(pixels, None) is pixels
-    assert (shrunk(pixels, size) == 7).all()
+    assert shrink(pixels, size).shape[:2] == becomes
+    assert shrink(pixels, None) is pixels
+    assert (shrink(pixels, size) == 7).all()
 
 
 # ---- The command ------------------------------------------------------------------------------------
@@ -159,80 +159,80 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_folder_of_photographs(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "in" / "one.png", in_8_bits(HAZY))
+    write(tmp_path / "in" / "one.png", to_uint8(HAZY))
     (tmp_path / "in" / "more").mkdir()
-    Pillow.fromarray(in_8_bits(HAZY[:100, :120])).save(tmp_path / "in" / "more" / "one.jpg")
+    Pillow.fromarray(to_uint8(HAZY[:100, :120])).save(tmp_path / "in" / "more" / "one.jpg")
     out = tmp_path / "new" / "scores"
     given = ["evaluate", "--real", str(tmp_path / "in"), "--weights", weights, "--out", str(out), "--device", "cpu"]
-    for _ in range(2):  # again: the files are replaced
+    for _ in range(2):  # the second run replaces the files
         assert main(given) == 0
-    said = capsys.readouterr().out
-    for word in ("one.png", "more/one.jpg", "dark channel prior", "tiny", "fade", "means of 2 images, as they are"):
-        assert word in said
+    output = capsys.readouterr().out
+    for word in ("one.png", "more/one.jpg", "dark channel prior", "tiny", "fade", "means of 2 images, at full size"):
+        assert word in output
     rows = read(out / "real.csv")
     assert [(row["image"], row["method"]) for row in rows] == [
         (name, method)
         for name in ("more/one.jpg", "one.png")
         for method in ("hazy input", "dark channel prior", "tiny")
     ]
-    expected = real_scores(in_8_bits(HAZY) / np.float32(255), in_8_bits(HAZY) / np.float32(255))
+    expected = real_scores(to_uint8(HAZY) / np.float32(255), to_uint8(HAZY) / np.float32(255))
     assert float(rows[3]["fade"]) == expected["fade"]
     assert float(rows[3]["cast"]) == expected["cast"]
     summary = {row["method"]: row for row in read(out / "real-summary.csv")}
     own = [float(row["fade"]) for row in rows if row["method"] == "tiny"]
     assert float(summary["tiny"]["fade"]) == pytest.approx(sum(own) / 2)
-    # A seam is where a tile border is: not in the smaller one.
+    # The smaller image has no tile borders and no seam score.
     assert [math.isnan(float(row["seam"])) for row in rows if row["method"] == "tiny"] == [True, False]
     assert summary["tiny"]["seam"] == rows[5]["seam"]
     assert imagecodecs.imread(out / "real.png").shape == (2 * (256 + 16), 3 * 256, 3)
 
 
 def test_larger_photographs_shrink_to_a_size(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "one.png", in_8_bits(HAZY))
+    write(tmp_path / "one.png", to_uint8(HAZY))
     given = ["evaluate", "--real", str(tmp_path), "--weights", weights, "--size", "90", "--device", "cpu"]
     assert main(given) == 0
-    said = capsys.readouterr().out
-    assert "at most 90 pixels" in said
-    assert f"{fog_density(shrunk(in_8_bits(HAZY), 90)):.3f}" in said
+    output = capsys.readouterr().out
+    assert "at most 90 pixels" in output
+    assert f"{fog_density(shrink(to_uint8(HAZY), 90)):.3f}" in output
 
 
-def test_what_cannot_be_read_is_named_and_passed_over(
+def test_unreadable_images_are_reported_and_skipped(
     tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "a.png", in_8_bits(HAZY)[:64, :64, 0])
-    write(tmp_path / "b.png", in_8_bits(HAZY)[:64, :64])
+    write(tmp_path / "a.png", to_uint8(HAZY)[:64, :64, 0])
+    write(tmp_path / "b.png", to_uint8(HAZY)[:64, :64])
     (tmp_path / "c.png").write_bytes((tmp_path / "b.png").read_bytes()[:400])
-    (tmp_path / "d.jpg").write_text("no picture")
+    (tmp_path / "d.jpg").write_text("no image")
     assert main(["evaluate", "--real", str(tmp_path), "--weights", weights, "--device", "cpu"]) == 2
-    said = capsys.readouterr()
-    assert "means of 1 images" in said.out
-    errors = [line[line.index("dehazexl: error") :] for line in said.err.splitlines() if "dehazexl: error" in line]
+    output = capsys.readouterr()
+    assert "means of 1 images" in output.out
+    errors = [line[line.index("dehazexl: error") :] for line in output.err.splitlines() if "dehazexl: error" in line]
     assert len(errors) == 4
     for name, error in zip(("a.png", "c.png", "d.jpg", "could not be scored: 3, see above"), errors, strict=True):
         assert name in error
     (tmp_path / "b.png").unlink()
     assert main(["evaluate", "--real", str(tmp_path), "--weights", weights, "--device", "cpu"]) == 2
-    assert "none of the 3 pictures in" in capsys.readouterr().err
+    assert "none of the 3 images in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--real", "missing"], "missing: no such folder of pictures"),
-        (["--real", "empty"], "no pictures in empty: they need one of the suffixes"),
-        (["--real", "in", "in"], "give either FOLDER"),
+        (["--real", "missing"], "missing: no such folder of images"),
+        (["--real", "empty"], "no images in empty: files need one of the suffixes"),
+        (["--real", "in", "in"], "pass either FOLDER"),
         (["--real", "in", "--overlap", "200"], "overlap must be between 0 and 128"),
-        (["--real", "in", "--out", "in/scores"], "a folder beside them is needed"),
-        (["--real", "in", "--light", "both"], "--real has no use for --hold-out and --light"),
-        (["--real", "in", "--hold-out", "*"], "--real has no use for --hold-out and --light"),
+        (["--real", "in", "--out", "in/scores"], "choose a folder next to them"),
+        (["--real", "in", "--light", "both"], "--hold-out and --light do not apply to --real"),
+        (["--real", "in", "--hold-out", "*"], "--hold-out and --light do not apply to --real"),
         (["--real", "in", "--weights", "frob"], "no weights 'frob'"),
     ],
 )
-def test_what_cannot_be_scored(
+def test_invalid_arguments_of_evaluate_real(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(Path("in/one.png"), in_8_bits(HAZY))
+    write(Path("in/one.png"), to_uint8(HAZY))
     Path("empty").mkdir()
     assert main(["evaluate", "--out", "out", *given]) == 2
     error = capsys.readouterr().err.strip()

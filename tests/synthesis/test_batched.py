@@ -1,4 +1,4 @@
-"""Haze made on batches, on the device that trains."""
+"""Synthetic haze for batches on the device of the training."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_compression_errs_as_much_as_a_codec(quality: int) -> None:
 
 def test_packed_images_are_cut_upright_or_turned(tmp_path: Path) -> None:
     up = np.zeros((40, 60, 3), np.uint8)
-    up[:10] = 255  # what is bright is up
+    up[:10] = 255  # the top is bright
     with zipfile.ZipFile(tmp_path / "pack.zip", "w") as pack:
         index = []
         for split, upright in (("train", True), ("valid", False)):

@@ -10,13 +10,13 @@ from dehazexl.synthesis.haze import (
     KINDS,
     LEVELS,
     add_haze,
-    clear_sight,
+    compress_jpeg,
     degrade,
+    invert_scatter,
     noise,
     ramp,
     scatter,
     scatter_light,
-    through_jpeg,
     wavelength_law,
 )
 
@@ -27,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def clear_pictures(count: int = 3, height: int = 48, width: int = 64) -> torch.Tensor:
+def clear_images(count: int = 3, height: int = 48, width: int = 64) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=seeded(7))
 
 
@@ -40,7 +40,7 @@ def test_every_kind_stays_in_range(kind: str, size: tuple[int, int]) -> None:
     for seed in range(40):
         field = KINDS[kind](*size, seeded(seed))
         assert field.shape == size
-        assert field.min() >= 0  # and so no NaN
+        assert field.min() >= 0  # also excludes NaN
         assert field.max() <= 1
 
 
@@ -76,13 +76,13 @@ def test_a_ramp_is_plane_and_reaches_both_ends() -> None:
 
 
 def test_clear_sight_undoes_scatter() -> None:
-    clear = clear_pictures().double()
+    clear = clear_images().double()
     transmission = 0.05 + 0.95 * torch.rand(clear.shape, generator=seeded(1), dtype=torch.float64)
     airlight = torch.rand(3, 3, 1, 1, generator=seeded(2), dtype=torch.float64)
     hazy = scatter(clear, transmission, airlight)
-    assert torch.allclose(clear_sight(hazy, transmission, airlight), clear, atol=1e-12)
+    assert torch.allclose(invert_scatter(hazy, transmission, airlight), clear, atol=1e-12)
     assert torch.allclose(
-        scatter(clear_sight(clear, transmission, airlight), transmission, airlight), clear, atol=1e-12
+        scatter(invert_scatter(clear, transmission, airlight), transmission, airlight), clear, atol=1e-12
     )
 
 
@@ -92,14 +92,14 @@ def test_haze_is_the_law() -> None:
 
 
 def test_clear_air_changes_nothing_and_dense_haze_hides_all() -> None:
-    clear = clear_pictures()
+    clear = clear_images()
     airlight = torch.full((3, 3, 1, 1), 0.8)
     assert torch.equal(scatter(clear, torch.ones_like(clear), airlight), clear)
     assert torch.equal(scatter(clear, torch.zeros_like(clear), airlight), airlight.expand_as(clear))
 
 
 def light_of(values: torch.Tensor) -> np.ndarray:
-    """Return the linear light of sRGB values, as the standard has it."""
+    """Return the linear light of sRGB values according to the standard."""
     x = values.double().numpy()
     return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
 
@@ -109,7 +109,7 @@ def values_of(light: np.ndarray) -> np.ndarray:
 
 
 def test_haze_in_light_is_the_law_of_light() -> None:
-    clear, t = clear_pictures(), 0.99 * torch.rand(3, 3, 48, 64, generator=seeded(1))
+    clear, t = clear_images(), 0.99 * torch.rand(3, 3, 48, 64, generator=seeded(1))
     airlight = torch.rand(3, 3, 1, 1, generator=seeded(2))
     expected = values_of(light_of(clear) * t.numpy() + light_of(airlight) * (1 - t.numpy()))
     np.testing.assert_allclose(scatter_light(clear, t, airlight), expected, atol=1e-5)
@@ -139,7 +139,7 @@ def test_long_waves_pass_better_and_thicker_haze_passes_less() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(48, 64), (300, 257)])
 def test_synthesis_keeps_shapes_and_ranges(kind: str, size: tuple[int, int]) -> None:
-    clear = clear_pictures(2, *size)
+    clear = clear_images(2, *size)
     for seed in range(8):
         hazy = add_haze(clear, seeded(seed), [kind])
         assert hazy.pixels.shape == hazy.transmission.shape == clear.shape
@@ -149,8 +149,8 @@ def test_synthesis_keeps_shapes_and_ranges(kind: str, size: tuple[int, int]) -> 
         assert 0.3 <= hazy.airlight.min() <= hazy.airlight.max() <= 1
 
 
-def test_a_seed_makes_one_haze_of_one_picture_and_its_own_for_the_next() -> None:
-    clear = clear_pictures(1).expand(2, -1, -1, -1)
+def test_a_seed_makes_one_haze_of_one_image_and_its_own_for_the_next() -> None:
+    clear = clear_images(1).expand(2, -1, -1, -1)
     one, same, other = (add_haze(clear, seeded(seed)) for seed in (5, 5, 6))
     assert torch.equal(one.pixels, same.pixels)
     assert torch.equal(one.transmission, same.transmission)
@@ -159,18 +159,18 @@ def test_a_seed_makes_one_haze_of_one_picture_and_its_own_for_the_next() -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_camera_hazy_pictures_are_the_law(kind: str) -> None:
-    clear = clear_pictures()
+def test_without_a_camera_hazy_images_are_the_law(kind: str) -> None:
+    clear = clear_images()
     for seed in range(4):
         hazy = add_haze(clear, seeded(seed), [kind], camera=False, clear_share=0)
         assert (hazy.transmission < 1).flatten(1).any(1).all()
         assert torch.equal(hazy.pixels, scatter(clear, hazy.transmission, hazy.airlight))
-        assert torch.allclose(clear_sight(hazy.pixels, hazy.transmission, hazy.airlight), clear, atol=1e-4)
+        assert torch.allclose(invert_scatter(hazy.pixels, hazy.transmission, hazy.airlight), clear, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_haze_in_light_is_drawn_as_that_on_values(kind: str) -> None:
-    clear = clear_pictures()
+    clear = clear_images()
     for seed in range(3):
         values = add_haze(clear, seeded(seed), [kind], camera=False, clear_share=0.3)
         light = add_haze(clear, seeded(seed), [kind], camera=False, clear_share=0.3, linear=True)
@@ -190,8 +190,8 @@ def test_cameras_see_haze_in_light_too() -> None:
         assert (light.pixels - scatter_light(clear, light.transmission, light.airlight)).abs().max() < 0.12
 
 
-def test_hazy_pictures_obey_the_law_up_to_what_a_camera_adds() -> None:
-    clear = torch.full((1, 3, 32, 32), 0.3)  # blur leaves it alone
+def test_hazy_images_obey_the_law_up_to_what_a_camera_adds() -> None:
+    clear = torch.full((1, 3, 32, 32), 0.3)  # unchanged by blur
     means = []
     for seed in range(60):
         hazy = add_haze(clear, seeded(seed), clear_share=0)
@@ -199,34 +199,34 @@ def test_hazy_pictures_obey_the_law_up_to_what_a_camera_adds() -> None:
         assert error.abs().max() < 0.12  # gains of 3 %, gamma of 8 %, noise of 0.01
         means.append(float(error.abs().mean()))
     assert max(means) < 0.06
-    assert sorted(means)[30] < 0.01  # most cameras add next to nothing
+    assert sorted(means)[30] < 0.01  # most images are hardly degraded
 
 
-def test_some_pictures_stay_clear() -> None:
+def test_some_images_stay_clear() -> None:
     clear = torch.full((40, 3, 16, 16), 0.3)
     hazy = add_haze(clear, seeded(), clear_share=0.5)
     free = (hazy.transmission == 1).flatten(1).all(1)
     assert 8 < free.sum() < 32
-    assert torch.equal(hazy.pixels[free], clear[free])  # whatever the camera adds to the others
+    assert torch.equal(hazy.pixels[free], clear[free])  # images without haze are not degraded
     assert (add_haze(clear, seeded(), clear_share=1).transmission == 1).all()
 
 
 def test_thickness_bounds_the_haze() -> None:
-    hazy = add_haze(clear_pictures(30, 32, 32), seeded(), ["veil"], thickness=(1.0, 1.0), clear_share=0)
+    hazy = add_haze(clear_images(30, 32, 32), seeded(), ["veil"], thickness=(1.0, 1.0), clear_share=0)
     thickest = hazy.transmission.flatten(1).amin(1)
-    assert thickest.min() > 0.36 * 0.7  # a thin veil may lie over it
-    assert thickest.max() < 0.6  # the even veil is nowhere much thinner
+    assert thickest.min() > 0.36 * 0.7  # a thin veil may be added
+    assert thickest.max() < 0.6  # the veil is nearly uniform
 
 
-def test_airlight_is_nearly_gray_and_as_bright_as_told() -> None:
-    airlight = add_haze(clear_pictures(60, 8, 8), seeded(), brightness=(0.7, 0.9)).airlight.flatten(1)
+def test_airlight_is_nearly_gray_and_within_the_brightness_range() -> None:
+    airlight = add_haze(clear_images(60, 8, 8), seeded(), brightness=(0.7, 0.9)).airlight.flatten(1)
     assert (airlight.amax(1) / airlight.amin(1)).max() < 1.35
     assert 0.6 < airlight.min() < airlight.max() <= 1
     assert airlight.std() > 0.03
 
 
 def test_some_airlights_are_tinted() -> None:
-    clear = clear_pictures(40, 8, 8)
+    clear = clear_images(40, 8, 8)
     airlight = add_haze(clear, seeded(), clear_share=0, tinted_share=1.0).airlight.flatten(1)
     assert (airlight.amax(1) / airlight.amin(1)).max() > 1.4
     brown = airlight[:, 0] > airlight[:, 2]
@@ -241,23 +241,23 @@ def test_some_airlights_are_tinted() -> None:
 def test_the_presets_rise_in_density() -> None:
     means = []
     for level in LEVELS.values():
-        made = add_haze(clear_pictures(8), seeded(), level.kinds, level.thickness, level.brightness, clear_share=0)
+        made = add_haze(clear_images(8), seeded(), level.kinds, level.thickness, level.brightness, clear_share=0)
         means.append(float(made.transmission.mean()))
     assert means == sorted(means, reverse=True)
     assert means[0] - means[-1] > 0.3
 
 
 def test_jpeg_changes_little_and_less_at_high_quality() -> None:
-    smooth = torch.nn.functional.avg_pool2d(clear_pictures(1, 96, 96), 9, stride=1, padding=4)[0]
-    errors = [float((through_jpeg(smooth, quality) - smooth).abs().mean()) for quality in (30, 95)]
+    smooth = torch.nn.functional.avg_pool2d(clear_images(1, 96, 96), 9, stride=1, padding=4)[0]
+    errors = [float((compress_jpeg(smooth, quality) - smooth).abs().mean()) for quality in (30, 95)]
     assert 0 < errors[1] < errors[0] < 0.05
 
 
 def test_a_camera_keeps_to_the_range_and_is_seeded() -> None:
-    smooth = torch.nn.functional.avg_pool2d(clear_pictures(1, 96, 96), 9, stride=1, padding=4)[0]
+    smooth = torch.nn.functional.avg_pool2d(clear_images(1, 96, 96), 9, stride=1, padding=4)[0]
     made = [degrade(smooth, seeded(seed)) for seed in range(40)]
-    changes = [float((picture - smooth).abs().mean()) for picture in made]
-    assert all(picture.min() >= 0 and picture.max() <= 1 for picture in made)
+    changes = [float((image - smooth).abs().mean()) for image in made]
+    assert all(image.min() >= 0 and image.max() <= 1 for image in made)
     assert 10 < sum(change > 0 for change in changes) < 40  # sometimes, not always
     assert max(changes) < 0.06
     assert torch.equal(made[3], degrade(smooth, seeded(3)))

@@ -1,4 +1,4 @@
-"""Data sets: each layout of folders, pairs that stay pairs, large pictures by crop."""
+"""Data sets: all layouts of folders, pairs, and large images read by crop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pairs(folder: Path, count: int, hazy: tuple[str, ...] = ("hazy",), suffix: s
     return folder
 
 
-def test_clear_pictures_every_tenth_held_out(tmp_path: Path) -> None:
+def test_clear_images_every_tenth_held_out(tmp_path: Path) -> None:
     for i in range(12):
         write(tmp_path / f"{i:02}.png", photo(i))
     training, held = open_datasets([tmp_path])
@@ -51,7 +51,7 @@ def test_clear_pictures_every_tenth_held_out(tmp_path: Path) -> None:
     assert np.array_equal(training.clear[0][:, :], photo(1))
 
 
-def test_pairs_by_name_whatever_the_suffix(tmp_path: Path) -> None:
+def test_pairs_match_by_name_with_any_suffix(tmp_path: Path) -> None:
     training, held = open_datasets([pairs(tmp_path, 4, suffix=".jpg")], ["02.png"])
     assert held.names == ["hazy/02"]
     assert training.names == ["hazy/00", "hazy/01", "hazy/03"]
@@ -59,7 +59,7 @@ def test_pairs_by_name_whatever_the_suffix(tmp_path: Path) -> None:
     assert np.abs(training.hazy[1][:, :].astype(int) - photo(1) // 2).mean() < 20  # JPEG of hard edges
 
 
-def test_8kdehaze_as_it_is_laid_out(tmp_path: Path) -> None:
+def test_8kdehaze_layout(tmp_path: Path) -> None:
     training, held = open_datasets([pairs(tmp_path, 20, data.LEVELS)])
     assert (len(training), len(held)) == (17 * 4, 3 * 4)
     assert {name[-2:] for name in training.names}.isdisjoint(name[-2:] for name in held.names)
@@ -72,8 +72,8 @@ def test_8kdehaze_as_it_is_laid_out(tmp_path: Path) -> None:
 
 
 def test_crops_of_a_pair_show_the_same_place() -> None:
-    picture = photo(3, 300, 200)
-    pair = Dataset([picture], [picture // 2], ["one"])
+    image = photo(3, 300, 200)
+    pair = Dataset([image], [image // 2], ["one"])
     for seed in range(8):
         clear, hazy = pair.crop(64, 128, np.random.default_rng(seed))
         assert clear.shape == (1, 3, 64, 128)
@@ -82,7 +82,7 @@ def test_crops_of_a_pair_show_the_same_place() -> None:
 
 
 @pytest.mark.parametrize("name", ["large.tif", "large.zarr"])
-def test_large_pictures_are_read_by_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_large_images_are_read_by_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     pixels, path = photo(5, 1536, 1536), tmp_path / name
     if name.endswith("tif"):
         tifffile.imwrite(path, pixels, tile=(512, 512), photometric="rgb", compression="zlib")
@@ -94,51 +94,51 @@ def test_large_pictures_are_read_by_crop(tmp_path: Path, monkeypatch: pytest.Mon
     else:
         zarr.create_array(path, shape=pixels.shape, dtype="u1", chunks=(512, 512, 3))[:] = pixels
         (path / "c/2/2/0").write_bytes(b"no chunk")
-    monkeypatch.setattr(stored, "WHOLE", 1000)
-    picture = open_rgb(path)
-    assert picture.shape == (1536, 1536, 3)
-    assert np.array_equal(picture[100:300, 5:390], pixels[100:300, 5:390])
+    monkeypatch.setattr(stored, "MAX_WHOLE_SIZE", 1000)
+    image = open_rgb(path)
+    assert image.shape == (1536, 1536, 3)
+    assert np.array_equal(image[100:300, 5:390], pixels[100:300, 5:390])
     with pytest.raises(Exception):  # noqa: B017  (whatever the library says of a damaged tile)
-        picture[1400:, 1400:]
+        image[1400:, 1400:]
 
 
 def test_pairs_of_unequal_size_are_refused(tmp_path: Path) -> None:
     write(pairs(tmp_path, 3) / "hazy" / "01.png", photo(1, 30, 60))
-    with pytest.raises(ValueError, match=r"hazy.01\.png is 60 x 30, its clear picture 01\.png 60 x 40"):
+    with pytest.raises(ValueError, match=r"hazy.01\.png is 60 x 30, its clear image 01\.png 60 x 40"):
         open_datasets([tmp_path])
 
 
 @pytest.mark.parametrize(("folder", "missing"), [("hazy", "no hazy"), ("clear", "no clear")])
-def test_pictures_without_partner_are_named(tmp_path: Path, folder: str, missing: str) -> None:
+def test_unpaired_images_are_reported(tmp_path: Path, folder: str, missing: str) -> None:
     (pairs(tmp_path, 3) / folder / "02.png").unlink()
-    with pytest.raises(ValueError, match=rf"02\.png: {missing} picture of this name"):
+    with pytest.raises(ValueError, match=rf"02\.png: {missing} image of this name"):
         open_datasets([tmp_path])
 
 
-def test_folders_that_hold_nothing_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no pictures in"):
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no images in"):
         open_datasets([tmp_path])
     with pytest.raises(ValueError, match="no such folder"):
         open_datasets([tmp_path / "missing"])
     for name in ("clear", "hazy"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="no pictures in"):
+    with pytest.raises(ValueError, match="no images in"):
         open_datasets([tmp_path])
 
 
 def test_folders_of_different_layouts_are_not_mixed(tmp_path: Path) -> None:
     write(tmp_path / "other" / "a.png", photo(1))
-    with pytest.raises(ValueError, match="different layouts, clear pictures and pairs"):
+    with pytest.raises(ValueError, match="different layouts, clear images and pairs"):
         open_datasets([pairs(tmp_path / "pairs", 2), tmp_path / "other"])
 
 
-def test_gray_and_damaged_pictures_are_named(tmp_path: Path) -> None:
+def test_gray_and_damaged_images_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "a" / "gray.png", np.ascontiguousarray(photo(1)[..., 0]))
     write(tmp_path / "a" / "other.png", photo(1))
-    with pytest.raises(ValueError, match=r"gray\.png: 8-bit RGB pictures are needed"):
+    with pytest.raises(ValueError, match=r"gray\.png: 8-bit RGB images are needed"):
         open_datasets([tmp_path / "a"])
     write(tmp_path / "b" / "other.png", photo(1))
-    (tmp_path / "b" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "b" / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         open_datasets([tmp_path / "b"])
 
@@ -154,31 +154,31 @@ def test_suffixes_and_trees_of_every_kind(tmp_path: Path) -> None:
     training, held = open_datasets([tmp_path, tmp_path / "b"], ["two*"])
     assert held.names == ["two"]
     assert {Path(name).name for name in training.names} == {"one", "three", "four"}
-    for pictures in (training, held):
-        for picture, name in zip(pictures.clear, pictures.names, strict=True):
+    for images in (training, held):
+        for image, name in zip(images.clear, images.names, strict=True):
             seed = ["one", "two", "three", "four"].index(Path(name).stem) + 1
-            assert np.array_equal(picture[:, :], photo(seed))
-            assert picture[3:20, 7:].flags.writeable
+            assert np.array_equal(image[:, :], photo(seed))
+            assert image[3:20, 7:].flags.writeable
     assert len(training) == 3
 
 
-def test_patterns_do_not_see_what_lies_above(tmp_path: Path) -> None:
+def test_patterns_do_not_match_parent_folders(tmp_path: Path) -> None:
     folder = pairs(tmp_path / "02" / "set", 4)
     training, held = open_datasets([folder], ["02*"])
     assert (training.names, held.names) == (["hazy/00", "hazy/01", "hazy/03"], ["hazy/02"])
-    with pytest.raises(ValueError, match="all 4 pictures match"):
+    with pytest.raises(ValueError, match="all 4 images match"):
         open_datasets([folder], ["*"])
-    with pytest.raises(ValueError, match="no picture matches"):
+    with pytest.raises(ValueError, match="no image matches"):
         open_datasets([folder], ["02/set/clear/00*"])
 
 
-def test_a_clear_picture_is_held_out_with_all_its_hazy_ones(tmp_path: Path) -> None:
+def test_a_clear_image_is_held_out_with_all_its_hazy_ones(tmp_path: Path) -> None:
     training, held = open_datasets([pairs(tmp_path, 4, data.LEVELS)], ["cloud_L2/01*"])
     assert held.names == [f"{level}/01" for level in data.LEVELS]
     assert len(training) == 3 * 4
 
 
-def test_the_smallest_8kdehaze_has_something_to_validate_on(tmp_path: Path) -> None:
+def test_the_smallest_8kdehaze_has_a_validation_set(tmp_path: Path) -> None:
     training, held = open_datasets([pairs(tmp_path, 2, data.LEVELS[:1])])
     assert (len(training), len(held)) == (1, 1)
     assert open_for_evaluation([tmp_path]).names == held.names
@@ -190,34 +190,34 @@ def test_pairs_are_all_evaluated(tmp_path: Path) -> None:
     chosen, (_, held) = open_for_evaluation([folder], ["*1*"]), open_datasets([folder], ["*1*"])
     assert chosen.names == held.names and len(chosen) == 1
     assert len(open_for_evaluation([folder], ["*"])) == 3
-    with pytest.raises(ValueError, match="no picture matches"):
+    with pytest.raises(ValueError, match="no image matches"):
         open_for_evaluation([folder], ["zzz"])
 
 
-def test_hazy_pictures_are_not_taken_for_clear_ones(tmp_path: Path) -> None:
+def test_hazy_images_are_refused_as_clear_ones(tmp_path: Path) -> None:
     pairs(tmp_path / "sets" / "mine", 2)
-    with pytest.raises(ValueError, match="seems to be hazy: give the folder that holds hazy and clear itself"):
+    with pytest.raises(ValueError, match="seems to be hazy: pass the folder that contains hazy and clear"):
         open_datasets([tmp_path / "sets"])
 
 
-def test_two_pictures_of_one_name_make_no_pair(tmp_path: Path) -> None:
+def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     write(pairs(tmp_path, 3) / "clear" / "01.jpg", photo(1))
-    with pytest.raises(ValueError, match=r"01\.png and 01\.jpg have one name"):
+    with pytest.raises(ValueError, match=r"01\.png and 01\.jpg have the same name"):
         open_datasets([tmp_path])
 
 
-def test_arrays_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_arrays_are_refused(tmp_path: Path) -> None:
     for content in (b"", b"no array", b"\x93NUMPY\x01\x00"):
         (tmp_path / "one.npy").write_bytes(content)
-        with pytest.raises(ValueError, match=r"one\.npy is no array, or cut short"):
+        with pytest.raises(ValueError, match=r"one\.npy is not an array, or is cut short"):
             open_rgb(tmp_path / "one.npy")
 
 
-def test_whole_pictures_are_read_once_while_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_images_are_read_once_while_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     plain = stored.decode
     monkeypatch.setattr(stored, "decode", lambda path: (read.append(path.name), plain(path))[1])
-    monkeypatch.setattr(stored, "WHOLE", 10)  # a PNG cannot be read by crop, however large it is
+    monkeypatch.setattr(stored, "MAX_WHOLE_SIZE", 10)  # a PNG of any size cannot be read by crop
     memory = ImageCache(limit=2 * photo(0).nbytes)
     opened = []
     for i in range(3):
@@ -231,31 +231,31 @@ def test_whole_pictures_are_read_once_while_they_fit(tmp_path: Path, monkeypatch
     assert np.array_equal(small[:, :], photo(0))
 
 
-def test_a_file_gives_the_crops_of_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "WHOLE", 10)
+def test_crops_of_files_equal_crops_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "MAX_WHOLE_SIZE", 10)
     pixels = photo(7, 1200, 1300)
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(256, 256), photometric="rgb")
     np.save(tmp_path / "a.npy", pixels)
     for seed in range(4):
         crops = [
-            random_crop([picture], 96, 160, np.random.default_rng(seed))
-            for picture in (pixels, open_rgb(tmp_path / "a.tif"), open_rgb(tmp_path / "a.npy"))
+            random_crop([image], 96, 160, np.random.default_rng(seed))
+            for image in (pixels, open_rgb(tmp_path / "a.tif"), open_rgb(tmp_path / "a.npy"))
         ]
         assert torch.equal(crops[0], crops[1])
         assert torch.equal(crops[0], crops[2])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (31, 2), (255, 257)])
-def test_small_pictures_are_enlarged(size: tuple[int, int]) -> None:
-    picture = photo(1, 900, 900)[: size[0], : size[1]]
+def test_small_images_are_enlarged(size: tuple[int, int]) -> None:
+    image = photo(1, 900, 900)[: size[0], : size[1]]
     for seed in range(4):
-        clear, hazy = Dataset([picture], [picture], ["a"]).crop(256, 512, np.random.default_rng(seed))
+        clear, hazy = Dataset([image], [image], ["a"]).crop(256, 512, np.random.default_rng(seed))
         assert hazy is not None
         assert clear.shape == (1, 3, 256, 512)
         assert torch.equal(clear, hazy)
 
 
-def test_arrays_need_torch_and_numpy_alone(tmp_path: Path) -> None:
+def test_npy_files_need_only_torch_and_numpy(tmp_path: Path) -> None:
     for i in range(2):
         np.save(tmp_path / f"{i}.npy", photo(i))
     program = (
@@ -268,11 +268,11 @@ def test_arrays_need_torch_and_numpy_alone(tmp_path: Path) -> None:
     assert out.stdout.split() == ["1", "3", "8", "8"]
 
 
-# ---- Procedural pictures ----------------------------------------------------------------------------
+# ---- Procedural images ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_procedural_pictures_vary_with_the_seed_alone(kind: str) -> None:
+def test_procedural_images_depend_only_on_the_seed(kind: str) -> None:
     one, same, other = (KINDS[kind](120, 200, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one.shape == (120, 200, 3)
     assert one.dtype == np.uint8
@@ -281,6 +281,6 @@ def test_procedural_pictures_vary_with_the_seed_alone(kind: str) -> None:
     assert one.std() > 1
 
 
-def test_procedural_pictures_are_of_every_kind() -> None:
+def test_procedural_images_are_of_every_kind() -> None:
     means = torch.tensor([float(procedural(64, 64, seed).std()) for seed in range(20)])
     assert means.min() < 20 < means.max()

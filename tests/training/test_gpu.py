@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, rehearsed on the CPU: what it leaves is weights that load and go on."""
+"""benchmarks/gpu.py on the CPU: it writes weights that can be loaded and resumed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(folder: Path, *options: str) -> str:
     return done.stdout
 
 
-def test_a_run_leaves_weights_in_pieces_and_can_be_taken_up(tmp_path: Path) -> None:
+def test_a_run_writes_weights_in_pieces_and_resumes(tmp_path: Path) -> None:
     said = run(tmp_path, "--steps", "2", "--state", str(tmp_path / "state.pt"), "--validate", "0")
     assert "'step': 2" in said
     pieces = sorted((tmp_path / "out").glob("weights.*"))
