@@ -58,7 +58,7 @@ class Watch:
         self.thumbnail = False
         viewer.layers.events.removed.connect(self.removed)
         _watches.add(self)
-        weakref.finalize(session, _watches.discard, self)
+        weakref.finalize(session, self.stop)
         if hasattr(viewer, "window"):
             self.render(viewer, session)
 
@@ -146,11 +146,15 @@ class Watch:
             if hasattr(self, "refresh_soon"):
                 self.refresh_soon.deleteLater()
 
-    def end(self, event: Any = None) -> None:
-        """End the session and drop what was computed; its thread is gone within a batch of tiles."""
+    def stop(self) -> None:
+        """Refresh no more."""
         _watches.discard(self)
         if hasattr(self, "refresh_soon"):
             self.refresh_soon.cancel()
+
+    def end(self, event: Any = None) -> None:
+        """Close the session and drop its results; its thread ends within a batch of tiles."""
+        self.stop()
         session = self.session()
         if session is not None:
             session.close()

@@ -90,7 +90,7 @@ class Dehaze(Form):
             getattr(self, name).changed.connect(self._remember)
         for widget in (self.weights, self.device, self.precision):
             widget.changed.connect(self._look_up)
-        self._look_soon = qthrottled(self._look, timeout=INTERVAL, leading=False, parent=self.native)
+        self._update_soon = qthrottled(self._update, timeout=INTERVAL, leading=False, parent=self.native)
         for widget in (self.input, self.region, self.overlap):
             widget.changed.connect(self._changed)
         self.viewer.layers.events.connect(self._changed)  # of each layer: shapes that are drawn, names, visibility
@@ -291,21 +291,22 @@ class Dehaze(Form):
     def _changed(self, event: Any = None) -> None:
         """Update the estimate and the status soon."""
         if not self._gone:
-            self._look_soon()
+            self._update_soon()
 
     def _progressed(self) -> None:
         """Update them for a session; called in the thread that computes."""
         call_later(self._changed)
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         """Update the estimate, and the status to that of the topmost visible layer."""
-        shown = [f"{layer.name}: {session.status}" for layer, session in self._dehazed() if layer.visible]
-        _say(self.status, shown[-1] if shown else "")
         for session in self._sessions():
-            session.progressed.connect(self._progressed, unique=True)
+            session.progressed.connect(self._progressed, unique=True)  # before its status is read: none is missed
+        shown = [f"{layer.name}: {session.status}" for layer, session in self._dehazed() if layer.visible]
+        _set_text(self.status, shown[-1] if shown else "")
+        for session in self._sessions():
             if math.isfinite(rate := session.rate):  # read once: another thread changes it
                 self._settings.measured(network_of(session), 1 / rate, replace=False)
-        _say(self.estimate, self._estimate())
+        _set_text(self.estimate, self._estimate())
 
     def _estimate(self) -> str:
         """Return the estimate, or why there is none."""
@@ -330,6 +331,7 @@ class Dehaze(Form):
         """Read the properties of the chosen network, in a thread: importing torch takes seconds."""
         wanted = self._network()
         self._model = None
+        self._changed()
 
         def found(model: ModelInfo | str) -> None:
             if wanted == self._network():
@@ -375,7 +377,7 @@ def _previewed_by(layer: Any) -> Any:
     return None if source is None else source()
 
 
-def _say(label: Any, text: str) -> None:
+def _set_text(label: Any, text: str) -> None:
     if label.value != text:
         label.value = text
 
