@@ -49,7 +49,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gdal(Path("hazy.tif"), hazy, colors="red green blue")
     dehazexl.to_zarr(hazy, "hazy.ome.zarr")
     write_gdal(Path("scene.tif"), smooth(4, "uint16", 1200, 600))
-    folders = ("photos", "photographs", "others", "clear-pictures", "pictures/train", "pictures/valid")
+    folders = ("photos", "photographs", "others", "clear-images", "images/train", "images/valid")
     for folder in (
         *folders,
         *(f"8KDehaze/{name}" for name in ("clear", "cloud_L1", "cloud_L2", "cloud_L3", "cloud_L4")),
