@@ -266,7 +266,7 @@ def test_two_docks_keep_each_other_s_settings(settings, qapp) -> None:
     one, other = (Settings(), dict(shown)), (Settings(), dict(shown))
     changes = ({"overlap": 64}, {"strength": 0.5}, {"cache": 100}, {"strength": 0.4})
     for (each, values), change in zip((one, other, one, other), changes, strict=True):
-        values |= change
+        values |= change  # type: ignore[call-overload]
         each.remember(**values)  # a dock hands over all that it shows
         each.write()
     assert json.loads(settings.read_text()) == {"overlap": 64, "strength": 0.4, "cache": 100}
