@@ -144,7 +144,7 @@ def close_dock(viewer: Any, widget: Any) -> None:
     parent = widget.native.parent()
     while not isinstance(parent, QDockWidget):
         parent = parent.parent()
-    parent.title.close_button.click()
+    parent.title.close_button.click()  # type: ignore[attr-defined]
 
 
 def workers() -> list[str]:

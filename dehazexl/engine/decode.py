@@ -63,7 +63,7 @@ def _add_kept(job: Job, cell: tuple[int, int], window: Window, total: Tensor) ->
     part = job.grid.tile(*cell).intersection(window)
     kept = job.remainders.get(cell, part)
     if kept is not None:
-        add(kept, part, total, window)
+        add(kept.to(total.device), part, total, window)
     return kept is not None
 
 
@@ -128,7 +128,7 @@ def _maps(job: Job, cells: list[tuple[int, int]], x: Tensor) -> list[Tensor]:
     kept = [job.feature_cache[cell] for cell in cells if cell in job.feature_cache]
     if len(kept) < len(cells):
         return job.model.encode(x)
-    return [torch.stack(level) for level in zip(*kept, strict=True)]
+    return [torch.stack(level).to(x.device) for level in zip(*kept, strict=True)]
 
 
 def add(part: Tensor, place: Window, total: Tensor, window: Window) -> None:

@@ -36,7 +36,8 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
         tokens, valid, cells = [], [], list(block.cells())
         for part, (maps, valid_pixels) in job.memory.each(len(cells), partial(_encode_batch, job, tiles, cells)):
             if job.caches_features:
-                job.feature_cache.update((cell, [m[i] for m in maps]) for i, cell in enumerate(cells[part]))
+                kept = [m.cpu() for m in maps]
+                job.feature_cache.update((cell, [m[i] for m in kept]) for i, cell in enumerate(cells[part]))
             tokens.append(_to_numpy(maps[-1], job))
             valid.append(_valid_tokens(valid_pixels, job.model.spec))
             yield part.stop - part.start

@@ -15,6 +15,8 @@ Cell = tuple[int, int]
 class Remainders:
     """Cache of the parts of decoded tiles that other windows need, so that no tile is decoded more than once.
 
+    It lies in host memory, as does the cache of feature maps: a GPU's memory is free again after a pass.
+
     Parameters
     ----------
     size
@@ -50,7 +52,7 @@ class Remainders:
         parts = []
         for part in tile.intersection(image).split(window)[1]:
             inside = part.to_slices(tile)
-            parts.append((part, weighted[:, inside[0], inside[1]].clone()))
+            parts.append((part, weighted[:, inside[0], inside[1]].to("cpu", copy=True)))
         if parts and _bytes(parts) <= self._parts.maxsize:
             self._parts[cell] = parts
 

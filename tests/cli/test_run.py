@@ -321,7 +321,7 @@ def bad_group(path: Path) -> None:
     zarr.open_group(path, mode="w")
 
 
-def bad_shape(*shape: int, dtype: str = "uint8") -> Callable[[Path], None]:
+def bad_shape(*shape: int, dtype: str = "uint8") -> Callable[[Path], object]:
     return lambda path: zarr.create_array(path, shape=shape, dtype=dtype, chunks=(10,) * len(shape)) and None
 
 

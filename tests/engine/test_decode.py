@@ -96,7 +96,7 @@ def test_two_threads_decode_each_tile_once() -> None:
 
 def stages(model: DehazeXL, x: torch.Tensor, window: Window) -> torch.Tensor:
     """Dehaze a window ``(3, height, width)`` of an image ``(1, 3, h, w)`` by the stages that the passes call."""
-    grid = TileGrid(*x.shape[2:], 0, model.spec.tile)
+    grid = TileGrid(x.shape[2], x.shape[3], 0, model.spec.tile)
     tiles = to_tiles(pad(x, model.spec.halo, grid.side), model.spec.halo, grid.side)
     maps = model.encode(tiles)
     fused = grid_to_tiles(model.fuse(tiles_to_grid(maps[-1], grid.rows, grid.cols)))

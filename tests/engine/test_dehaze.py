@@ -39,7 +39,7 @@ def hazy(height: int, width: int, bands: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def dehazed(source: Any, model: Any, **options: Any) -> np.ndarray:
-    options = {"overlap": 0, "value_range": (0, 1)} | options
+    options = {"overlap": 0, "value_range": (0, 1), **options}
     return dehazexl.dehaze(source, model, **options).compute()
 
 
@@ -167,7 +167,7 @@ def test_windows_of_any_place_equal_the_whole(tiny: DehazeXL) -> None:
     expected = clear.compute()
     for part in (np.s_[:], np.s_[0:1, 0:1], np.s_[220:230, 499:], np.s_[::7, 5:400:50], np.s_[399, 3], np.s_[3:3]):
         assert np.allclose(clear[part].compute(), expected[part], atol=1e-5)
-    for part in (
+    for part in (  # type: ignore[assignment]
         np.s_[..., 1],
         np.s_[100, :, ::2],
         np.s_[::-1],
@@ -460,7 +460,7 @@ def test_processes_compute_the_same(tmp_path: Path) -> None:
 
 def test_kept_tokens_are_not_encoded_again(tiny: DehazeXL, tmp_path: Path) -> None:
     pixels = hazy(300, 600)
-    options = {"overlap": 32, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
+    options: dict[str, Any] = {"overlap": 32, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
     first = dehazexl.dehaze(pixels, tiny, **options).compute()
     with counted(tiny.encoder, tiny.context.layers[0]) as tiles:
         again = dehazexl.dehaze(pixels, tiny, **options)
@@ -480,7 +480,7 @@ def test_encoding_goes_on_after_it_was_stopped(tmp_path: Path, stop: int, encode
     store = open_tokens(job, folder)
     passing = encode(job, store)
     list(islice(passing, stop))
-    passing.close()
+    passing.close()  # type: ignore[attr-defined]
     if folder:
         store = open_tokens(prepare(pixels, model, 0, value_range=(0, 1)), folder)
     with counted(model.encoder) as tiles:
@@ -502,7 +502,7 @@ def test_fusing_starts_again_after_it_was_stopped(tiny: DehazeXL, tmp_path: Path
     sum(encode(job, store))
     passing = fuse(job, store)
     next(passing)
-    passing.close()
+    passing.close()  # type: ignore[attr-defined]
     assert not store.fused()
     assert sum(encode(job, store)) == 6
     assert sum(fuse(job, store)) == 6 * len(tiny.context.layers)
@@ -549,14 +549,24 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_tokens_of_something_else_are_refused(tiny: DehazeXL, tmp_path: Path, what: str) -> None:
-    options = {"source": hazy(100, 100), "model": tiny, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
+    options: dict[str, Any] = {
+        "source": hazy(100, 100),
+        "model": tiny,
+        "value_range": (0, 1),
+        "tokens": tmp_path / "tokens",
+    }
     dehazexl.dehaze(**options)
     with pytest.raises(ValueError, match="another image, other weights or settings"):
         dehazexl.dehaze(**CHANGES[what](options))
 
 
 def test_tokens_of_other_code_are_refused(tiny: DehazeXL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"source": hazy(100, 100), "model": tiny, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
+    options: dict[str, Any] = {
+        "source": hazy(100, 100),
+        "model": tiny,
+        "value_range": (0, 1),
+        "tokens": tmp_path / "tokens",
+    }
     dehazexl.dehaze(**options)
     monkeypatch.setattr("dehazexl.engine.dehaze.FORMAT", FORMAT + 1)
     with pytest.raises(ValueError, match="another version of dehazexl"):
@@ -574,7 +584,12 @@ def test_tokens_stay_away_from_the_picture(tiny: DehazeXL, tmp_path: Path, folde
 
 @pytest.mark.parametrize("option", [{"batch": 7}, {"batch": np.int64(2)}, {"strength": 0.5}])
 def test_tokens_serve_other_ways_of_decoding(tiny: DehazeXL, tmp_path: Path, option: dict[str, Any]) -> None:
-    options = {"source": hazy(100, 100), "model": tiny, "value_range": (0, 1), "tokens": tmp_path / "tokens"}
+    options: dict[str, Any] = {
+        "source": hazy(100, 100),
+        "model": tiny,
+        "value_range": (0, 1),
+        "tokens": tmp_path / "tokens",
+    }
     dehazexl.dehaze(**options)
     with counted(tiny.encoder) as tiles:
         dehazexl.dehaze(**options, **option)
@@ -629,7 +644,7 @@ def test_weights_by_name_or_path(tiny: DehazeXL, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         dehazexl.dehaze(pixels, "compat")
     with pytest.raises(TypeError, match="name or path of weights, not 5"):
-        dehazexl.dehaze(pixels, 5)
+        dehazexl.dehaze(pixels, 5)  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_not_there(tiny: DehazeXL, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_every_pass_goes_on_with_fewer_tiles(spec: str, stage: str, monkeypatch:
     if stage == "fuse":
         monkeypatch.setattr("dehazexl.engine.memory.FUSE_SHARE", 1)
         place = (model.context.layers[0], "forward")
-    whole: Callable = getattr(*place)
+    whole: Callable[..., Any] = getattr(*place)
 
     def short(x: torch.Tensor, *rest: object) -> object:
         if (x.shape[1] / 64 if stage == "fuse" and len(x) == 1 else len(x)) > 2:

@@ -8,6 +8,7 @@ import struct
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array as da
@@ -18,6 +19,7 @@ import pytest
 import rasterio
 import tifffile
 import zarr
+from dask.delayed import delayed
 from make_pictures import png, smooth, write_gdal, write_ngff, write_pyramid
 
 from dehazexl.engine.dehaze import CHUNK
@@ -40,7 +42,7 @@ def pixels(image: Image, level: int = 0) -> np.ndarray:
 
 # ---- TIFF -----------------------------------------------------------------------------------------
 
-GDAL_FILES = {
+GDAL_FILES: dict[str, tuple[Any, Any, str]] = {
     "strips": (RGB, {}, "red green blue"),
     "strips-lzw": (RGB, {"compress": "lzw", "predictor": 2}, "red green blue"),
     "tall-strips": (RGB, {"compress": "deflate", "blockysize": 300}, "red green blue"),
@@ -157,14 +159,17 @@ def test_tiff_is_upright(tmp_path: Path, orientation: int, tiled: bool) -> None:
 
 def test_a_georeferenced_image_keeps_its_orientation(tmp_path: Path) -> None:
     """As in GDAL: the georeference refers to rows and columns of the file."""
-    tags = [(33550, 12, 3, (0.5, 0.5, 0.0), True), (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0), True)]
+    tags: list[tuple[Any, ...]] = [
+        (33550, 12, 3, (0.5, 0.5, 0.0), True),
+        (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0), True),
+    ]
     tags.append((274, 3, 1, 6, True))
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
     with rasterio.open(tmp_path / "a.tif") as file:
         assert np.array_equal(np.moveaxis(pixels(open_image(tmp_path / "a.tif")), -1, 0), file.read())
 
 
-TIFFFILE_FILES = {
+TIFFFILE_FILES: dict[str, tuple[Any, str]] = {
     "plain": ({}, "yxc"),
     "planar": ({"planarconfig": "separate", "compression": "zlib", "photometric": "rgb"}, "cyx"),
     "pages": ({"photometric": "minisblack"}, "cyx"),
@@ -212,7 +217,7 @@ def test_ome_tiff_channels(tmp_path: Path) -> None:
     assert (image.scale, image.units) == ((0.25, 0.5), "meter")
 
 
-COLORS = {
+COLORS: dict[str, tuple[Any, Any, Any]] = {
     "names": ({"names": ["blue", "green", "Red", "NIR"]}, (2, 1, 0), None),
     "sentinel": ({"names": ["B2 (blue)", "B3 (green)", "B4 (red)", "B5 (red edge)"]}, (2, 1, 0), None),
     "planet": ({"names": ["coastal_blue", "blue", "green_i", "green", "yellow", "red"]}, (5, 3, 1), None),
@@ -312,7 +317,7 @@ def test_wide_images_keep_a_bounded_number_of_chunks() -> None:
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("axes", ["yxc", "cyx", "yx"])
-def test_zarr_array(tmp_path: Path, version: int, axes: str) -> None:
+def test_zarr_array(tmp_path: Path, version: Any, axes: str) -> None:
     array = {"yxc": FOUR, "cyx": np.moveaxis(FOUR, -1, 0), "yx": FOUR[..., 0]}[axes]
     stored = zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(100,) * array.ndim, zarr_format=version)
     expected = FOUR[..., :1] if axes == "yx" else FOUR
@@ -393,7 +398,7 @@ def test_a_shard_is_read_in_parts(tmp_path: Path) -> None:
 def test_axes_of_unknown_names_are_found_by_length(tmp_path: Path) -> None:
     write_ngff(tmp_path / "a.zarr", np.moveaxis(RGB, -1, 0), "0.5")
     group = zarr.open_group(tmp_path / "a.zarr")
-    ome = dict(group.attrs["ome"])
+    ome: Any = group.attrs["ome"]
     for axis, name in zip(ome["multiscales"][0]["axes"], ("first", "second", "third"), strict=True):
         axis["name"] = name
     group.attrs["ome"] = ome
@@ -408,7 +413,7 @@ def test_huge_zarr_opens_without_its_pixels(tmp_path: Path, axes: str, monkeypat
     stored[:5, :5, :5] = 200
     get, asked = zarr.storage.LocalStore.get, []
 
-    async def noted(store: zarr.storage.LocalStore, key: str, *rest: object, **options: object) -> object:
+    async def noted(store: zarr.storage.LocalStore, key: str, *rest: Any, **options: Any) -> object:
         asked.append(key)
         return await get(store, key, *rest, **options)
 
@@ -548,7 +553,7 @@ def test_fingerprint_changes_with_the_pixels(tmp_path: Path) -> None:
 
 
 def test_value_range_of_bytes_reads_nothing() -> None:
-    image = open_image(da.from_delayed(dask.delayed(lambda: 1 / 0)(), (9, 9, 3), "uint8"))
+    image = open_image(da.from_delayed(delayed(lambda: 1 / 0)(), (9, 9, 3), "uint8"))
     assert value_range(image) == (0, 255)
 
 
@@ -574,7 +579,7 @@ def test_value_range_ignores_invalid_pixels() -> None:
 
 
 def test_value_range_reads_an_overview() -> None:
-    fine = da.from_delayed(dask.delayed(lambda: 1 / 0)(), (1200, 1200, 1), "uint16")
+    fine = da.from_delayed(delayed(lambda: 1 / 0)(), (1200, 1200, 1), "uint16")
     coarse, tiny = (da.full((side, side, 1), side, dtype="uint16") for side in (600, 300))
     coarse = da.concatenate([coarse, coarse + 50])
     image = Image((fine, coarse, tiny), "a", ("gray",), (0, 0, 0))
@@ -655,7 +660,7 @@ def test_reports_the_first_truncated_tile(tmp_path: Path) -> None:
         open_image(path)
 
 
-CUT_FILES = {
+CUT_FILES: dict[str, dict[str, Any]] = {
     "strips": {"compress": "lzw"},
     "mapped": {},
     "band": {**TILED, "interleave": "band"},
@@ -754,13 +759,13 @@ def write_wrong(kind: str, path: Path) -> Path:
     elif kind in DAMAGED_NGFF:
         write_ngff(folder, np.moveaxis(RGB, -1, 0), "0.5")
         group = zarr.open_group(folder)
-        group.attrs["ome"] = DAMAGED_NGFF[kind](dict(group.attrs["ome"]))
+        group.attrs["ome"] = DAMAGED_NGFF[kind](dict(group.attrs["ome"]))  # type: ignore[arg-type]
     elif kind == "broken-link":
         (path / "a.tif").symlink_to(path / "b.tif")
     return next(path.iterdir(), path / "gone.tif")
 
 
-DAMAGED_TAGS = {
+DAMAGED_TAGS: dict[str, Any] = {
     "no-rows-a-strip": ({"rowsperstrip": 16}, "RowsPerStrip", "value", 0),
     "tiles-of-no-rows": ({"tile": (64, 64)}, "TileLength", "value", 0),
     "no-columns": ({"tile": (64, 64)}, "ImageWidth", "value", 0),
@@ -776,7 +781,7 @@ def overwrite_tag(path: Path, name: str, part: str, value: int) -> None:
         file.filehandle.write(struct.pack("<I", value))
 
 
-def first_level(ome: dict, transformations: list[dict]) -> dict:
+def first_level(ome: dict[str, Any], transformations: list[dict[str, Any]]) -> dict[str, Any]:
     ome["multiscales"][0]["datasets"][0]["coordinateTransformations"] = transformations
     return ome
 

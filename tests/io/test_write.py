@@ -100,7 +100,7 @@ def counted(pixels: NDArray[Any], sides: tuple[int, int]) -> tuple[da.Array, Cou
         return block
 
     meta = np.empty((0, 0, 0), pixels.dtype)
-    return lazy(pixels, sides).map_blocks(network, dtype=pixels.dtype, meta=meta), counts
+    return da.map_blocks(network, lazy(pixels, sides), dtype=pixels.dtype, meta=meta), counts
 
 
 # ---- TIFF -----------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_zarr_pixels(
     for level, size in enumerate(Levels(*shape[:2]).sizes):
         array = group[str(level)]
         assert array.shape[1:] == size
-        assert_same(np.moveaxis(array[:], 0, 2), expected)
+        assert_same(np.moveaxis(array[:], 0, 2), expected)  # type: ignore[arg-type]
         expected = halve(expected, alpha=1 if shape[2] == 2 else None)
 
 
@@ -329,7 +329,7 @@ def test_units_that_ngff_does_not_know_are_left_out(tmp_path: Path) -> None:
     pixels = scene((30, 40, 3))
     path = to_zarr(pixels, tmp_path / "c.zarr", image(pixels, units="degree", scale=(1e-4, 1e-4)))
     yaozarrs.validate_zarr_store(str(path))
-    axes = zarr.open_group(path, mode="r").attrs["ome"]["multiscales"][0]["axes"]
+    axes = zarr.open_group(path, mode="r").attrs["ome"]["multiscales"][0]["axes"]  # type: ignore[call-overload]
     assert all("unit" not in axis for axis in axes)
 
 
@@ -391,7 +391,7 @@ def test_files_know_what_is_missing(tmp_path: Path) -> None:
         assert_same(np.moveaxis(file.read(), 0, 2), expected)
         assert file.nodata == 0
     group = zarr.open_group(to_zarr(lazy(pixels), tmp_path / "clear.zarr", like), mode="r")
-    assert_same(np.moveaxis(group["1"][:], 0, 2), expected)
+    assert_same(np.moveaxis(group["1"][:], 0, 2), expected)  # type: ignore[arg-type]
 
 
 def test_blocks_in_any_order_make_the_same_pyramid() -> None:
@@ -443,7 +443,7 @@ def test_cancelled_work_leaves_nothing(tmp_path: Path, name: str) -> None:
         return block
 
     clear, counts = counted(scene((1024, 512, 3)), (128, 128))
-    clear = clear.map_blocks(network, dtype=clear.dtype, meta=clear._meta)
+    clear = da.map_blocks(network, clear, dtype=clear.dtype, meta=clear._meta)
     with dask.config.set(scheduler="synchronous"):  # each block is computed in the thread that asks for it
         writing = write(clear, tmp_path / name)
         assert not list(tmp_path.iterdir())
@@ -467,8 +467,8 @@ def test_failed_work_keeps_the_old_picture(tmp_path: Path, name: str) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         list(write(broken.astype("uint8"), tmp_path / name, overwrite=True))
     assert list(tmp_path.iterdir()) == [before]
-    found = tifffile.imread(before) if name.endswith("tif") else np.moveaxis(zarr.open_group(before)["0"][:], 0, 2)
-    assert_same(found, first)
+    found = tifffile.imread(before) if name.endswith("tif") else np.moveaxis(zarr.open_group(before)["0"][:], 0, 2)  # type: ignore[type-var]
+    assert_same(found, first)  # type: ignore[arg-type]
 
 
 def test_a_zarr_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +485,7 @@ def test_a_zarr_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monkeyp
     with pytest.raises(PermissionError):
         to_zarr(255 - first, path, overwrite=True)
     assert list(tmp_path.iterdir()) == [path]
-    assert_same(np.moveaxis(zarr.open_group(path)["0"][:], 0, 2), first)
+    assert_same(np.moveaxis(zarr.open_group(path)["0"][:], 0, 2), first)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["clear.zarr", "clear.tif", "clear.png"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,6 +214,6 @@ def test_half_precision_says_about_the_same(dtype: torch.dtype) -> None:
         ({"context_local": 4}, "context_local is 0, 3, 5 or 7, not 4"),
     ],
 )
-def test_specs_that_cannot_be(wrong: dict, words: str) -> None:
+def test_specs_that_cannot_be(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DehazeXL(replace(TINY, **wrong))

@@ -72,7 +72,7 @@ def test_weights_are_loaded_in_a_precision(saved: Path, dtype: Any) -> None:
 
 
 def test_a_file_describes_itself(small: DehazeXL, tmp_path: Path) -> None:
-    about = {"licence": "BSD-3-Clause", "trained": {"psnr": 20.5, "pictures": ["a", "b"]}}
+    about: dict[str, Any] = {"licence": "BSD-3-Clause", "trained": {"psnr": 20.5, "pictures": ["a", "b"]}}
     path = save_model(small, tmp_path / "w.safetensors", **about)
     found = describe(path)
     assert found["format"] == "dehazexl"

@@ -158,6 +158,7 @@ def test_the_widget_s_buttons(widget, opened, scene, weights, tmp_path, monkeypa
         qtbot.wait(200)
         qtbot.waitUntil(lambda: live.status == "all in view is dehazed", timeout=60_000)
         qtbot.waitUntil(lambda: "all in view" in widget.status.value, timeout=5_000)
+        assert live._view is not None
         level, window = live._view
         assert level == 0 and window.y0 < center[0] < window.y1 and window.x0 < center[1] < window.x1
     click(widget.preview)
@@ -285,7 +286,7 @@ def test_two_docks_keep_each_other_s_settings(settings, qapp) -> None:
     one, other = (Settings(), dict(shown)), (Settings(), dict(shown))
     changes = ({"overlap": 64}, {"strength": 0.5}, {"cache": 100}, {"strength": 0.4})
     for (each, values), change in zip((one, other, one, other), changes, strict=True):
-        values |= change
+        values |= change  # type: ignore[call-overload]
         each.remember(**values)  # a dock hands over all that it shows
         each.write()
     assert kept(settings) == {"overlap": 64, "strength": 0.4, "cache": 100}

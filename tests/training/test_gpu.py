@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 def pack(path: Path) -> Path:
     random = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as file:
-        index = []
+        index: list[Any] = []
         for split in ("train", "train", "valid"):
             data = io.BytesIO()
             pixels = random.integers(0, 255, (40, 50, 3), np.uint8)
@@ -48,7 +49,7 @@ def run(folder: Path, *options: str) -> str:
         "--reserve",
         "0",
     ]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

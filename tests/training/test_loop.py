@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -80,7 +81,7 @@ class Untouched(torch.nn.Module):
 def test_a_small_network_overfits_a_crop() -> None:
     recipe = Recipe(steps=60, lr=5e-3, warmup=5, ema=0.9)
     state, crop = State.start(SPECS["tiny"], recipe, CPU), one_crop()
-    assert validate(Untouched(), [crop])["psnr"] < 15
+    assert validate(Untouched(), [crop])["psnr"] < 15  # type: ignore[arg-type]
     for i in range(recipe.steps):
         train_step(state, [crop], learning_rate(i, recipe), recipe)
         state.step += 1
@@ -239,7 +240,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         pass
     run = train(IMAGES, NONE, tmp_path / "parts", TINY, SHORT, every=3)
     list(islice(run, 4))  # one step more than in the checkpoint
-    run.close()
+    run.close()  # type: ignore[attr-defined]
     again = list(train(IMAGES, NONE, tmp_path / "parts", TINY, SHORT, every=3, resume=True))
     assert [report["step"] for report in again] == [4, 5, 6]
     one, other = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
@@ -391,8 +392,9 @@ def test_a_damaged_image_loses_no_step(tmp_path: Path) -> None:
         def __getitem__(self, index: object) -> np.ndarray:
             raise ValueError("x.png is a damaged PNG")
 
-    run = train(dataset(photo(300, 400), Damaged()), NONE, tmp_path, TINY, replace(SHORT, steps=40), every=1000)
-    done = 0
+    damaged = dataset(photo(300, 400), Damaged())  # type: ignore[arg-type]
+    run = train(damaged, NONE, tmp_path, TINY, replace(SHORT, steps=40), every=1000)
+    done = 0.0
     with pytest.raises(ValueError, match=r"x\.png is a damaged PNG; repair or remove it, then continue with --resume"):
         for report in run:
             done = report["step"]
@@ -495,7 +497,7 @@ def test_the_log_is_plotted(tmp_path: Path) -> None:
 def test_the_log_drops_repeated_steps(tmp_path: Path) -> None:
     run = train(IMAGES, NONE, tmp_path, TINY, SHORT, every=3)
     list(islice(run, 5))
-    run.close()
+    run.close()  # type: ignore[attr-defined]
     list(train(IMAGES, NONE, tmp_path, TINY, SHORT, every=3, resume=True))
     assert [int(row["step"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3, 4, 5, 6]
 
@@ -519,7 +521,7 @@ def test_a_truncated_log_can_be_read(tmp_path: Path, tail: str) -> None:
         ({"part": 0}, "part and accumulate must be at least 1, not 0 and 1"),
     ],
 )
-def test_invalid_recipes_are_refused(change: dict[str, object], message: str) -> None:
+def test_invalid_recipes_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**change)
 

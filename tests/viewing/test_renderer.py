@@ -234,7 +234,7 @@ def test_what_could_not_be_kept_is_not_read_ahead(start, hazy, monkeypatch) -> N
 def test_zeros_of_a_file_that_is_gone_are_not_kept(tmp_path) -> None:
     path = tmp_path / "picture.zarr"
     zarr.create_array(path, data=np.full((1500, 3000, 3), 7, np.uint8), chunks=(256, 256, 3))
-    live = DehazeSession(dehazexl.open_image(path), lambda: None)
+    live = DehazeSession(dehazexl.open_image(path), lambda: None)  # type: ignore[arg-type, return-value]
     path.rename(tmp_path / "away.zarr")
     for chunk in live.around(0, Window(0, 100, 0, 100)):
         live.read_ahead(0, chunk)
@@ -292,7 +292,7 @@ def test_alpha_is_enlarged_too(start, hazy) -> None:
     image = dehazexl.open_image(disk.pixels[:8, :8])
     levels = tuple(da.from_array(disk.pixels[::step, ::step], chunks=(512, 512, 4)) for step in (1, 4, 8))
     gate = threading.Event()
-    live = DehazeSession(replace(image, levels=levels, alpha=3), lambda: gate.wait(60) and None)
+    live = DehazeSession(replace(image, levels=levels, alpha=3), lambda: gate.wait(60) and None)  # type: ignore[arg-type, return-value]
     shown = Renderer(live).levels[0][VIEW]
     assert shown.shape == (400, 600, 4) and not shown[:180, :, 3].any() and shown[220:, :, 3].min() == 255
     assert np.abs(shown[..., :3].astype(int) - hazy[VIEW]).max() <= 8, "what alpha hides has lost its colors"

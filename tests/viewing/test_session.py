@@ -320,7 +320,7 @@ def test_nothing_is_kept_of_a_zarr_that_vanished(model, hazy, tmp_path: Path) ->
     path = tmp_path / "hazy.ome.zarr"
     dehazexl.to_zarr(hazy, path)
     gate = threading.Event()
-    live = DehazeSession(dehazexl.open_image(path), lambda: gate.wait(60) and model)
+    live = DehazeSession(dehazexl.open_image(path), lambda: gate.wait(60) and model)  # type: ignore[arg-type, return-value]
     try:
         path.rename(tmp_path / "away")
         gate.set()
