@@ -30,7 +30,7 @@ class TableBias(CachedBias):
 
     def compute(self) -> Tensor:
         """Compute the bias ``(1 or windows, heads, cells, cells)``."""
-        bias = self.table[self.index].permute(2, 0, 1)[None]  # (1, heads, cells, cells)
+        bias = F.embedding(self.index, self.table).permute(2, 0, 1)[None]  # (1, heads, cells, cells)
         return bias if self.mask is None else bias + self.mask[:, None]
 
 

@@ -36,7 +36,8 @@ class ContinuousBias(CachedBias):
     def compute(self) -> Tensor:
         """Compute the bias ``(1 or windows, heads, cells, cells)``."""
         table = self.cpb_mlp(self.table).flatten(0, 1)  # (offsets, heads)
-        bias = 16 * torch.sigmoid(table)[self.index].permute(2, 0, 1)[None]  # (1, heads, cells, cells)
+        # Not by indexing: on a CPU its gradient is summed by several threads, in any order.
+        bias = 16 * F.embedding(self.index, torch.sigmoid(table)).permute(2, 0, 1)[None]  # (1, heads, cells, cells)
         return bias if self.mask is None else bias + self.mask[:, None]
 
 

@@ -201,8 +201,9 @@ def join(windows: Tensor) -> Tensor:
     cells = torch.arange(SIDE * CELLS + 2, device=windows.device)
     token = ((cells - 1).div(CELLS, rounding_mode="floor")).clamp(0, SIDE - 1)
     place = cells - CELLS * token
-    own = windows.unflatten(-1, (WINDOW, WINDOW))
-    return own[:, token[:, None], token, place[:, None], place]
+    # Flattened: the gradient of indexing by several axes is summed by several threads, in any order.
+    index = ((token[:, None] * SIDE + token) * WINDOW + place[:, None]) * WINDOW + place
+    return windows.flatten(1).index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
 @lru_cache
