@@ -86,7 +86,7 @@ class Geo:
         grid = grid if isinstance(grid, Mapping) else attributes
         affine = _read_affine(attributes, grid)
         epsg = _read_epsg(attributes, grid)
-        tags = (_affine_tags(affine) if affine else {}) | (_crs_tags(epsg, affine) if epsg else {})
+        tags = (_affine_tags(affine) if affine else {}) | (_crs_tags(epsg) if epsg else {})
         return cls(tags) if tags else None
 
     def to_attributes(self) -> dict[str, Any]:
@@ -213,10 +213,8 @@ def _affine_tags(affine: Affine, center: float = 0.0) -> dict[int, Any]:
     return {TRANSFORMATION: (a, b, 0.0, x, d, e, 0.0, y, *(0.0,) * 7, 1.0)}
 
 
-def _crs_tags(epsg: int, affine: Affine | None) -> dict[int, Any]:
-    # The unit cannot be read from the code alone; the position of the image distinguishes degrees from meters.
-    degrees = _in_degrees(affine) if affine else 4000 < epsg < 5000
-    model, key = (2, _GEOGRAPHIC_CRS) if degrees else (1, _PROJECTED_CRS)
+def _crs_tags(epsg: int) -> dict[int, Any]:
+    model, key = (2, _GEOGRAPHIC_CRS) if _is_geographic(epsg) else (1, _PROJECTED_CRS)
     entries = ((_MODEL_TYPE, model), (_RASTER_TYPE, 1), (key, epsg))
     directory = [1, 1, 0, len(entries)]
     for code, value in entries:
@@ -224,9 +222,15 @@ def _crs_tags(epsg: int, affine: Affine | None) -> dict[int, Any]:
     return {GEO_KEYS: tuple(directory)}
 
 
-def _in_degrees(affine: Affine) -> bool:
-    """Return whether the first corner can be in degrees; global grids begin half a pixel beyond a pole."""
-    return abs(affine[2]) <= 360 + abs(affine[0]) and abs(affine[5]) <= 90 + abs(affine[4])
+def _is_geographic(epsg: int) -> bool:
+    """Return whether a code of the EPSG registry is a geographic system; unknown codes count as projected."""
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        return bool(CRS.from_epsg(epsg).is_geographic)
+    except CRSError:
+        return False
 
 
 def _read_affine(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> Affine | None:

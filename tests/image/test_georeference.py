@@ -119,6 +119,16 @@ def test_cf_grid_mapping(wrapped: bool) -> None:
     assert geo.epsg == 26914
 
 
+@pytest.mark.parametrize(("epsg", "geographic"), [(3857, False), (4326, True), (6318, True), (32633, False)])
+def test_the_kind_of_a_system_does_not_depend_on_the_place(tmp_path: Path, epsg: int, geographic: bool) -> None:
+    """Near the origin meters look like degrees."""
+    geo = Geo.from_attributes({"proj:code": f"EPSG:{epsg}", "spatial:transform": [2.0, 0.0, 10.0, 0.0, -2.0, 20.0]})
+    assert geo is not None
+    assert rewritten(tmp_path / "out.tif", geo)[1] == epsg
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert file.crs.is_geographic == geographic
+
+
 def test_ground_control_points(tmp_path: Path) -> None:
     points = [GroundControlPoint(row, col, 100 + col, 50 - row, 0) for row, col in ((0, 0), (0, 30), (20, 0), (20, 30))]
     profile = {"driver": "GTiff", "width": 30, "height": 20, "count": 1, "dtype": "uint8"}
