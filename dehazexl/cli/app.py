@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import dehazexl
+from dehazexl.cli.progress import interruptible
 
 if TYPE_CHECKING:
     from dehazexl.cli.run import Settings
@@ -46,27 +48,34 @@ Weights = Annotated[
 ]
 
 
+STOPPED = 130
+"""Exit code of a command that was interrupted and has said so."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; the console entry point.
 
-    Expected errors are printed in one line on stderr. The environment variable ``DEHAZEXL_TRACEBACK`` shows the
-    traceback instead.
+    Expected errors are printed in one line on stderr. The environment variable ``DEHAZEXL_TRACEBACK`` adds the
+    traceback.
 
     Returns
     -------
     int
-        Exit code: 0, 2 for errors, 130 after Ctrl-C.
+        Exit code: 0, 2 for errors, 128 plus the number of a signal: 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
-        code = app(args=args, prog_name="dehazexl", standalone_mode=False)
+        with interruptible() as interruption:
+            code = app(args=args, prog_name="dehazexl", standalone_mode=False)
     except USAGE as error:
         context = getattr(error, "ctx", None)
         text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         echo_error(f"{text}; see {context.command_path if context else 'dehazexl'} --help")
         return 2
+    except (typer.Abort, KeyboardInterrupt):
+        code = 1
     except EXPECTED_ERRORS as error:
         if os.environ.get("DEHAZEXL_TRACEBACK"):
-            raise
+            traceback.print_exc()
         echo_error(format_error(error))
         return 2
     except RuntimeError as error:
@@ -78,6 +87,10 @@ def main(args: Sequence[str] | None = None) -> int:
             "not enough memory on the device: use a smaller --batch (train: --tiles, or --part), or --device cpu"
         )
         return 2
+    if interruption.signum is not None:
+        if code != STOPPED:
+            echo_error("stopped")
+        return 128 + interruption.signum
     return code if isinstance(code, int) else 0
 
 
@@ -93,11 +106,11 @@ def echo_error(text: str) -> None:
 
 
 def interrupted(state: str) -> typer.Exit:
-    """Print the state after Ctrl-C in one line on stderr, and return the exception to raise."""
+    """Print the state after a signal in one line on stderr, and return the exception to raise."""
     # Python would warn about each unfinished read that is never awaited.
     warnings.simplefilter("ignore", RuntimeWarning)
     echo_error(f"stopped; {state}")
-    return typer.Exit(130)
+    return typer.Exit(STOPPED)
 
 
 def format_error(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Progress bars on the console, and handling of Ctrl-C between batches."""
+"""Progress bars on the console, and handling of Ctrl-C and other signals between batches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -48,20 +49,47 @@ def bar(stage: str, total: int, keep: bool = True) -> Iterator[Callable[[int], N
         yield on_progress
 
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end the program: Ctrl-C, `kill` and batch systems, and a terminal that closes."""
+
+
+class Interruption(threading.Event):
+    """Event that is set by a signal.
+
+    Attributes
+    ----------
+    signum : int or None
+        Number of the signal.
+    """
+
+    signum: int | None = None
+
+
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets, for worker threads, which do not receive KeyboardInterrupt."""
-    event = threading.Event()
+def interruptible() -> Iterator[Interruption]:
+    """Yield an event that `SIGNALS` set, for worker threads, which do not receive KeyboardInterrupt.
+
+    The main thread receives KeyboardInterrupt, whatever the signal.
+    """
+    event = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
+    # A signal that is ignored stays ignored, as SIGHUP is under nohup.
+    before = {signum: handler for signum in SIGNALS if (handler := signal.getsignal(signum)) is not signal.SIG_IGN}
 
-    def stop(signum: int, frame: object) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        event.signum = signum
         event.set()
+        outer = before[signal.Signals(signum)]
+        if callable(outer):  # that of an interruptible around this one, or Python's own
+            outer(signum, frame)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, stop)
+    for signum in before:
+        signal.signal(signum, stop)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

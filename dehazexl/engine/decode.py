@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def decode(
     job: Job, store: TokenStore, window: Window, on_progress: Callable[[int], object] | None = None
 ) -> NDArray[Any]:
-    """Dehaze a window of the image: a function of its pixels, the fused tokens and the weights alone.
+    """Dehaze a window of the image. The result does not depend on the windows that were decoded before.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def decode(
         Pixels of the image.
     on_progress
         Called with the number of tiles after each batch, in the thread that decodes; an exception that it raises ends
-        the work. Tiles that were decoded for another window and are still kept do not count.
+        the work. A tile counts again if it has to be decoded again because it was not kept.
 
     Returns
     -------
@@ -93,7 +93,7 @@ class DecodedTiles:
     def weighted(self, grid: TileGrid) -> Iterator[tuple[tuple[int, int], Window, Tensor]]:
         """Yield row and column of each tile, its window, and its weighted pixels ``(3, side, side)``."""
         for cell, clear in zip(self.cells, self.clear, strict=True):
-            weight = torch.from_numpy(grid.blend_weight(*cell)).to(clear.device)
+            weight = torch.from_numpy(grid.blend_weight(*cell)).to(clear.device) if grid.overlap else 1
             yield cell, grid.tile(*cell), weight * clear
 
 

@@ -99,14 +99,16 @@ def prepare(
 
     A `batch` of `TilesAtOnce` is shared with other jobs.
     """
+    check_overlap(overlap)
+    check_strength(strength)
+    check_batch(batch)
     image = open_image(source, bands=bands)
     height, width, _ = image.levels[0].shape
-    check_overlap(overlap)  # before weights are loaded
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
-    grid = TileGrid(height, width, model.head.overlap if overlap is None else overlap, model.spec.tile)
+    grid = TileGrid(height, width, model.head.overlap if overlap is None else int(overlap), model.spec.tile)
     memory = batch if isinstance(batch, TilesAtOnce) else TilesAtOnce(choose_batch(batch, model))
-    return Job(image, grid, model, limits, memory, check_strength(strength))
+    return Job(image, grid, model, limits, memory, strength)
 
 
 def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
@@ -118,15 +120,22 @@ def _network(model: DehazeXL | str | Path | None) -> DehazeXL:
     raise TypeError(f"model must be a network of load_model, or the name or path of weights, not {model!r}")
 
 
+def check_batch(batch: int | Literal["auto"] | TilesAtOnce) -> None:
+    """Raise ValueError for a number of tiles that cannot be computed at once."""
+    if batch == "auto" or isinstance(batch, TilesAtOnce):
+        return
+    if not isinstance(batch, (int, np.integer)) or batch < 1:
+        raise ValueError(f"batch must be 'auto' or at least 1 tile, not {batch!r}")
+
+
 def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     """Return the number of tiles to compute at once: those that fit half the free memory of a GPU, or 4 on a CPU."""
     if batch != "auto":
-        if not isinstance(batch, (int, np.integer)) or batch < 1:
-            raise ValueError(f"batch must be 'auto' or at least 1 tile, not {batch!r}")
         return int(batch)
     if model.device.type != "cuda":
         return 4
     free, _ = torch.cuda.mem_get_info(model.device)
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     # The largest activations are the hidden layers at stride 4: some eight of (64 x 64, 8 x width).
     tile = 8 * 64 * 64 * 8 * model.spec.widths[0] * model.dtype.itemsize
     # In addition, some twelve copies of the pixels in float32.

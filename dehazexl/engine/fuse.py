@@ -24,7 +24,7 @@ T = TypeVar("T")
 def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     """Let the tokens of all tiles attend to each other, exactly.
 
-    The device holds the keys and values of one layer and the tokens of some tiles.
+    The device holds the keys and values of one layer and the tokens of some tiles, at most of a row of tiles.
 
     Yields
     ------
@@ -37,7 +37,7 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     array, valid = store.tokens()
     steps = job.model.fuse_grid(StreamedTokens(job, array, valid))
     while True:
-        # Left at each yield: torch's inference mode would be on for whoever works meanwhile.
+        # Leave inference mode at each yield; otherwise it would stay on in the caller.
         with computing():
             done = next(steps, None)
         if done is None:

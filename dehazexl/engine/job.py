@@ -48,8 +48,8 @@ class Job:
     strength
         0 returns the input, 1 the output of the network.
     keep
-        Bytes of feature maps and of parts of decoded tiles that may be kept. An image whose feature maps fit is encoded
-        once; a larger one again while decoding.
+        Bytes of feature maps and of parts of decoded tiles that may be kept, each. An image whose feature maps fit is
+        encoded once; larger images are encoded again while decoding.
     """
 
     image: Image
@@ -63,7 +63,7 @@ class Job:
     @cached_property
     def pixels(self) -> ChunkCache:
         """The finest level, to be read in windows."""
-        return ChunkCache(self.image.levels[0])
+        return ChunkCache.of(self.image.levels[0])
 
     @cached_property
     def feature_cache(self) -> dict[tuple[int, int], list[Tensor]]:

@@ -21,7 +21,7 @@ class Stage(NamedTuple):
     name
         ``"encode"`` or ``"fuse"``.
     total
-        Number of tiles.
+        Number of tiles; fusing counts each tile once per layer.
     steps
         Iterator that does the work; yields the number of tiles done since the last step.
     """

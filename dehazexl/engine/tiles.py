@@ -43,9 +43,17 @@ class Tiles:
 
     @classmethod
     def read(cls, job: Job, tiles: Window) -> Tiles:
-        """Read a rectangle of tiles."""
+        """Read a rectangle of tiles.
+
+        Raises
+        ------
+        OSError
+            If the files of the image were changed after it was opened.
+        """
         window = job.grid.tile_window(tiles).expand(job.model.spec.halo)
         raw = job.pixels.read(window)
+        if job.image.guard is not None:
+            job.image.guard()
         rgb = job.scale.to_unit(colors(raw, job.image))
         valid = valid_mask(raw, job.image)
         rgb[~valid] = 0  # removes NaN and infinities

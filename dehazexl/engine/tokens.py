@@ -34,7 +34,7 @@ class TokenStore(Protocol):
     def tokens(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Return all tokens ``(rows, cols, 64, c)``, which the caller may overwrite, and their validity.
 
-        Blocks whose tokens exist nowhere else are not done until `put_fused`.
+        A store that returns its only copy counts no block as done until `put_fused`.
         """
 
     def fused(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from dehazexl.image.nodata import nodata_as_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import dask.array as da
     from numpy.typing import NDArray
@@ -56,6 +56,9 @@ class Image:
     fingerprint
         A string that changes whenever the pixels may have changed: a hash of path, size and modification time of a
         file, or of the content of an array. See `open_image`.
+    guard
+        Function that raises OSError if the files of the image are no longer those that were opened, or None. Zarr
+        silently reads missing chunks as zeros.
     metadata
         Further metadata by name, such as description, software and date of a TIFF.
     """
@@ -72,6 +75,7 @@ class Image:
     geo: Geo | None = None
     path: Path | None = None
     fingerprint: str = ""
+    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def cropped(self, window: Window) -> Image:

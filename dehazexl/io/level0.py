@@ -43,16 +43,8 @@ class Level0:
     """
 
     def __init__(self, array: zarr.Array[Any], marks: Path, levels: Levels) -> None:
-        import zarr
-
         self.array, self.levels = array, levels
-        if marks.exists():
-            self._marks = zarr.open_array(marks, mode="r+")
-        else:
-            side = max(1, BLOCK // levels.tile)
-            self._marks = zarr.create_array(
-                marks, shape=levels.grid(0), chunks=(side, side), dtype=bool, fill_value=False, compressors=None
-            )
+        self._marks = _open_marks(marks, levels)
         self._done = np.asarray(self._marks[:])
 
     def done(self, y: int, x: int, height: int, width: int) -> bool:
@@ -109,6 +101,19 @@ class Level0:
         rows, cols = [tile.row for tile in tiles], [tile.col for tile in tiles]
         place = slice(min(rows), max(rows) + 1), slice(min(cols), max(cols) + 1)
         self._marks[place] = self._done[place]
+
+
+def _open_marks(path: Path, levels: Levels) -> zarr.Array[Any]:
+    """Open the array of marks, or create it where there is none that can be read."""
+    import zarr
+
+    try:
+        return zarr.open_array(path, mode="r+")
+    except (OSError, ValueError):
+        side, shape = max(1, BLOCK // levels.tile), levels.grid(0)
+        return zarr.create_array(
+            path, shape=shape, chunks=(side, side), dtype=bool, fill_value=False, compressors=None, overwrite=True
+        )
 
 
 def put(array: zarr.Array[Any], side: int, tile: Tile) -> None:

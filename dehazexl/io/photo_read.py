@@ -14,7 +14,7 @@ import numpy as np
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import RGB_ROLES, describe_bands
-from dehazexl.io.source import Source, check_pixels, file_token, lazy, report_damage, short_name
+from dehazexl.io.source import Guard, Source, check_pixels, file_token, lazy, report_damage, short_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,7 +115,8 @@ def describe_photo(
     token = file_token([path])
     level = lazy(Source(shape, dtype, partial(read_whole, decode, path, shape)), shape[:2], f"file-{token}")
     bands, rgb, alpha = describe_bands([None] * len(roles), roles)
-    return Image((level,), short_name(path), bands, rgb, alpha, path=path, fingerprint=token)
+    guard = Guard(path, token, partial(file_token, [path]))
+    return Image((level,), short_name(path), bands, rgb, alpha, path=path, fingerprint=token, guard=guard)
 
 
 def read_whole(

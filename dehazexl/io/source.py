@@ -233,6 +233,40 @@ def file_token(paths: Sequence[Path]) -> str:
     return str(tokenize([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
 
 
+@dataclass(frozen=True)
+class Guard:
+    """Check that the files of an image are those that were opened.
+
+    Parameters
+    ----------
+    path
+        Path of the image, for the error.
+    token
+        Hash of the files when the image was opened.
+    compute
+        Function that computes the hash again.
+    """
+
+    path: Path
+    token: str
+    compute: Callable[[], str]
+
+    def __call__(self) -> None:
+        """Check the files.
+
+        Raises
+        ------
+        OSError
+            If they were changed, replaced or removed.
+        """
+        try:
+            now = self.compute()
+        except OSError as error:
+            raise OSError(error.errno, f"{self.path} cannot be read anymore ({error.strerror}): restore it") from error
+        if now != self.token:
+            raise OSError(f"{self.path} was changed or removed after it was opened: restore it, or open it again")
+
+
 def as_number(text: object) -> float | None:
     """Parse a nodata value: a number, its text, or eight bytes in base64 as xarray writes it; else None."""
     if isinstance(text, (int, float, np.number)) and not isinstance(text, bool):

@@ -18,6 +18,7 @@ from dehazexl.image.image import Image
 from dehazexl.io.bands import OME_COLORS, RGB_ROLES, describe_bands
 from dehazexl.io.source import (
     CHUNK,
+    Guard,
     Source,
     as_number,
     axes_by_shape,
@@ -113,7 +114,8 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
             (with_mask(source, mask[source.shape[:2]]), chunk) for source, chunk in sources if source.shape[:2] in mask
         ]
         names, roles = [*names, "mask"], [*roles, "alpha"]
-    token = file_token([tiff_path(part) for level in tiff_levels(tif) for part in level.pages if part is not None])
+    files = sorted({tiff_path(part) for level in tiff_levels(tif) for part in level.pages if part is not None})
+    token = file_token(files)
     bands, rgb, alpha = describe_bands(names, roles)
     geo = Geo.from_tags({code: page.tags[code].value for code in GEO_TAGS if code in page.tags})
     # The orientation of a georeferenced image is ignored, as in GDAL.
@@ -134,6 +136,7 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
         geo=geo,
         path=path,
         fingerprint=token,
+        guard=Guard(path, token, partial(file_token, files)),
         metadata=tiff_metadata(page),
     )
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dehazexl.image.image import Image
 from dehazexl.image.nodata import nodata_as_dtype
 from dehazexl.io.blocks import computed
-from dehazexl.io.disk import disk_full_message, paths_overlap
+from dehazexl.io.disk import atomic_write, disk_full_message, paths_overlap
+from dehazexl.io.open import ZARR_FILES
 from dehazexl.io.photo_write import check_photo, write_photo
 from dehazexl.io.tiff_write import Compression, write_tiff
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     import dask.array as da
     from numpy.typing import NDArray
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
 ZARR, TIFF, PHOTO = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
 _BLOCK = 2048  # pixels along a side of the blocks of a numpy array
-_IMAGE, _MARKS = "image", "done"  # in the folder of an unfinished image
+_IMAGE, _MARKS, _JOB, _LOCK = "image", "done", "job.json", "lock"  # in the folder of an unfinished image
 
 
 def to_zarr(
@@ -185,7 +189,7 @@ def write(
         steps = write_ome_zarr(part / _IMAGE, target, ngff, blocks_at_once, part / _MARKS)
     else:
         steps = _write_file(path, part, target, compression, blocks_at_once, resume is not None)
-    return _written(steps, part, path, total(clear), resume)
+    return _written(steps, part, path, total(clear), resume, overwrite)
 
 
 def _write_file(
@@ -193,7 +197,8 @@ def _write_file(
 ) -> Generator[int, None, None]:
     """Write a file block by block; `staged`, from a temporary Zarr of the finest level."""
     blocks: Generator[Block, None, None]
-    if staged and target.levels[0].nbytes < shutil.disk_usage(path.parent).free / 2:
+    begun = (part / _MARKS).exists()
+    if staged and (begun or target.levels[0].nbytes < shutil.disk_usage(path.parent).free / 2):
         level0 = yield from write_level0(part / "level0", target, at_once, part / _MARKS)
         blocks, counts = level0.read(), False
     else:
@@ -276,7 +281,7 @@ def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"an image of shape {clear.shape} cannot be written: pass (y, x, bands), none of them 0")
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iuf" or (array.dtype.kind in "iu" and array.dtype.itemsize > 4):
         raise ValueError(f"pixels of dtype {array.dtype} cannot be written: convert them, e.g. clear.astype('uint8')")
     array = array.rechunk({2: -1}).astype(array.dtype.newbyteorder("="))
     if like is None:
@@ -300,7 +305,7 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or choose another")
     if target.path is not None and paths_overlap(path, target.path):
-        raise ValueError(f"{path} is the input {target.path}, or in it, or around it: choose another place")
+        raise ValueError(f"{path} is the input {target.path}, lies inside it, or contains it: choose another place")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         # Permissions alone do not tell: disks may be mounted read-only, and shares have their own rules.
@@ -311,15 +316,18 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
         raise OSError(error.errno, said, str(path.parent)) from None
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)")
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ZARR_FILES):
+        raise ValueError(f"{path} is a folder of other files, not a Zarr, and is not replaced: choose another name")
 
 
 def _written(
-    steps: Generator[int, None, None], part: Path, path: Path, pixels: int, resume: str | None
+    steps: Generator[int, None, None], part: Path, path: Path, pixels: int, resume: str | None, overwrite: bool
 ) -> Generator[int, None, None]:
     """Do the steps, then rename the result; remove the folder if that fails and the work cannot be resumed."""
     done = reported = 0
     left = "which is kept, so make room and run it again" if resume else "which was removed"
-    with disk_full_message(f"writing {part}, {left}", f"make room, or write {path.name} to another disk"):
+    remedy = f"make room, or write {path.name} to another disk"
+    with disk_full_message(f"writing {part}, {left}", remedy), _locked(part, path):
         try:
             _begin(part, resume)
             for step in steps:
@@ -327,41 +335,100 @@ def _written(
                 # The total is reported only after the result is renamed.
                 reported = done if done < pixels else reported
                 yield reported
-            _rename(part / _IMAGE, path)
-            _remove(part)
         except BaseException:
             # Stop the threads and close the file first.
             steps.close()
             if resume is None:
-                _remove(part)
+                shutil.rmtree(part, ignore_errors=True)
             raise
+        # From here on the image is complete, and kept whatever happens.
+        _rename(part / _IMAGE, path, overwrite)
+        # First the description, without which nobody resumes: the folder no longer holds all that its marks say.
+        (part / _JOB).unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
     yield pixels
 
 
-def _begin(part: Path, resume: str | None) -> None:
-    """Create the folder of an unfinished image, or keep the one that the same work left."""
-    job = part / "job.json"
-    if resume is not None and job.exists() and json.loads(job.read_text())["fingerprint"] == resume:
-        return
-    _remove(part)
-    part.mkdir()
-    job.write_text(json.dumps({"fingerprint": resume}))
+@contextmanager
+def _locked(part: Path, path: Path) -> Iterator[None]:
+    """Hold the folder of an unfinished image; the lock ends with its process.
 
+    Raises
+    ------
+    OSError
+        If another process, or another thread of this one, holds it.
+    """
+    from filelock import FileLock, Timeout
 
-def _rename(source: Path, path: Path) -> None:
-    """Move `source` to `path`; unlike a file, a folder cannot replace another in one step."""
-    if not path.is_dir() and not (source.is_dir() and path.exists()):
-        source.replace(path)
-        return
-    old = path.with_name(f".{path.name}.old")
-    _remove(old)
-    path.rename(old)
+    if not part.is_dir():
+        part.unlink(missing_ok=True)
+        part.mkdir()
+    lock = FileLock(part / _LOCK, thread_local=False)
     try:
-        source.rename(path)
-    except BaseException:
-        old.rename(path)
-        raise
-    _remove(old)
+        lock.acquire(timeout=0)
+    except Timeout:
+        by = _read_job(part).get("by", "another process")
+        raise OSError(f"{path} is being written by {by}: wait for it, or choose another name") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        # Where an open file cannot be removed, the lock's was left in an empty folder.
+        with suppress(OSError):
+            if not any(each.name != _LOCK for each in part.iterdir()):
+                (part / _LOCK).unlink()
+                part.rmdir()
+
+
+def _begin(part: Path, resume: str | None) -> None:
+    """Empty the folder of an unfinished image, unless the same work left it."""
+    kept = resume is not None and _read_job(part).get("fingerprint") == resume
+    for old in part.iterdir():
+        if not kept and old.name != _LOCK:
+            _remove(old)
+    now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+    by = f"process {os.getpid()} on {platform.node()} since {now}"
+    with atomic_write(part / _JOB) as new:
+        new.write_text(json.dumps({"fingerprint": resume, "by": by}))
+
+
+def _read_job(part: Path) -> dict[str, Any]:
+    """Return the description of unfinished work; empty if there is none, or it cannot be read."""
+    try:
+        job = json.loads((part / _JOB).read_text())
+    except (OSError, ValueError):
+        return {}
+    return job if isinstance(job, dict) else {}
+
+
+def _rename(source: Path, path: Path, overwrite: bool) -> None:
+    """Move `source` to `path`; unlike a file, a folder cannot replace another in one step.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something at `path` now that must not be replaced; `source` is kept.
+    OSError
+        If it cannot be moved; `source` is kept.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} appeared during the work and was kept: the complete image is {source}, move it")
+    old = path.with_name(f".{path.name}.old")
+    try:
+        if not path.is_dir() and not (source.is_dir() and path.exists()):
+            source.replace(path)
+            return
+        _remove(old)
+        path.rename(old)
+        try:
+            source.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+    except OSError as error:
+        said = f"{error.strerror}: {path} cannot be replaced; the complete image is {source}, move it"
+        raise OSError(error.errno, said) from error
+    shutil.rmtree(old, ignore_errors=True)  # the new image has its name: nothing that fails here may say otherwise
 
 
 def _remove(path: Path) -> None:

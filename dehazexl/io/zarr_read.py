@@ -20,6 +20,7 @@ from dehazexl.image.georeference import Geo
 from dehazexl.image.image import Image
 from dehazexl.io.bands import OME_COLORS, array_roles, describe_bands
 from dehazexl.io.source import (
+    Guard,
     Source,
     as_number,
     axes_by_shape,
@@ -193,6 +194,7 @@ def describe_zarr(
         geo=Geo.from_attributes(attrs),
         path=path,
         fingerprint=token,
+        guard=None if path is None else Guard(path, token, partial(zarr_token, finest)),
         metadata=dict(saved.get("metadata", {})),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -53,11 +54,9 @@ def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: P
     int
         Number of pixels of each block; 0 while the overviews are computed.
     """
-    import zarr
-
     height, width, _ = target.levels[0].shape
     levels = Levels(height, width)
-    group = zarr.open_group(path, mode="a" if marks.exists() else "w", zarr_format=3 if ngff == "0.5" else 2)
+    group = _open_group(path, marks, 3 if ngff == "0.5" else 2)
     # Validated before anything is computed; the window of values follows at the end.
     _describe(group, target, levels, ngff, np.zeros((target.levels[0].shape[2], 0, 0), target.levels[0].dtype))
     arrays = [_array(group, target, levels, level) for level in range(len(levels.sizes))]
@@ -69,14 +68,21 @@ def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: P
 
 def write_level0(path: Path, target: Image, at_once: int, marks: Path) -> Generator[int, None, Level0]:
     """Write the finest level of an image only; parameters and yields as in `write_ome_zarr`."""
-    import zarr
-
     height, width, _ = target.levels[0].shape
     levels = Levels(height, width)
-    group = zarr.open_group(path, mode="a" if marks.exists() else "w")
+    group = _open_group(path, marks, 3)
     level0 = Level0(_array(group, target, levels, 0), marks, levels)
     yield from level0.fill(target.levels[0], at_once)
     return level0
+
+
+def _open_group(path: Path, marks: Path, zarr_format: Literal[2, 3]) -> zarr.Group:
+    """Open an unfinished group, or create it; marks without their tiles are removed."""
+    import zarr
+
+    if marks.exists() and not (path / "0").exists():
+        shutil.rmtree(marks)
+    return zarr.open_group(path, mode="a" if marks.exists() else "w", zarr_format=zarr_format)
 
 
 def _overview(

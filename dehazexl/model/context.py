@@ -181,7 +181,7 @@ class Context(nn.Module):
         return x + positions(tokens.rows, tokens.cols, x.shape[-1]).to(x.dtype)
 
     def embed_overview(self, tokens: Tokens) -> Tensor:
-        """Project the features of the shrunk image's tokens, likewise; they are marked as such."""
+        """Embed the tokens of the shrunk image as `embed` does, and add a learned code that marks them."""
         assert self.whole is not None
         return self.embed(tokens) + self.whole
 

@@ -1,7 +1,7 @@
 """Fusing: the tokens of all tiles attend to each other, and the haze of the whole image is found.
 
 `fuse` is written once, for tokens that lie in one tensor (`TokenTensor`, with gradients) and for tokens that are
-streamed through a device a few tiles at a time (`dehazexl.engine.fusing.StreamedTokens`).
+streamed through a device a few tiles at a time (`dehazexl.engine.fuse.StreamedTokens`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dehazexl.image.grid import SIDE
 from dehazexl.model.context import Context, ContextLayer
 from dehazexl.model.heads import Head
 from dehazexl.model.tokens import Tokens, merge
@@ -84,7 +85,7 @@ class TokenTensor:
     def map(self, compute: Callable[[Tokens], T]) -> Generator[int, None, list[T]]:
         """See `TokenGrid.map`."""
         result = compute(Tokens(self.features, self.extra, self.rows, self.cols))
-        yield self.rows.numel()
+        yield self.rows.numel() // SIDE**2
         return [result]
 
     def update(self, compute: Callable[[Tokens], Tensor]) -> Generator[int, None, None]:

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 THICKEST = 3.0
-"""Optical thickness, at most: beyond it the image holds nothing to be recovered."""
+"""Largest optical thickness of green that is removed; beyond it, nothing can be recovered."""
+
+FLOOR = 0.03
+"""Lowest transmission of any color that is removed."""
 
 
 class Haze(NamedTuple):
@@ -41,8 +44,8 @@ class Haze(NamedTuple):
     tone: Tensor
 
     def removal(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gain and bias ``(n, 3, h, w)`` that take the haze from ``x`` ``(n, 3, h, w)``: gain * x + bias."""
-        transmission = torch.exp(-self.exponents * self.thickness.clamp(max=THICKEST)).clamp(min=0.03)
+        """Return gain and bias ``(n, 3, h, w)`` that remove the haze from ``x`` ``(n, 3, h, w)``: gain * x + bias."""
+        transmission = torch.exp(-self.exponents * self.thickness.clamp(max=THICKEST)).clamp(min=FLOOR)
         air = to_light(self.airlight, self.tone)
         clear = from_light(air + (to_light(x, self.tone) - air) / transmission, self.tone)
         # Where a pixel is as bright as the air, the secant from the air to it is the tangent.
@@ -74,7 +77,7 @@ def from_light(y: Tensor, tone: Tensor) -> Tensor:
 
 def _curve(tone: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return offset and exponent of the curve, its value and its slope at 0."""
-    # Not quite the identity at 0, where the slope would be no number.
+    # Not quite the identity at 0, where the slope would be NaN.
     tone = tone.clamp(min=1e-2)
     a, q = 0.055 * tone, 1 + 1.4 * tone
     black = (a / (1 + a)) ** q

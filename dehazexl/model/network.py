@@ -19,7 +19,6 @@ from dehazexl.model.encoder import Encoder
 from dehazexl.model.fusing import TokenGrid, TokenTensor, fuse
 from dehazexl.model.haze import Haze
 from dehazexl.model.heads import Affine, channels, head_of
-from dehazexl.model.heads.field import PATCHES, mean_colors
 from dehazexl.model.spec import DARK_RADIUS, Spec
 from dehazexl.model.tokens import Tokens
 
@@ -224,7 +223,7 @@ class DehazeXL(nn.Module):
         Parameters
         ----------
         extra
-            What the image's tokens carry ``(n, h, w, extra)``: for the head ``field``, the colors of patches.
+            What the image's tokens carry ``(n, h, w, extra)``, see `Head.colors`.
         valid
             Tokens with data ``(n, h, w)``; the others show the mean color of these. None for all.
         origin
@@ -235,16 +234,15 @@ class DehazeXL(nn.Module):
         Tokens
             The shrunk image's ``(n, 8, 8, c)``, on the network's device.
         """
-        n, h, w, _ = extra.shape
+        _, h, w, _ = extra.shape
         shown = None
         if valid is not None and not valid.all():
-            mean = mean_colors(extra[valid]).mean(0).repeat(PATCHES**2)
-            extra = torch.where(valid[..., None], extra, mean.to(extra))
+            extra = torch.where(valid[..., None], extra, extra[valid].float().mean(0).to(extra))
             shown = F.adaptive_max_pool2d(valid[:, None].float(), SIDE)[:, 0].to(self.device) > 0
             shown = None if bool(shown.all()) else shown
-        colors = extra.to(self.device).float().view(n, h, w, PATCHES, PATCHES, 3).permute(0, 5, 1, 3, 2, 4)
-        image = colors.reshape(n, 3, h * PATCHES, w * PATCHES)
-        image = F.interpolate(image, size=(TILE, TILE), mode="bilinear", antialias=True)
+        # Shrunk where the tokens lie, which may be more than the network's device holds.
+        image = F.interpolate(self.head.colors(extra), size=(TILE, TILE), mode="bilinear", antialias=True)
+        image = image.to(self.device)
         features = self.encoder(self.inputs(F.pad(image, (self._halo,) * 4, mode="reflect")))[-1]
         described = self.head.describe(image)
         assert described is not None

@@ -144,7 +144,7 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return {k: v if k == "format" else json.loads(v) for k, v in about.items()}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: its metadata is no JSON ({error}); download or copy it again") from None
+        raise ValueError(f"{path}: its metadata is not JSON ({error}); download or copy it again") from None
 
 
 def find_weights(source: str | os.PathLike[str]) -> Path:

@@ -1,7 +1,7 @@
 """Synthetic haze for batches of clear images, drawn on their device without synchronization.
 
 Random numbers are drawn for all images of the batch at once, so that a GPU runs few, large kernels. The model is that
-of `dehazexl.synthesis.haze`, extended by the tone in which the haze is added, see `dehazexl.model.field`::
+of `dehazexl.synthesis.haze`, extended by the tone in which the haze is added, see `dehazexl.model.haze`::
 
     hazy = g(f(clear) t + f(airlight) (1 - t)),    t_c = exp(-e_c thickness)
 

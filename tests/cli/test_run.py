@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,10 @@ import zarr
 from make_pictures import smooth, write_gdal
 
 from dehazexl.cli.app import main
+from dehazexl.engine.dehaze import open_tokens, prepare
+from dehazexl.engine.run import stages
 from dehazexl.io.open import open_image
+from dehazexl.model.weights import load_model
 
 if TYPE_CHECKING:
     from dehazexl import DehazeXL
@@ -280,7 +284,7 @@ def test_tokens_make_it_resumable(inside: Path, weights: str, error: Errors) -> 
     first = pixels("out.tif")
     assert main(command) == 0
     np.testing.assert_array_equal(pixels("out.tif"), first)
-    assert "tokens of another picture" in error(*command, "--overlap", "0")
+    assert "tokens of another image" in error(*command, "--overlap", "0")
 
 
 def test_nan_and_infinities_stay_and_never_spread(inside: Path, weights: str) -> None:
@@ -474,7 +478,7 @@ BAD_WEIGHTS = {
         "unknown extra",
     ),
     "no spec": ("x.safetensors", edited_weights(lambda _, about: about.pop("spec")), "no spec in its metadata"),
-    "bad spec": ("x.safetensors", edited_weights(lambda _, about: about.update(spec="{x")), "no JSON"),
+    "bad spec": ("x.safetensors", edited_weights(lambda _, about: about.update(spec="{x")), "not JSON"),
     "impossible spec": (
         "x.safetensors",
         edited_weights(lambda _, about: about.update(spec='{"window": 0}')),
@@ -516,8 +520,9 @@ def test_full_disk(small_disk: Path, error: Errors, weights: str, name: str) -> 
     np.testing.assert_array_equal(pixels("in.tif"), noise)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for other processes")
-def test_ctrl_c_leaves_nothing_behind(inside: Path, weights: str) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for other processes")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_leave_nothing_behind(inside: Path, weights: str, name: str, code: int) -> None:
     zarr.create_array("large.zarr", shape=(6000, 6000, 3), dtype="uint8", chunks=(1000, 1000, 3))
     command = [*COMMAND, "run", "large.zarr", "out.zarr", "--weights", weights]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
@@ -525,13 +530,35 @@ def test_ctrl_c_leaves_nothing_behind(inside: Path, weights: str) -> None:
         seen = b""
         while b"encode:" not in seen:
             seen += process.stderr.read(1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == code
     done, tiles = map(int, re.findall(r"encode:.* (\d+)/(\d+)", (seen + err).decode())[-1])
     assert done < tiles
     assert "dehazexl: error: stopped; unfinished output was removed" in err.decode().splitlines()[-1]
     assert sorted(path.name for path in inside.iterdir()) == ["in.tif", "large.zarr"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for other processes")
+def test_a_signal_before_the_work_ends_in_one_line(inside: Path) -> None:
+    os.mkfifo("pipe")  # opening it waits
+    process = subprocess.Popen([*COMMAND, "info", "pipe"], stderr=subprocess.PIPE, text=True)
+    with process, open("pipe", "wb"):  # which waits until the command opens it
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 143 and err.splitlines()[-1] == "dehazexl: error: stopped"
+
+
+def test_an_input_that_vanishes_ends_the_run(inside: Path, weights: str) -> None:
+    """Zarr reads missing chunks as zeros."""
+    zarr.create_array("in.zarr", shape=(2304, 2304, 3), dtype="uint8", chunks=(256, 256, 3))[:] = 200
+    job = prepare("in.zarr", load_model(weights, device="cpu"))
+    (encode, *_) = stages(job, open_tokens(job))
+    next(encode.steps)
+    shutil.rmtree("in.zarr")
+    with pytest.raises(OSError, match=r"in\.zarr was changed or removed after it was opened"):
+        for _ in encode.steps:
+            pass
 
 
 # ---- info, demo, train --------------------------------------------------------------------------
@@ -593,7 +620,7 @@ def test_train(inside: Path, capsys: pytest.CaptureFixture[str], error: Errors) 
     for i in range(2):
         PIL.Image.fromarray(np.roll(PHOTO, 50 * i, 0)).save(f"clear/{i}.png")
     given = ["train", "clear", "--spec", "tiny", "--tiles", "1", "--every", "1", "--device", "cpu"]
-    assert "no JSON" in error("train", "clear", "--out", "new", "--spec", "{x")
+    assert "not JSON" in error("train", "clear", "--out", "new", "--spec", "{x")
     assert "no image matches" in error(*given, "--out", "new", "--hold-out", "zzz*")
     assert "no such folder" in error("train", "zzz", "--out", "new")
     assert "no checkpoint to resume from" in error(*given, "--out", "new", "--resume")

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import zarr
 from dask.delayed import delayed
 from make_pictures import png, smooth, write_gdal, write_ngff, write_pyramid
 
+import dehazexl
 from dehazexl.engine.dehaze import CHUNK
 from dehazexl.image.chunk_cache import CACHE_ROW, ChunkCache
 from dehazexl.image.grid import TileGrid, Window
@@ -903,3 +905,34 @@ def test_palettes_labeled_gray_and_raw_images_are_refused(tmp_path: Path) -> Non
 def test_band_names_are_read_as_gdal_writes_them(tmp_path: Path) -> None:
     write_gdal(tmp_path / "x.tif", smooth(3), names=("R & D", "<2>", "blue"))
     assert open_image(tmp_path / "x.tif").bands == ("R & D", "<2>", "blue")
+
+
+# ---- Files that change ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.zarr", "a.png"])
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_files_that_change_are_noticed(tmp_path: Path, name: str, change: str) -> None:
+    path = tmp_path / name
+    write: dict[str, Callable[[Path, np.ndarray], object]] = {
+        "a.tif": lambda path, pixels: tifffile.imwrite(path, pixels, photometric="rgb"),
+        "a.zarr": lambda path, pixels: dehazexl.to_zarr(pixels, path, overwrite=True),
+        "a.png": lambda path, pixels: PIL.Image.fromarray(pixels).save(path),
+    }
+    write[name](path, RGB)
+    image = open_image(path)
+    assert image.guard is not None
+    image.guard()
+    if change == "replaced":
+        write[name](path, 255 - RGB)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(OSError, match=rf"{name} (was changed|cannot be read anymore)"):
+        image.guard()
+    part = image.cropped(Window(0, 10, 0, 10)).guard
+    assert part is not None
+    with pytest.raises(OSError, match=name):
+        part()
+    assert open_image(RGB).guard is None

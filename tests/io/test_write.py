@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -482,9 +483,9 @@ def test_a_zarr_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monkeyp
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(OSError, match=r"in use: .* cannot be replaced; the complete image is .*, move it"):
         to_zarr(255 - first, path, overwrite=True)
-    assert list(tmp_path.iterdir()) == [path]
+    assert_same(open_image(tmp_path / ".clear.zarr.part" / "image").levels[0].compute(), 255 - first)
     assert_same(np.moveaxis(zarr.open_group(path)["0"][:], 0, 2), first)  # type: ignore[arg-type]
 
 
@@ -502,6 +503,51 @@ def test_overwriting(tmp_path: Path, name: str) -> None:
     else:
         with rasterio.open(path) as file:
             assert file.shape == (40, 50)
+
+
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif"])
+def test_an_image_that_appears_meanwhile_is_kept(tmp_path: Path, name: str) -> None:
+    pixels, path = scene((600, 600, 3)), tmp_path / name
+    writing = write(pixels, path)
+    next(writing)
+    list(write(255 - pixels, tmp_path / f"other-{name}"))
+    (tmp_path / f"other-{name}").rename(path)
+    with pytest.raises(FileExistsError, match=r"appeared during the work and was kept: the complete image is"):
+        list(writing)
+    assert_same(open_image(path).levels[0].compute(), 255 - pixels)
+    complete = (tmp_path / f".{name}.part" / "image").rename(tmp_path / f"moved-{name}")
+    assert_same(open_image(complete).levels[0].compute(), pixels)
+
+
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif", "clear.png"])
+def test_two_cannot_write_one_image(tmp_path: Path, name: str) -> None:
+    pixels, path = scene((600, 600, 3)), tmp_path / name
+    first = write(lazy(pixels), path)
+    next(first)
+    with pytest.raises(OSError, match=rf"{name} is being written by process {os.getpid()} on .* since .*: wait for it"):
+        list(write(lazy(255 - pixels), path, overwrite=True))
+    list(first)
+    assert_same(open_image(path).levels[0].compute(), pixels)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    list(write(lazy(255 - pixels), path, overwrite=True))
+    assert_same(open_image(path).levels[0].compute(), 255 - pixels)
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, numpy as np, dask.array as da; from dehazexl.io.write import write\n"
+        "w = write(da.zeros((2048, 2048, 3), chunks=(512, 512, 3), dtype='uint8'), sys.argv[1], resume='x'); next(w)\n"
+        "print('writing', flush=True); time.sleep(600)"
+    )
+    path = tmp_path / "clear.zarr"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        zeros = da.zeros((2048, 2048, 3), chunks=(512, 512, 3), dtype="uint8")
+        with pytest.raises(OSError, match=rf"is being written by process {process.pid} on"):
+            list(write(zeros, path, resume="x"))
+        process.kill()
+    list(write(zeros, path, resume="x"))
+    assert_same(open_image(path).levels[0].compute(), np.zeros((2048, 2048, 3), "uint8"))
 
 
 # ---- going on -------------------------------------------------------------------------------------
@@ -561,6 +607,44 @@ def test_an_unfinished_tile_is_not_done(tmp_path: Path) -> None:
     assert_same(open_image(path).levels[0].compute(), pixels)
 
 
+@pytest.mark.parametrize("damage", ["job.json", "done", "done/zarr.json", "image", "image/0"])
+@pytest.mark.parametrize("name", ["clear.zarr", "clear.tif"])
+def test_damaged_work_starts_again(tmp_path: Path, name: str, damage: str) -> None:
+    """What a kill or a full disk leaves behind must neither block the next run nor end up in the image."""
+    pixels, path = scene((1100, 1100, 3)), tmp_path / name
+    stopped_after(3, lazy(pixels, (512, 512)), path)
+    place = tmp_path / f".{name}.part" / (damage if name == "clear.zarr" else damage.replace("image", "level0"))
+    assert place.exists()
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.write_text("")
+    list(write(lazy(pixels, (512, 512)), path, resume="this work"))
+    assert_same(open_image(path).levels[0].compute(), pixels)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_an_interrupted_clean_up_is_no_work_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image has its name; the rest of the folder must not be taken for it."""
+    pixels, path = scene((600, 600, 3)), tmp_path / "clear.zarr"
+
+    rmtree = shutil.rmtree
+
+    def interrupted(folder: Path, *args: Any, **options: Any) -> None:
+        if Path(folder).name == ".clear.zarr.part":
+            raise KeyboardInterrupt
+        rmtree(folder, *args, **options)
+
+    monkeypatch.setattr("dehazexl.io.write.shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(write(lazy(pixels), path, resume="this work"))
+    monkeypatch.undo()
+    assert_same(open_image(path).levels[0].compute(), pixels)
+    list(write(lazy(pixels), path, resume="this work", overwrite=True))
+    assert_same(open_image(path).levels[0].compute(), pixels)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("name", ["clear.zarr", "clear.tif"])
 def test_a_full_disk_keeps_work_that_can_go_on(small_disk: Path, name: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), "uint8")
@@ -569,6 +653,20 @@ def test_a_full_disk_keeps_work_that_can_go_on(small_disk: Path, name: str) -> N
         list(write(clear, small_disk / name, resume="this work"))
     assert [p.name for p in small_disk.iterdir()] == [f".{name}.part"]
     assert counts
+
+
+def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "clear.zarr").mkdir()
+    (tmp_path / "clear.zarr" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"clear\.zarr is a folder of other files, not a Zarr, and is not replaced"):
+        to_zarr(scene((60, 60, 3)), tmp_path / "clear.zarr", overwrite=True)
+    assert (tmp_path / "clear.zarr" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_integers_of_64_bits_are_refused(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(ValueError, match=rf"pixels of dtype {dtype} cannot be written: convert them"):
+        to_zarr(np.zeros((60, 60, 3), dtype), tmp_path / "clear.zarr")
 
 
 @pytest.fixture

@@ -695,4 +695,4 @@ def test_specs_come_by_name_or_as_json() -> None:
 @pytest.mark.parametrize("text", ["huge", "{", '{"head": "magic"}'])
 def test_specs_that_are_none(text: str) -> None:
     with pytest.raises(ValueError):
-        spec_from_text(text)
+        DehazeXL(spec_from_text(text))

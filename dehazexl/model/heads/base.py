@@ -50,7 +50,7 @@ class Survey(NamedTuple):
 
 
 class Head(nn.Module):
-    """From the decoder's features to gain and bias of each pixel.
+    """Maps the decoder's features to gain and bias of each pixel.
 
     A head may ask tokens to carry more than their features: `describe` gives what they carry to the attention over
     the whole image. Afterwards `survey` looks at the fused tokens part by part, and `carried` gives what they carry to
@@ -108,6 +108,13 @@ class Head(nn.Module):
     def describe(self, tiles: Tensor) -> Tensor | None:
         """Return what the tokens of tiles ``(n, 3, 256, 256)`` in [0, 1] carry: ``(n, 8, 8, extra)``, or None."""
         return None
+
+    def colors(self, extra: Tensor) -> Tensor:
+        """Return the shrunk image ``(n, 3, H, W)``, float32, that the tokens of an image ``(n, h, w, extra)`` carry.
+
+        For heads whose spec may have an overview.
+        """
+        raise NotImplementedError
 
     def survey(self, tokens: Tokens) -> Survey:
         """Look at some fused tokens."""
@@ -194,7 +201,7 @@ def logits(colors: Tensor) -> Tensor:
 
 
 SHARPNESS = 40.0
-"""How much more tokens weigh, the brighter their darkest color: by a factor of e for each 1/40."""
+"""Slope of the log weight over the darkest color: a factor of e for each 1/40."""
 
 SATURATED = 0.98
 """Darkest color from which on tokens count as saturated."""

@@ -97,6 +97,12 @@ class Field(Head):
         colors = F.avg_pool2d(tiles.float(), TOKEN // PATCHES).unfold(2, PATCHES, PATCHES).unfold(3, PATCHES, PATCHES)
         return colors.permute(0, 2, 3, 4, 5, 1).flatten(3)
 
+    def colors(self, extra: Tensor) -> Tensor:
+        """See `Head.colors`: a pixel for each patch."""
+        n, h, w, _ = extra.shape
+        colors = extra.float().view(n, h, w, PATCHES, PATCHES, 3).permute(0, 5, 1, 3, 2, 4)
+        return colors.reshape(n, 3, h * PATCHES, w * PATCHES)
+
     def survey(self, tokens: Tokens) -> Survey:
         """Return each token's cells of the field, and the votes of all, see `Head.survey`."""
         with torch.autocast(tokens.features.device.type, enabled=False):
@@ -126,7 +132,7 @@ class Field(Head):
             )
 
     def guide(self, carried: Tensor) -> Tensor | None:
-        """Return the field as far as the tokens tell it, the airlight and the tone, see `Head.guide`."""
+        """Return the field as the tokens predict it, the airlight and the tone, see `Head.guide`."""
         cells, values = unpacked(carried)
         field = upsample(cells, CELL // STRIDE)[..., None]
         whole = torch.sigmoid(values[:, None, None, [0, 1, 2, 5]])
@@ -151,7 +157,7 @@ def unpacked(carried: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def windows(cells: Tensor, overlap: float = 0) -> Tensor:
-    """Give each token its cells and one around them; `join` is the inverse, for the tokens of one tile.
+    """Give each token its own cells and a border of one cell; `join` is the inverse, for the tokens of one tile.
 
     Parameters
     ----------
@@ -210,7 +216,7 @@ def join(windows: Tensor) -> Tensor:
 def spline(cells: int, ratio: int, device: torch.device) -> Tensor:
     """Return the matrix ``(ratio * cells, cells + 2)`` that interpolates cells with one more at each end.
 
-    Quadratic B-spline: smooth with its slope, and of what lies next to a place alone.
+    Quadratic B-spline: it and its slope are continuous, and it depends only on adjacent cells.
     """
     place = (torch.arange(ratio, dtype=torch.float64) + 0.5) / ratio - 0.5  # within a cell, from its middle
     weights = torch.stack([(0.5 - place) ** 2 / 2, 0.75 - place**2, (0.5 + place) ** 2 / 2], dim=1)
@@ -231,7 +237,7 @@ def fade(device: torch.device) -> Tensor:
 
 def upsample(cells: Tensor, ratio: int) -> Tensor:
     """Interpolate cells ``(n, h + 2, w + 2)`` to ``(n, ratio h, ratio w)``, see `spline`."""
-    with torch.inference_mode(False):  # what is kept serves training, too
+    with torch.inference_mode(False):  # training uses the cached matrices, too
         down, across = (spline(size - 2, ratio, cells.device) for size in cells.shape[1:])
     return down @ cells @ across.T
 
@@ -258,7 +264,7 @@ def thickness(cells: Tensor, correction: Tensor, colors: Tensor) -> Tensor:
     with torch.inference_mode(False):
         inside = fade(correction.device)
     added, slopes = (correction * inside).split([1, CORRECTION - 1], dim=1)
-    # What the cells can say is left to them: a tile by itself cannot know it.
+    # Low frequencies are left to the cells; a single tile cannot determine them.
     low = F.pad(F.avg_pool2d(added, ratio), (1, 1, 1, 1), mode="replicate")
     added = added - upsample(low[:, 0], ratio)[:, None]
     scale = side // added.shape[-1]

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from dehazexl.model.spec import Spec
 
 TRANSMISSION_FLOOR = 0.05
-"""Least transmission: below it the image holds nothing to be recovered."""
+"""Lowest transmission; below it, nothing can be recovered."""
 
 START = 1.4
 """Logit of transmission and airlight at the start of a training, 0.8."""
 
 
 class Airlight(nn.Module):
-    """Votes of tokens on the airlight: the colors of the haziest, changed and weighed as is learned."""
+    """Votes of tokens on the airlight: the colors of the haziest, with learned corrections and weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class Airlight(nn.Module):
 class Scattering(Head):
     """Out = (x - A) / t + A, the atmospheric scattering model solved for the scene.
 
-    Koschmieder's law, I = J t + A (1 - t). Transmission t and airlight A are numbers of each pixel and color: haze
-    scatters short waves more. The spec may ask for one airlight of the whole image, for the dark channel prior as the
-    transmission to begin with, and for detail of the transmission by the image's edges.
+    Koschmieder's law, I = J t + A (1 - t). Transmission t and airlight A are predicted for each pixel and color,
+    because haze scatters short wavelengths more. The spec may ask for one airlight of the whole image, for the dark
+    channel prior as the initial transmission, and for detail of the transmission by the edges of the image.
     """
 
     scattering = True
