@@ -48,8 +48,8 @@ Weights = Annotated[
 ]
 
 
-STOPPED = 130
-"""Exit code of a command that was interrupted and has said so."""
+STOPPED = 3
+"""Code of an interrupted command that has printed its state; `main` returns that of the signal instead."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
