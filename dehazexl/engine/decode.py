@@ -51,7 +51,7 @@ def decode(
             missing = [cell for cell in read.tiles.cells() if not _add_kept(job, cell, window, clear)]
         for batch in decode_tiles(job, store, read, missing, on_progress):
             with computing():
-                for cell, tile, weighted in batch.weighted(job.grid):
+                for cell, tile, weighted in batch.weighted(job.grid, batch.clear):
                     add(weighted, tile, clear, window)
                     job.remainders.put(cell, tile, weighted, window, whole)
     inside = window.to_slices(read.window)
@@ -90,11 +90,11 @@ class DecodedTiles:
         """Dehazed tiles ``(n, 3, side, side)``, on the unit scale, not clipped."""
         return torch.addcmul(self.affine.bias, self.affine.gain, self.pixels)
 
-    def weighted(self, grid: TileGrid) -> Iterator[tuple[tuple[int, int], Window, Tensor]]:
-        """Yield row and column of each tile, its window, and its weighted pixels ``(3, side, side)``."""
-        for cell, clear in zip(self.cells, self.clear, strict=True):
-            weight = torch.from_numpy(grid.blend_weight(*cell)).to(clear.device) if grid.overlap else 1
-            yield cell, grid.tile(*cell), weight * clear
+    def weighted(self, grid: TileGrid, values: Tensor) -> Iterator[tuple[tuple[int, int], Window, Tensor]]:
+        """Yield row and column of each tile, its window, and its values ``(n, c, side, side)``, weighted."""
+        for cell, own in zip(self.cells, values, strict=True):
+            weight = torch.from_numpy(grid.blend_weight(*cell)).to(own.device) if grid.overlap else 1
+            yield cell, grid.tile(*cell), weight * own
 
 
 def decode_tiles(
@@ -132,7 +132,7 @@ def _maps(job: Job, cells: list[tuple[int, int]], x: Tensor) -> list[Tensor]:
 
 
 def add(part: Tensor, place: Window, total: Tensor, window: Window) -> None:
-    """Add pixels ``(3, height, width)`` of a window `place` to those of another window, where they overlap."""
+    """Add pixels ``(c, height, width)`` of a window `place` to those of another window, where they overlap."""
     both = place.intersection(window)
     inside, target = both.to_slices(place), both.to_slices(window)
     total[:, target[0], target[1]] += part[:, inside[0], inside[1]]

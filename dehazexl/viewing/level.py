@@ -115,25 +115,22 @@ class LevelRun:
         """Return gain and bias of every pixel of the level, ``(2, 3, y, x)``, or None if `stopped` returns True."""
         import torch
 
-        from dehazexl.engine.decode import decode_tiles
+        from dehazexl.engine.decode import add, decode_tiles
         from dehazexl.engine.tiles import Tiles
 
         grid = self.job.grid
         whole = Window(0, grid.height, 0, grid.width)
-        total = np.zeros((2, 3, grid.height, grid.width), np.float32)
+        total = torch.zeros(6, grid.height, grid.width)
         for row in range(grid.rows):
             if stopped():
                 return None
             started, tiles = time.perf_counter(), Window(row, row + 1, 0, grid.cols)
             for batch in decode_tiles(self.job, self.store, Tiles.read(self.job, tiles), list(tiles.cells())):
-                both = torch.stack([batch.affine.gain, batch.affine.bias], dim=1).cpu().numpy()  # (n, 2, 3, side, side)
-                for cell, change in zip(batch.cells, both, strict=True):
-                    tile = grid.tile(*cell)
-                    part = tile.intersection(whole)
-                    inside = part.to_slices(tile)
-                    total[(..., *part.to_slices(whole))] += grid.blend_weight(*cell)[inside] * change[(..., *inside)]
+                both = torch.cat([batch.affine.gain, batch.affine.bias], dim=1).cpu()
+                for _, tile, weighted in batch.weighted(grid, both):
+                    add(weighted, tile, total, whole)
             self.seconds["decode"] = (time.perf_counter() - started) / grid.cols
-        return total
+        return np.asarray(total.view(2, 3, grid.height, grid.width))
 
     def _prepared(self) -> Generator[bool, None, None]:
         """Encode and fuse the level; yield after each batch."""

@@ -104,7 +104,8 @@ def stages(model: DehazeXL, x: torch.Tensor, window: Window) -> torch.Tensor:
     seen = list(grid.tiles_touching(window).cells())
     own = [row * grid.cols + col for row, col in seen]
     affine = model.decode(fused[own], [each[own] for each in maps], tiles[own])
-    for _, tile, weighted in DecodedTiles(seen, crop(tiles[own], model.spec.halo), affine).weighted(grid):
+    batch = DecodedTiles(seen, crop(tiles[own], model.spec.halo), affine)
+    for _, tile, weighted in batch.weighted(grid, batch.clear):
         add(weighted, tile, total, window)
     return total
 
