@@ -176,8 +176,6 @@ def test_a_lost_picture_is_shown_as_it_was(start, hazy) -> None:
     painted(painter)
     sharp = painter.levels[0][VIEW]
     disk.broken = True
-    for level in live.image.levels:
-        ChunkCache.of(level).forget()
     away = painter.levels[0][1500:2000, 2000:2600]
     painted(painter)
     assert live.lost and isinstance(live.error, OSError)
