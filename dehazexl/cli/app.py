@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,7 +19,11 @@ import dehazexl
 from dehazexl.cli.progress import interruptible
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from dehazexl.cli.run import Settings
+    from dehazexl.io.tiff_write import Compression
+    from dehazexl.io.zarr_write import Ngff
     from dehazexl.model import DehazeXL
 
 app = typer.Typer(
@@ -68,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
             code = app(args=args, prog_name="dehazexl", standalone_mode=False)
     except USAGE as error:
         context = getattr(error, "ctx", None)
-        text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        text = cast("Any", error).format_message().rstrip(".")  # typer hides the class that has it
         echo_error(f"{text}; see {context.command_path if context else 'dehazexl'} --help")
         return 2
     except (typer.Abort, KeyboardInterrupt):
@@ -199,8 +203,8 @@ def run(
         batch=parse.batch(batch),
         region=parse.region(region) if region else None,
         resize=parse.size(resize) if resize else None,
-        ngff=ngff,  # type: ignore[arg-type]
-        compression=compression,  # type: ignore[arg-type]
+        ngff=cast("Ngff", ngff),  # `write` checks both, with one message for the command line and Python
+        compression=cast("Compression", compression),
         overwrite=overwrite,
     )
     try:

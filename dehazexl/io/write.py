@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import shutil
-from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dehazexl.image.image import Image
 from dehazexl.image.nodata import nodata_as_dtype
 from dehazexl.io.blocks import computed
-from dehazexl.io.disk import atomic_write, disk_full_message, paths_overlap
+from dehazexl.io.disk import disk_full_message, paths_overlap
 from dehazexl.io.open import ZARR_FILES
 from dehazexl.io.photo_write import check_photo, write_photo
 from dehazexl.io.tiff_write import Compression, write_tiff
+from dehazexl.io.unfinished import JOB, begin, locked, rename
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
     import dask.array as da
     from numpy.typing import NDArray
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
 
 ZARR, TIFF, PHOTO = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
 _BLOCK = 2048  # pixels along a side of the blocks of a numpy array
-_IMAGE, _MARKS, _JOB, _LOCK = "image", "done", "job.json", "lock"  # in the folder of an unfinished image
+_IMAGE, _MARKS = "image", "done"  # in the folder of an unfinished image
 
 
 def to_zarr(
@@ -327,9 +324,9 @@ def _written(
     done = reported = 0
     left = "which is kept, so make room and run it again" if resume else "which was removed"
     remedy = f"make room, or write {path.name} to another disk"
-    with disk_full_message(f"writing {part}, {left}", remedy), _locked(part, path):
+    with disk_full_message(f"writing {part}, {left}", remedy), locked(part, path):
         try:
-            _begin(part, resume)
+            begin(part, resume)
             for step in steps:
                 done += step
                 # The total is reported only after the result is renamed.
@@ -342,97 +339,8 @@ def _written(
                 shutil.rmtree(part, ignore_errors=True)
             raise
         # From here on the image is complete, and kept whatever happens.
-        _rename(part / _IMAGE, path, overwrite)
+        rename(part / _IMAGE, path, overwrite)
         # First the description, without which nobody resumes: the folder no longer holds all that its marks say.
-        (part / _JOB).unlink(missing_ok=True)
+        (part / JOB).unlink(missing_ok=True)
         shutil.rmtree(part, ignore_errors=True)
     yield pixels
-
-
-@contextmanager
-def _locked(part: Path, path: Path) -> Iterator[None]:
-    """Hold the folder of an unfinished image; the lock ends with its process.
-
-    Raises
-    ------
-    OSError
-        If another process, or another thread of this one, holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    if not part.is_dir():
-        part.unlink(missing_ok=True)
-        part.mkdir()
-    lock = FileLock(part / _LOCK, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        by = _read_job(part).get("by", "another process")
-        raise OSError(f"{path} is being written by {by}: wait for it, or choose another name") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        # Where an open file cannot be removed, the lock's was left in an empty folder.
-        with suppress(OSError):
-            if not any(each.name != _LOCK for each in part.iterdir()):
-                (part / _LOCK).unlink()
-                part.rmdir()
-
-
-def _begin(part: Path, resume: str | None) -> None:
-    """Empty the folder of an unfinished image, unless the same work left it."""
-    kept = resume is not None and _read_job(part).get("fingerprint") == resume
-    for old in part.iterdir():
-        if not kept and old.name != _LOCK:
-            _remove(old)
-    now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-    by = f"process {os.getpid()} on {platform.node()} since {now}"
-    with atomic_write(part / _JOB) as new:
-        new.write_text(json.dumps({"fingerprint": resume, "by": by}))
-
-
-def _read_job(part: Path) -> dict[str, Any]:
-    """Return the description of unfinished work; empty if there is none, or it cannot be read."""
-    try:
-        job = json.loads((part / _JOB).read_text())
-    except (OSError, ValueError):
-        return {}
-    return job if isinstance(job, dict) else {}
-
-
-def _rename(source: Path, path: Path, overwrite: bool) -> None:
-    """Move `source` to `path`; unlike a file, a folder cannot replace another in one step.
-
-    Raises
-    ------
-    FileExistsError
-        If there is something at `path` now that must not be replaced; `source` is kept.
-    OSError
-        If it cannot be moved; `source` is kept.
-    """
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} appeared during the work and was kept: the complete image is {source}, move it")
-    old = path.with_name(f".{path.name}.old")
-    try:
-        if not path.is_dir() and not (source.is_dir() and path.exists()):
-            source.replace(path)
-            return
-        _remove(old)
-        path.rename(old)
-        try:
-            source.rename(path)
-        except BaseException:
-            old.rename(path)
-            raise
-    except OSError as error:
-        said = f"{error.strerror}: {path} cannot be replaced; the complete image is {source}, move it"
-        raise OSError(error.errno, said) from error
-    shutil.rmtree(old, ignore_errors=True)  # the new image has its name: nothing that fails here may say otherwise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -520,12 +520,18 @@ def test_full_disk(small_disk: Path, error: Errors, weights: str, name: str) -> 
     np.testing.assert_array_equal(pixels("in.tif"), noise)
 
 
+def heed_signals() -> None:
+    """Heed signals that are ignored where the tests run, as under nohup or in the background of a script."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL if name != "SIGINT" else signal.default_int_handler)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for other processes")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_signals_leave_nothing_behind(inside: Path, weights: str, name: str, code: int) -> None:
     zarr.create_array("large.zarr", shape=(6000, 6000, 3), dtype="uint8", chunks=(1000, 1000, 3))
     command = [*COMMAND, "run", "large.zarr", "out.zarr", "--weights", weights]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_signals) as process:
         assert process.stderr is not None
         seen = b""
         while b"encode:" not in seen:
@@ -542,7 +548,8 @@ def test_signals_leave_nothing_behind(inside: Path, weights: str, name: str, cod
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for other processes")
 def test_a_signal_before_the_work_ends_in_one_line(inside: Path) -> None:
     os.mkfifo("pipe")  # opening it waits
-    process = subprocess.Popen([*COMMAND, "info", "pipe"], stderr=subprocess.PIPE, text=True)
+    command = [*COMMAND, "info", "pipe"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals)
     with process, open("pipe", "wb"):  # which waits until the command opens it
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
