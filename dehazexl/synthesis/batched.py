@@ -46,7 +46,9 @@ class Synthesis:
     dark
         Share of images that are darkened first, as in poor light.
     pale
-        Share of images with pale rectangles that are not haze: roofs, snow, borders of scans.
+        Share of images with pale rectangles that are not haze: roofs, snow.
+    collar
+        Share of images with a border of one value, black, white or gray, as around a georeferenced scene.
     soften, grade, noise, jpeg
         Shares of images that are blurred where haze is thick, recolored, made noisy, and compressed.
     """
@@ -60,6 +62,7 @@ class Synthesis:
     local: float = 0.2
     dark: float = 0.08
     pale: float = 0.1
+    collar: float = 0.06
     soften: float = 0.3
     grade: float = 0.2
     noise: float = 0.3
@@ -126,7 +129,10 @@ def synthesize(clear: Tensor, upright: Tensor, generator: Generator, settings: S
     linear = from_linear(to_linear(blurred) * t + to_linear(around) * (1 - t))
     # Images without haze are degraded as well, and so is their target: noise must not be a sign of haze.
     hazy = degrade(torch.where(without_haze, clear, torch.where(tone > 0, linear, straight)), draw, settings)
-    return HazyBatch(torch.where(without_haze, hazy, clear), hazy, optical, airlight, tone)
+    clear = torch.where(without_haze, hazy, clear)
+    inside, value = draw_collar(h, w, draw, settings.collar)
+    clear, hazy = (torch.where(inside, image, value) for image in (clear, hazy))
+    return HazyBatch(clear, hazy, torch.where(inside, optical, 0.0), airlight, tone)
 
 
 class Draw:
@@ -274,6 +280,28 @@ def add_pale_rectangles(clear: Tensor, draw: Draw, share: float) -> Tensor:
         texture = draw.normal(1, h, w) * draw.uniform(0, 0.03)
         clear = torch.where(inside, (color + texture).clamp(0, 1), clear)
     return clear
+
+
+def draw_collar(h: int, w: int, draw: Draw, share: float) -> tuple[Tensor, Tensor]:
+    """Draw borders of one value around images, each side of which is cut off along a slanted line.
+
+    Returns
+    -------
+    inside : Tensor
+        ``(n, 1, h, w)``, bool: where the image is; everywhere for all but `share` of the images.
+    value : Tensor
+        Value of the border ``(n, 1, 1, 1)``.
+    """
+    y = torch.linspace(0, 1, h, device=draw.device).view(1, 1, -1, 1)
+    x = torch.linspace(0, 1, w, device=draw.device).view(1, 1, 1, -1)
+    inside = ~draw.chance(share)
+    within = torch.ones_like(inside)
+    for across, along in ((y, x), (1 - y, x), (x, y), (1 - x, y)):
+        depth = draw.chance(0.5) * draw.uniform(0.02, 0.4)
+        within = within & (across >= depth + draw.uniform(-0.3, 0.3) * (along - 0.5) * (depth > 0))
+    gray = torch.where(draw.chance(0.5), draw.uniform(0, 1), 1.0)
+    value = torch.where(draw.chance(0.5), 0.0, gray)
+    return inside | within, (value * 255).round() / 255
 
 
 def soften(clear: Tensor, density: Tensor, draw: Draw, share: float) -> Tensor:

@@ -17,7 +17,7 @@ from dehazexl.synthesis.batched import Draw, Synthesis, jpeg, synthesize
 from dehazexl.synthesis.images import Images
 from dehazexl.synthesis.srgb import from_linear, to_linear
 
-PLAIN = Synthesis(clear=0, dark=0, pale=0, soften=0, grade=0, noise=0, jpeg=0, local=0)
+PLAIN = Synthesis(clear=0, dark=0, pale=0, collar=0, soften=0, grade=0, noise=0, jpeg=0, local=0)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -112,3 +112,15 @@ def test_packed_images_are_cut_upright_or_turned(tmp_path: Path) -> None:
         clear, tops = images.crops(9, 32, 64, random, whole=0.5)
         assert clear.shape == (9, 3, 32, 64) and tops.shape == (9,)
         assert clear.min() >= 0 and clear.max() <= 1
+
+
+def test_collars_are_of_one_value_without_haze() -> None:
+    clear = clear_images(60, 64, 64)
+    made = synthesize(clear, torch.zeros(60, dtype=torch.bool), seeded(), replace(PLAIN, collar=0.5, thickness=(1, 2)))
+    border = (made.clear != clear).all(1, keepdim=True)
+    some = border.flatten(1).any(1)
+    assert 15 < some.sum() < 45 and border[some].float().mean() > 0.1
+    assert torch.equal(made.clear[border.expand_as(clear)], made.hazy[border.expand_as(clear)])
+    assert (made.optical[border.expand_as(clear)] == 0).all()
+    values = [made.clear[i, 0][border[i, 0]] for i in range(60) if some[i]]
+    assert all((each == each[0]).all() for each in values) and {0.0, 1.0} <= {float(each[0]) for each in values}
