@@ -328,7 +328,12 @@ def train(args: argparse.Namespace) -> None:
     generator = torch.Generator(device)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.tune:
-        tune(trainer, make_batch(images, args.tiles, spec, trainer.recipe.seed, 10**6, generator), args.tiles, args.compile)
+        tune(
+            trainer,
+            make_batch(images, args.tiles, spec, trainer.recipe.seed, 10**6, generator),
+            args.tiles,
+            args.compile,
+        )
     log = (args.out / "log.jsonl").open("a")
     first, begun, losses, parts = trainer.step, time.perf_counter(), [], [0.0, 0.0]
     limit = 60 * args.minutes - args.reserve

@@ -45,7 +45,8 @@ class Spec:
         computed for every 4 x 4 pixels and interpolated, which suits heads whose parameters are smooth.
     prior
         Take the dark channel prior (t = 1 - 0.95 dark / A) for the transmission, and let the network correct it. For
-        the scattering head at stride 4, with the dark channel among its inputs.
+        the scattering head at stride 4, with the dark channel among its inputs; for the head ``field``, whose tokens
+        decide how far to trust the prior.
     airlight
         ``pixels``: the scattering head's airlight comes out of the decoder, like the transmission. ``picture``: there
         is one for the whole image, on which all tokens vote, see `heads.scattering`. For the scattering head at
@@ -179,6 +180,7 @@ _FIELD: dict[str, Any] = {
     "context_local": 5,
     "overview": True,
     "scale": 2,
+    "prior": True,
     "inputs": ("dark", "bright"),
 }
 

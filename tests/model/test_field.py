@@ -218,3 +218,32 @@ def test_half_precision_says_about_the_same(dtype: torch.dtype) -> None:
 def test_specs_that_cannot_be(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DehazeXL(replace(TINY, **wrong))
+
+
+# ---- The dark channel prior ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tone", [0.0, 1.0])
+def test_prior_is_the_thickness_that_leaves_black_at_black(tone: float) -> None:
+    thickness = torch.tensor([0.1, 0.7, 1.5]).view(1, 1, 3, 1)
+    values = torch.tensor([[2.0, 1.5, 1.0, -0.2, 0.3, 100.0 if tone else -100.0]])
+    found = f.haze(thickness, values)
+    air = h.to_light(found.airlight, found.tone)
+    black = h.from_light(air * (1 - torch.exp(-found.exponents * thickness)), found.tone)  # (1, 3, 3, 1)
+    logits = f.prior(black.permute(0, 2, 3, 1)[:, :, None], values)
+    removed = torch.nn.functional.softplus(logits).flatten()
+    # All but 5 % of the haze is removed, of the color in which that is the thinnest.
+    t = torch.exp(-found.exponents * thickness)
+    expected = (-torch.log(1 - f.KEPT * (1 - t)) / found.exponents).amin(1).flatten()
+    assert torch.allclose(removed, expected, rtol=1e-3)
+
+
+def test_tokens_decide_how_far_to_trust_the_prior() -> None:
+    model, other = randomized(), randomized()
+    other.head.trust.weight.data.zero_()
+    other.head.trust.bias.data.zero_()
+    without = DehazeXL(replace(TINY, prior=False)).eval()
+    without.load_state_dict({k: v for k, v in other.state_dict().items() if "trust" not in k})
+    pixels = uneven(600, 700)
+    assert np.abs(whole(other, pixels) - whole(without, pixels)).max() < 1e-5
+    assert np.abs(whole(model, pixels) - whole(other, pixels)).max() > 1e-2

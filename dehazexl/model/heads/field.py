@@ -4,6 +4,10 @@ All tokens vote on the numbers of the whole image. The low frequencies of the fi
 for each 16 x 16 pixels, and are interpolated over the whole grid of tiles by a quadratic B-spline, so that tiles meet
 without a step. The decoder adds what is finer, which fades out at the borders of its tile, and lets the field follow
 the edges of the image by a local linear model of the colors (He, Sun and Tang, Guided image filtering, 2013).
+
+With ``prior``, each number of the field is that of its token plus a share, which the token sets, of what the dark
+channel prior says under the airlight and tone that all tokens voted for (He, Sun and Tang, Single image haze removal
+using dark channel prior, 2011).
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dehazexl.image.grid import SIDE, TILE, TOKEN
-from dehazexl.model.haze import Haze
+from dehazexl.model.haze import Haze, to_light
 from dehazexl.model.heads.base import Affine, Head, Survey, convolution, enlarge, haziness, linear, logits
 from dehazexl.model.tokens import Tokens, vote
 
@@ -34,6 +38,12 @@ WINDOW = CELLS + 2
 
 PATCHES = 4
 """Patches along a token's side whose mean colors it carries to the attention."""
+
+BLOCK = 8
+"""Side of the blocks whose darkest values the prior uses, in pixels as the network sees them."""
+
+KEPT = 0.95
+"""Share of the haze that the prior removes."""
 
 STRIDE = 4
 """Side of a cell of the decoder's correction, in pixels as the network sees them."""
@@ -65,6 +75,7 @@ class Field(Head):
         width = spec.widths[-1]
         self.norm = nn.LayerNorm(width)
         self.coarse = nn.Linear(width, CELLS**2)
+        self.trust = nn.Linear(width, CELLS**2) if spec.prior else None
         self.score = nn.Linear(width, VOTERS)
         self.elect = nn.Sequential(nn.Linear(VOTERS * (width + 3), width), nn.GELU(), nn.Linear(width, VALUES))
 
@@ -73,19 +84,22 @@ class Field(Head):
         """See `Head.check`."""
         if spec.head_stride != 4:
             raise ValueError("the head 'field' needs head_stride 4")
-        if spec.prior or spec.guided or spec.airlight != "pixels":
-            raise ValueError(f"prior, guided and airlight need the head 'scattering', not {spec.head!r}")
+        if spec.guided or spec.airlight != "pixels":
+            raise ValueError(f"guided and airlight need the head 'scattering', not {spec.head!r}")
 
     @classmethod
     def extra(cls, spec: Spec) -> int:
         """See `Head.extra`."""
-        return 3 * PATCHES**2
+        return 3 * PATCHES**2 + (3 * CELLS**2 if spec.prior else 0)
 
     def initialize(self) -> None:
         """Start with a thin haze, and an airlight a little brighter than the haziest places."""
         super().initialize()
         nn.init.normal_(self.coarse.weight, std=0.02)
         nn.init.constant_(self.coarse.bias, -1.0)
+        if self.trust is not None:
+            nn.init.zeros_(self.trust.weight)
+            nn.init.zeros_(self.trust.bias)
         nn.init.zeros_(self.score.weight)
         last = self.elect[-1]
         assert isinstance(last, nn.Linear)
@@ -93,24 +107,39 @@ class Field(Head):
         last.bias.data = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])
 
     def describe(self, tiles: Tensor) -> Tensor | None:
-        """Return the mean colors of 4 x 4 patches of each token, see `Head.describe`."""
-        colors = F.avg_pool2d(tiles.float(), TOKEN // PATCHES).unfold(2, PATCHES, PATCHES).unfold(3, PATCHES, PATCHES)
-        return colors.permute(0, 2, 3, 4, 5, 1).flatten(3)
+        """Return the mean colors of 4 x 4 patches of each token, and with the prior the darkest values of its cells.
+
+        See `Head.describe`.
+        """
+        tiles = tiles.float()
+        found = [by_token(F.avg_pool2d(tiles, TOKEN // PATCHES), PATCHES)]
+        if self.trust is not None:
+            darkest = -F.max_pool2d(-tiles, BLOCK)
+            found.append(by_token(F.avg_pool2d(darkest, CELL // BLOCK), CELLS))
+        return torch.cat(found, dim=-1)
 
     def colors(self, extra: Tensor) -> Tensor:
         """See `Head.colors`: a pixel for each patch."""
         n, h, w, _ = extra.shape
-        colors = extra.float().view(n, h, w, PATCHES, PATCHES, 3).permute(0, 5, 1, 3, 2, 4)
+        colors = patches(extra).float().view(n, h, w, PATCHES, PATCHES, 3).permute(0, 5, 1, 3, 2, 4)
         return colors.reshape(n, 3, h * PATCHES, w * PATCHES)
 
     def survey(self, tokens: Tokens) -> Survey:
-        """Return each token's cells of the field, and the votes of all, see `Head.survey`."""
+        """Return each token's cells of the field, and the votes of all, see `Head.survey`.
+
+        With the prior, the cells are followed by their trust in it and their darkest values.
+        """
         with torch.autocast(tokens.features.device.type, enabled=False):
-            features, patches = tokens.select()
-            features, colors = self.normalized_features(features), mean_colors(patches)
+            features, extra = tokens.select()
+            features, colors = self.normalized_features(features), mean_colors(patches(extra))
             weights = linear(self.score, features) + F.pad(haziness(colors), (0, VOTERS - 1))
-            cells = linear(self.coarse, self.normalized_features(tokens.features))
-            return Survey(vote(weights, torch.cat([features, logits(colors)], dim=-1)), cells)
+            votes = vote(weights, torch.cat([features, logits(colors)], dim=-1))
+            every = self.normalized_features(tokens.features)
+            cells = linear(self.coarse, every)
+            if self.trust is not None:
+                darkest = tokens.extra[..., 3 * PATCHES**2 :].float()
+                cells = torch.cat([cells, linear(self.trust, every), darkest], dim=-1)
+            return Survey(votes, cells)
 
     def normalized_features(self, fused: Tensor) -> Tensor:
         """Normalize fused tokens ``(..., c)``, in float32."""
@@ -125,11 +154,12 @@ class Field(Head):
             first, _, last = self.elect
             assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
             values = linear(last, F.gelu(linear(first, votes.flatten(1))))
-            values = torch.cat([values[:, :3] + votes[:, 0, -3:], values[:, 3:]], dim=1)
+            values = torch.cat([values[:, :3] + votes[:, 0, -3:], values[:, 3:]], dim=1).to(cells.device)
+            if self.trust is not None:
+                cells, trust, darkest = cells.split([CELLS**2, CELLS**2, 3 * CELLS**2], dim=-1)
+                cells = cells + trust * prior(darkest.unflatten(-1, (CELLS**2, 3)), values)
             field = cells.unflatten(-1, (CELLS, CELLS)).transpose(2, 3).reshape(n, h * CELLS, w * CELLS)
-            return torch.cat(
-                [windows(field, overlap / CELL), values.to(cells.device)[:, None, None].expand(n, h, w, -1)], dim=-1
-            )
+            return torch.cat([windows(field, overlap / CELL), values[:, None, None].expand(n, h, w, -1)], dim=-1)
 
     def guide(self, carried: Tensor) -> Tensor | None:
         """Return the field as the tokens predict it, the airlight and the tone, see `Head.guide`."""
@@ -143,6 +173,38 @@ class Field(Head):
         cells, values = unpacked(carried)
         found = haze(thickness(cells, convolution(self.output, features), tiles), values)
         return Affine(*found.removal(tiles), found)
+
+
+def by_token(pixels: Tensor, side: int) -> Tensor:
+    """Give each token its square of a shrunk image ``(n, 3, 8 side, 8 side)``: ``(n, 8, 8, side * side * 3)``."""
+    return pixels.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 4, 5, 1).flatten(3)
+
+
+def patches(extra: Tensor) -> Tensor:
+    """Return the colors of the patches out of what tokens carry ``(..., extra)``."""
+    return extra[..., : 3 * PATCHES**2]
+
+
+def prior(darkest: Tensor, values: Tensor) -> Tensor:
+    """Return the field according to the dark channel prior, as the logits of `thickness`.
+
+    Parameters
+    ----------
+    darkest
+        Darkest values of the cells ``(n, h, w, cells, 3)``.
+    values
+        Numbers of the image ``(n, VALUES)``.
+
+    Returns
+    -------
+    Tensor
+        ``(n, h, w, cells)``: the largest thickness for which no color of the cell becomes negative.
+    """
+    _, airlight, exponents, tone = haze(values, values)
+    air, seen = to_light(airlight, tone), to_light(darkest.flatten(1, 3).transpose(1, 2)[..., None], tone)
+    density = KEPT * (seen / air).clamp(1 - KEPT, 1)
+    thickest = (-torch.log1p(-density) / exponents).amin(1)  # (n, h * w * cells, 1)
+    return torch.log(torch.expm1(thickest)).view(darkest.shape[:-1])
 
 
 def mean_colors(patches: Tensor) -> Tensor:
