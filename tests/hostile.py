@@ -255,23 +255,29 @@ def zarr_with_a_pickling_filter(folder: Path) -> Path:
     return zarr2(folder / "a.zarr", pickle.dumps(Code(mark(folder))), filters=[{"id": "pickle"}])
 
 
-@kind("damaged chunk")
+@kind("inflates to more")
 def zarr_with_a_gzip_bomb(folder: Path) -> Path:
     squeeze = zlib.compressobj(1, zlib.DEFLATED, 31)
-    bomb = b"".join([squeeze.compress(bytes(2**20)) for _ in range(300)]) + squeeze.flush()
+    bomb = b"".join([squeeze.compress(bytes(2**20)) for _ in range(700)]) + squeeze.flush()
     return zarr2(folder / "a.zarr", bomb, compressor={"id": "gzip", "level": 1})
 
 
-@kind("damaged chunk")
+@kind("inflates to more")
 def zarr_with_a_lying_zstd_header(folder: Path) -> Path:
     lie = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 2**40) + bytes(64)
     return zarr2(folder / "a.zarr", lie, compressor={"id": "zstd", "level": 1})
 
 
-@kind("damaged chunk|not enough memory")
+@kind("inflates to more")
 def zarr_with_a_lying_blosc_header(folder: Path) -> Path:
-    lie = bytes([2, 1, 1, 2]) + struct.pack("<III", 2**31 - 64, 2**31 - 64, 64) + bytes(64)
+    lie = bytes([2, 1, 1, 2]) + struct.pack("<III", 2**31 - 64, 2**31 - 64, 80) + bytes(64)
     return zarr2(folder / "a.zarr", lie, compressor={"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1})
+
+
+@kind("compressed more than once")
+def zarr_that_is_compressed_twice(folder: Path) -> Path:
+    gzip = {"name": "gzip", "configuration": {"level": 1}}
+    return zarr3(folder / "a.zarr", codecs=[BYTES, gzip, gzip])
 
 
 # ---- TIFF -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
+from dehazexl.io.inflation import inflates_beyond
 from dehazexl.io.source import MAX_BLOCK, MAX_METADATA, check_block
 
 if TYPE_CHECKING:
@@ -53,22 +54,30 @@ CODECS = frozenset(
 RECHUNK = "re-chunk it first, e.g. dask.array.from_zarr(PATH).rechunk(1024).to_zarr(NEW)"
 
 
+INFLATING = frozenset({"blosc", "bz2", "gzip", "lzma", "zlib", "zstd"})
+"""Codecs of which a small chunk can make a large one."""
+
+
 class FolderStore(zarr.storage.LocalStore):
     """A folder from which only its own regular files of bounded size are read."""
+
+    inflating: frozenset[str] = frozenset()
+    """Codecs of `INFLATING` that chunks of this Zarr are compressed with, once they are known."""
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return the bytes of a file, see `zarr.abc.store.Store.get`."""
         self.check(key, byte_range)
-        return await super().get(key, prototype, byte_range)
+        return check_inflation(await super().get(key, prototype, byte_range), self.inflating, f"{self.root}/{key}")
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return the bytes of a file; only newer releases of zarr call this."""
         self.check(key, byte_range)
-        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        data = super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return check_inflation(data, self.inflating, f"{self.root}/{key}")
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -101,6 +110,32 @@ class FolderStore(zarr.storage.LocalStore):
         check_length(path, _requested(byte_range, status.st_size))
 
 
+class ZipStore(zarr.storage.ZipStore):
+    """A zip file whose chunks are bounded once they are decompressed; see `open_store` for its members."""
+
+    inflating: frozenset[str] = frozenset()
+    """As of `FolderStore`."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Return the bytes of a member, see `zarr.abc.store.Store.get`."""
+        return check_inflation(await super().get(key, prototype, byte_range), self.inflating, f"{self.path}/{key}")
+
+
+def check_inflation(data: Buffer | None, codecs: frozenset[str], path: str) -> Buffer | None:
+    """Return the bytes of a chunk.
+
+    Raises
+    ------
+    ValueError
+        If they decompress to more than is read at once.
+    """
+    if data is not None and codecs and not path.endswith(METADATA):
+        packed = data.to_bytes()
+        if any(inflates_beyond(codec, packed, MAX_BLOCK) for codec in codecs):
+            raise ValueError(f"{path} inflates to more than {MAX_BLOCK} bytes: {RECHUNK}")
+    return data
+
+
 def _requested(byte_range: ByteRequest | None, size: int) -> int:
     """Return the number of bytes that a request reads from a file of `size` bytes."""
     if isinstance(byte_range, RangeByteRequest):
@@ -125,7 +160,7 @@ def check_length(path: str, length: int) -> None:
         raise ValueError(f"{path} has {length} bytes, larger than the {limit} that are read at once: {RECHUNK}")
 
 
-def open_store(path: Path) -> FolderStore | zarr.storage.ZipStore:
+def open_store(path: Path) -> FolderStore | ZipStore:
     """Open a folder, or a zip file after a look at its list of members.
 
     Raises
@@ -142,7 +177,7 @@ def open_store(path: Path) -> FolderStore | zarr.storage.ZipStore:
             # A member that is stored without compression, e.g. a shard, is read in parts.
             if member.compress_type != zipfile.ZIP_STORED or member.filename.endswith(METADATA):
                 check_length(f"{path}/{member.filename}", member.file_size)
-    return zarr.storage.ZipStore(path, mode="r")
+    return ZipStore(path, mode="r")
 
 
 def check_array(array: zarr.Array[Any], where: str) -> None:
@@ -153,12 +188,20 @@ def check_array(array: zarr.Array[Any], where: str) -> None:
     ValueError
         If a codec is not in `CODECS`, or chunks are too large or too small to be read.
     """
-    for name in _codec_names(array.metadata):
+    names = list(_codec_names(array.metadata))
+    for name in names:
         if name not in CODECS:
             raise ValueError(
                 f"{where} is encoded with the codec {name!r}, which is not among those that only decode numbers: write "
                 f"it again with zstd"
             )
+    inflating = [name for name in names if name in INFLATING]
+    if len(inflating) > 1:
+        raise ValueError(
+            f"{where} is compressed more than once, by {' and '.join(inflating)}: write it again with zstd"
+        )
+    if inflating and isinstance(array.store, (FolderStore, ZipStore)):
+        array.store.inflating |= {inflating[0]}
     # From a zip file the whole shard is read, see `zarr_read.zarr_levels`.
     zipped = isinstance(array.store, zarr.storage.ZipStore)
     check_block((zipped and array.shards) or array.chunks, array.shape, array.dtype.itemsize, where, RECHUNK)
