@@ -22,6 +22,7 @@ import time
 import traceback
 import warnings
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,9 @@ def sound_files(folder: Path) -> dict[str, Path]:
     tifffile.imwrite(made["tiles.tif"], rgb, tile=(32, 48), compression="zlib", predictor=True, photometric="rgb")
     tifffile.imwrite(made["lzw.tif"], rgb, rowsperstrip=8, compression="lzw", photometric="rgb", byteorder=">")
     tifffile.imwrite(made["jpeg.tif"], byte, tile=(32, 32), compression="jpeg", photometric="rgb")
-    tifffile.imwrite(made["big.tif"], picture(4), bigtiff=True, compression="zstd", planarconfig="separate")
+    tifffile.imwrite(
+        made["big.tif"], np.moveaxis(picture(4), -1, 0), bigtiff=True, compression="zstd", planarconfig="separate"
+    )
     with tifffile.TiffWriter(made["pyramid.ome.tif"], ome=True) as file:
         options: dict[str, Any] = {"tile": (32, 32), "compression": "zlib", "photometric": "minisblack"}
         file.write(np.moveaxis(rgb, -1, 0), subifds=1, metadata={"axes": "CYX", "PhysicalSizeX": 0.5}, **options)
@@ -224,6 +227,17 @@ def mutate_zip(data: bytes, random: Random) -> bytes:
     return made.getvalue()
 
 
+def mutate_png(data: bytes, random: Random) -> bytes:
+    """Damage a PNG, and mostly write the checksums of its chunks again."""
+    made = bytearray(mutate(data, random))
+    at = 8
+    while at + 12 <= len(made) and random.random() < 0.95:
+        end = at + 8 + int.from_bytes(made[at : at + 4], "big")
+        made[end : end + 4] = zlib.crc32(made[at + 4 : end]).to_bytes(4, "big")[: len(made) - end]
+        at = end + 4
+    return bytes(made)
+
+
 def make_input(sound: Path, folder: Path, random: Random) -> Path:
     """Write a damaged copy of a sound file into an empty folder."""
     path = folder / sound.name
@@ -236,7 +250,7 @@ def make_input(sound: Path, folder: Path, random: Random) -> Path:
         damage: Callable[[bytes, Random], bytes] = mutate_text if file in metadata else mutate
         file.write_bytes(damage(file.read_bytes(), random))
         return path
-    kinds = {".safetensors": mutate_safetensors, ".zip": mutate_zip}
+    kinds = {".safetensors": mutate_safetensors, ".zip": mutate_zip, ".png": mutate_png}
     damage = kinds.get(path.suffix, mutate_zip if path.name == "zip.pth" else mutate)
     path.write_bytes(damage(sound.read_bytes(), random))
     return path

@@ -68,6 +68,20 @@ def test_hostile_pixels_are_refused(tmp_path: Path, kind: str) -> None:
         image.levels[0][:64, :64].compute()
 
 
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize(
+    "kind",
+    ["zarr_in_one_chunk", "zarr_of_single_pixels", "tiff_in_one_strip", "tiff_in_one_tile", "jpeg_of_endless_size"],
+)
+def test_a_region_of_a_hostile_file_is_refused(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    build, words = KINDS[kind]
+    path = build(tmp_path)
+    before = contents(tmp_path)
+    assert main(["run", str(path), str(tmp_path / "out.tif"), "--region", "0:256,0:256"]) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert contents(tmp_path) == before
+
+
 def test_the_generator_hides_code_that_runs(tmp_path: Path) -> None:
     """Check that the mark of the tests above would appear if the code ran."""
     import pickle
