@@ -6,6 +6,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray
 from dehazexl.io.open import open_image
+from dehazexl.io.unfinished import held
 from dehazexl.model import DehazeXL
 from dehazexl.model.weights import load_model
 
@@ -79,12 +81,15 @@ def dehaze(
     ------
     FileNotFoundError, TypeError, ValueError
         See `open_image`; ValueError also for arguments out of range.
+    OSError
+        If another process works on the same folder of tokens.
     """
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
-    store = open_tokens(job, tokens)
-    for stage in stages(job, store):
-        for _ in stage.steps:
-            pass
+    with nullcontext() if tokens is None else held(Path(tokens).expanduser()):
+        store = open_tokens(job, tokens)
+        for stage in stages(job, store):
+            for _ in stage.steps:
+                pass
     return decode_lazily(job, store)
 
 
