@@ -554,10 +554,14 @@ def test_signals_end_a_run_within_a_batch(inside: Path, weights: str, name: str,
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for other processes")
 def test_a_signal_before_the_work_ends_in_one_line(inside: Path) -> None:
-    os.mkfifo("pipe")  # opening it waits
-    command = [*COMMAND, "info", "pipe"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals)
-    with process, open("pipe", "wb"):  # which waits until the command opens it
+    slow = (
+        "import sys, time; from dehazexl.cli import app, info; "
+        "info.describe = lambda _: print('begun', flush=True) or time.sleep(300); "
+        "sys.exit(app.main(['info', 'in.tif']))"
+    )
+    command, pipe = [sys.executable, "-c", slow], subprocess.PIPE
+    with subprocess.Popen(command, text=True, preexec_fn=heed_signals, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
     assert process.returncode == 143 and err.splitlines()[-1] == "dehazexl: error: stopped"
