@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -14,7 +16,9 @@ import torch
 from dehazexl.engine.decode import decode
 from dehazexl.engine.job import Job
 from dehazexl.engine.memory import TilesAtOnce
-from dehazexl.engine.run import stages
+from dehazexl.engine.recipe import DecodedElsewhere, Recipe
+from dehazexl.engine.run import Stage, stages
+from dehazexl.engine.share import share, temporary_folder
 from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.image.grid import TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
@@ -26,6 +30,7 @@ from dehazexl.model.weights import load_model
 
 if TYPE_CHECKING:
     import dask.array as da
+    from distributed import Client
     from numpy.typing import NDArray
 
 CHUNK = 2048
@@ -41,10 +46,12 @@ def dehaze(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] = "auto",
     tokens: str | Path | None = None,
+    client: Client | None = None,
 ) -> da.Array:
     """Remove the haze from an image of any size.
 
-    All tiles are encoded and their tokens fused before this returns; the pixels are computed lazily.
+    All tiles are encoded and their tokens fused before this returns; the pixels are computed lazily, by any scheduler
+    of dask.
 
     Parameters
     ----------
@@ -66,6 +73,10 @@ def dehaze(
     tokens
         Folder for the tokens, so that an interrupted run can be resumed. None keeps them in memory: 66 kB per tile with
         the bundled weights in float32, half in half precision.
+    client
+        Client of the dask cluster whose workers encode and fuse; None takes the current one, if there is one. All
+        machines must reach the image and the folder for the tokens by the same paths; without that folder, the tokens
+        go to a temporary one, which suffices for workers on this machine.
 
     Returns
     -------
@@ -79,11 +90,41 @@ def dehaze(
         See `open_image`; ValueError also for arguments out of range.
     """
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
-    store = open_tokens(job, tokens)
-    for stage in stages(job, store):
+    client = client or current_client()
+    if client is None:
+        store = open_tokens(job, tokens)
+        _drain(stages(job, store))
+        return decode_lazily(job, store)
+    from dehazexl.engine.cluster import Cluster
+
+    store = open_tokens(job, temporary_folder() / "tokens" if tokens is None else tokens)
+    with Cluster(client, job, store) as cluster:
+        _drain(cluster.stages())
+    return decode_lazily(job, store)
+
+
+def _drain(stages: Iterator[Stage]) -> None:
+    """Do all stages."""
+    for stage in stages:
         for _ in stage.steps:
             pass
-    return decode_lazily(job, store)
+
+
+def current_client() -> Client | None:
+    """Return the current client of a dask cluster, or None; tasks of a cluster have none."""
+    distributed = sys.modules.get("distributed")  # without a client it need not be imported
+    if distributed is None:
+        return None
+    try:
+        distributed.get_worker()
+        return None
+    except ValueError:
+        pass
+    try:
+        client: Client = distributed.default_client()
+        return None if client.asynchronous else client
+    except ValueError:
+        return None
 
 
 def prepare(
@@ -143,6 +184,10 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     return int(min(64, max(1, free // 2 // tile)))
 
 
+@overload
+def open_tokens(job: Job, path: str | Path) -> ZarrTokens: ...
+@overload
+def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore: ...
 def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
     """Return an empty token store in memory, or the store in a folder, which may contain tokens already.
 
@@ -153,7 +198,7 @@ def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
     """
     if path is None:
         return MemoryTokens(job.grid, job.channels, job.token_dtype)
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser().absolute()  # other processes may have another current folder
     if job.image.path is not None:
         check_apart(folder, job.image.path)
     return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, fingerprint(job))
@@ -195,3 +240,11 @@ class Decoded(WindowedArray):
     def read(self, window: Window) -> NDArray[Any]:
         """Decode the pixels of a window."""
         return decode(self.job, self.store, window, self.on_progress)
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return share(self.job, self.store)
+
+    def __reduce__(self) -> tuple[type[DecodedElsewhere], tuple[Any, ...]]:
+        """Leave everything large on disk, for other processes."""
+        return DecodedElsewhere, (self._recipe, self.shape, self.dtype)

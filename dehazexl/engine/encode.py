@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,17 +20,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def encode(job: Job, store: TokenStore) -> Iterator[int]:
-    """Encode all tiles that are not in the store.
+def encode(job: Job, store: TokenStore, blocks: Sequence[Window] | None = None) -> Iterator[int]:
+    """Encode the tiles that are not in the store.
+
+    Parameters
+    ----------
+    job, store
+        The image, and its tokens.
+    blocks
+        Some of the blocks of the grid; None for all.
 
     Yields
     ------
     int
         Number of tiles done since the last step, computed or found in the store.
     """
-    blocks = list(job.grid.blocks(job.grid.block))
+    blocks = list(job.grid.blocks(job.grid.block)) if blocks is None else blocks
     missing = [block for block in blocks if not store.done(block)]
-    if found := job.grid.count - sum(block.height * block.width for block in missing):
+    if found := sum(block.count for block in blocks) - sum(block.count for block in missing):
         yield found
     for block, tiles in _read_ahead(job, missing):
         tokens, valid, cells = [], [], list(block.cells())

@@ -99,10 +99,9 @@ class StreamedTokens:
             last = row + 1 == len(rows)
             below = here[:, -1:].expand(-1, margin, -1, -1) if last else tiles_to_grid(rows[row + 1], 1, cols)
             above = here[:, :1].expand(-1, margin, -1, -1) if above is None else above
-            band = torch.cat([above, here, below[:, :margin]], dim=1)
+            convolved = convolve_row(self.job, layer, above, here, below[:, :margin])
             above = here[:, -margin:].clone()
-            wide = repeat_edges(self._on_device(band), margin)[:, margin:-margin]
-            rows[row] = grid_to_tiles(layer.inside(wide)).to(self.features)
+            rows[row] = convolved.to(self.features)
             yield 0
 
     def join(self, parts: list[Tensor]) -> Tensor:
@@ -127,15 +126,38 @@ class StreamedTokens:
         return self.job.memory.each(self.job.grid.count, lambda chunk: compute(self._part(chunk)), "fuse")
 
     def _part(self, chunk: slice) -> Tokens:
-        """Return consecutive tiles as a grid, one above the other ``(1, 8 tiles, 8, c)``."""
-        features, extra = (self._on_device(each[chunk]).flatten(0, 1)[None] for each in (self.features, self.extra))
-        tiles = torch.arange(chunk.start, chunk.stop, device=features.device)
-        inside = torch.arange(SIDE, device=features.device)
-        rows = ((tiles // self.job.grid.cols * SIDE)[:, None] + inside).view(-1, 1).expand(-1, SIDE)
-        cols = ((tiles % self.job.grid.cols * SIDE)[:, None, None] + inside).expand(-1, SIDE, -1).reshape(-1, SIDE)
-        valid = self.valid[chunk].to(features.device).view(1, -1, SIDE)
-        return Tokens(features, extra, rows, cols, None if bool(valid.all()) else valid)
+        """Return consecutive tiles, see `as_tokens`."""
+        return as_tokens(self.job, self.features[chunk], self.extra[chunk], self.valid[chunk], chunk.start)
 
-    def _on_device(self, tokens: Tensor) -> Tensor:
-        """Bring tokens to the network's device and precision."""
-        return tokens.to(self.job.model.device, self.job.model.dtype)
+
+def as_tokens(job: Job, features: Tensor, extra: Tensor, valid: Tensor, first: int) -> Tokens:
+    """Return consecutive tiles as a grid, one above the other ``(1, 8 tiles, 8, c)``, on the network's device.
+
+    Parameters
+    ----------
+    job
+        The image.
+    features, extra, valid
+        ``(tiles, 8, 8, c)``, ``(tiles, 8, 8, k)`` and ``(tiles, 8, 8)``.
+    first
+        Number of the first tile, in row-major order.
+    """
+    features, extra = (on_device(job, each.flatten(0, 1)[None]) for each in (features, extra))
+    tiles = torch.arange(first, first + len(valid), device=features.device)
+    inside = torch.arange(SIDE, device=features.device)
+    rows = ((tiles // job.grid.cols * SIDE)[:, None] + inside).view(-1, 1).expand(-1, SIDE)
+    cols = ((tiles % job.grid.cols * SIDE)[:, None, None] + inside).expand(-1, SIDE, -1).reshape(-1, SIDE)
+    valid = valid.to(features.device).view(1, -1, SIDE)
+    return Tokens(features, extra, rows, cols, None if bool(valid.all()) else valid)
+
+
+def on_device(job: Job, tokens: Tensor) -> Tensor:
+    """Bring tokens to the network's device and precision."""
+    return tokens.to(job.model.device, job.model.dtype)
+
+
+def convolve_row(job: Job, layer: Local, above: Tensor, here: Tensor, below: Tensor) -> Tensor:
+    """Convolve a row of tiles ``(1, 8, w, c)``, given the margins of tokens above and below; return its tiles."""
+    margin = layer.conv.kernel_size[0] // 2
+    wide = repeat_edges(on_device(job, torch.cat([above, here, below], dim=1)), margin)[:, margin:-margin]
+    return grid_to_tiles(layer.inside(wide))

@@ -113,6 +113,11 @@ class ZarrTokens:
             self._fused = group.require_array("fused", shape=shape, chunks=chunks, dtype=dtype)
         self._group = group
 
+    @property
+    def path(self) -> Path:
+        """Path of the folder."""
+        return self._path
+
     def done(self, block: Window) -> bool:
         """See `TokenStore.done`."""
         return bool(self._done[block.y0 // self._side, block.x0 // self._side])
@@ -129,14 +134,31 @@ class ZarrTokens:
         """See `TokenStore.tokens`."""
         return np.asarray(self._array[:]), np.asarray(self._valid[:])
 
+    def get(self, tiles: Window) -> NDArray[Any]:
+        """Return the tokens ``(rows, cols, 64, c)`` of a rectangle of tiles, as they were encoded."""
+        return np.asarray(self._array[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
+
+    def get_valid(self, tiles: Window) -> NDArray[np.bool_]:
+        """Return the validity of tokens ``(rows, cols, 64)`` of a rectangle of tiles."""
+        return np.asarray(self._valid[tiles.y0 : tiles.y1, tiles.x0 : tiles.x1])
+
     def fused(self) -> bool:
         """See `TokenStore.fused`."""
         return bool(self._group.attrs.get("fused", False))
 
     def put_fused(self, tokens: NDArray[Any]) -> None:
         """See `TokenStore.put_fused`."""
+        self.put_fused_rows(0, tokens)
+        self.mark_fused()
+
+    def put_fused_rows(self, row: int, tokens: NDArray[Any]) -> None:
+        """Store the fused tokens ``(rows, cols, 64, c)`` of some rows of tiles; `mark_fused` comes after the last."""
         with self._disk_full_message():
-            self._fused[:] = tokens
+            self._fused[row : row + len(tokens)] = tokens
+
+    def mark_fused(self) -> None:
+        """Record that all fused tokens are stored."""
+        with self._disk_full_message():
             self._group.attrs["fused"] = True
 
     def get_fused(self, tiles: Window) -> NDArray[Any]:

@@ -57,6 +57,11 @@ class Window:
         """Number of columns."""
         return self.x1 - self.x0
 
+    @property
+    def count(self) -> int:
+        """Number of pixels or tiles."""
+        return self.height * self.width
+
     def expand(self, margin: int) -> Window:
         """Return the window with `margin` more pixels on each side."""
         return Window(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)

@@ -61,6 +61,8 @@ class Image:
         silently reads missing chunks as zeros.
     metadata
         Further metadata by name, such as description, software and date of a TIFF.
+    crops
+        Windows that the image was cropped to after it was opened, one after the other.
     """
 
     levels: tuple[da.Array, ...]
@@ -77,6 +79,7 @@ class Image:
     fingerprint: str = ""
     guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    crops: tuple[Window, ...] = ()
 
     def cropped(self, window: Window) -> Image:
         """Crop the image, its overviews and its georeference to a window.
@@ -115,6 +118,7 @@ class Image:
             translate=(self.translate[0] + y0 * self.scale[0], self.translate[1] + x0 * self.scale[1]),
             geo=self.geo.moved(y0, x0) if self.geo else None,
             fingerprint=f"{self.fingerprint}[{y0}:{y1},{x0}:{x1}]",
+            crops=(*self.crops, window),
         )
 
 
