@@ -177,7 +177,7 @@ class Cluster:
                     number = waiting.popleft()
                     future = self.client.submit(function, self.recipe, items[number], pure=False, resources=resources)
                     self._running[future] = number
-                for future in _ended(self._running):
+                for future in self._ended():
                     number = self._running.pop(future)
                     try:
                         result = future.result()
@@ -191,6 +191,13 @@ class Cluster:
             if self._running and self.client.status == "running":
                 self.client.cancel(list(self._running), force=True)
             self._running.clear()
+
+    def _ended(self) -> list[Future]:
+        """Wait until some tasks have ended, and return them."""
+        # `wait` asks the current client.
+        with suppress(CancelledError), self.client.as_current():
+            wait(list(self._running), return_when="FIRST_COMPLETED")
+        return [future for future in self._running if future.done()]
 
     def _resources(self) -> dict[str, float] | None:
         """Return what a task needs: a GPU where workers announce GPUs."""
@@ -208,13 +215,6 @@ class Cluster:
             raise OSError("the connection to the scheduler is lost: start it again, and then this") from error
         if isinstance(error, CancelledError):
             self._register()  # a scheduler that was restarted has forgotten it
-
-
-def _ended(running: dict[Future, int]) -> list[Future]:
-    """Wait until some futures have ended, and return them."""
-    with suppress(CancelledError):
-        wait(list(running), return_when="FIRST_COMPLETED")
-    return [future for future in running if future.done()]
 
 
 class TakeUp(WorkerPlugin):

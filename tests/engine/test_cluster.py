@@ -48,7 +48,7 @@ class MeasuringClient(Client):
 def client() -> Iterator[MeasuringClient]:
     """Start two workers in processes of their own."""
     with (
-        LocalCluster(2, threads_per_worker=1, memory_limit="2GB", dashboard_address="127.0.0.1:0") as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GB", dashboard_address="127.0.0.1:0") as cluster,
         MeasuringClient(cluster, set_as_default=False) as client,
     ):
         yield client
