@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dehazexl.engine.recipe import Recipe, forget
@@ -70,13 +71,13 @@ class Cluster:
         from dehazexl.engine.share import share
 
         self.client, self.job, self.store = client, job, store
-        self.recipe = share(job, store, device, claim=store.path / "claim")
+        self.recipe = share(job, store, device, claimed=True)
+        assert self.recipe.claim is not None
+        self._claim = self.recipe.claim
         self._running: dict[Future, int] = {}
 
     def __enter__(self) -> Cluster:
-        claim = self.recipe.claim
-        assert claim is not None
-        with atomic_write(claim) as new:
+        with atomic_write(self._claim) as new:
             new.write_text(self.recipe.key)
         try:
             self.client.wait_for_workers(1)
@@ -89,12 +90,16 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         # Tasks that run notice within a batch that their claim is gone.
-        assert self.recipe.claim is not None
-        self.recipe.claim.unlink(missing_ok=True)
+        self._claim.unlink(missing_ok=True)
         if self.client.status == "running":
             self.client.cancel(list(self._running), force=True)
             self.client.unregister_worker_plugin(self._plugin)
         self._running.clear()
+
+    @property
+    def folder(self) -> Path:
+        """Folder that the workers reach, for files of the run."""
+        return self._claim.parent
 
     @property
     def _plugin(self) -> str:
@@ -118,12 +123,12 @@ class Cluster:
         yield Stage("fuse", self.job.grid.count * len(self.job.model.context.layers), fuse(self))
 
     def _encode(self) -> Iterator[int]:
-        """Encode the blocks that are not in the store; yield the number of tiles of each part."""
+        """Encode the tiles that are not in the store; yield the number of tiles of each part."""
+        if self.store.fused():
+            yield self.job.grid.count
+            return
         blocks = list(self.job.grid.blocks(self.job.grid.block))
-        missing = [block for block in blocks if not self.store.done(block)]
-        if found := self.job.grid.count - sum(block.count for block in missing):
-            yield found
-        for _, tiles in self.each(encode_blocks, self.grouped(missing, [block.count for block in missing])):
+        for _, tiles in self.each(encode_blocks, self.grouped(blocks, [block.count for block in blocks])):
             yield tiles
 
     def fill(self, level0: Level0, on_progress: Callable[[int], object] = lambda _: None) -> Generator[int, None, None]:

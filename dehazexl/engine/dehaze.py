@@ -6,6 +6,7 @@ import hashlib
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -201,17 +202,26 @@ def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
     folder = Path(path).expanduser().absolute()  # other processes may have another current folder
     if job.image.path is not None:
         check_apart(folder, job.image.path)
-    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, fingerprint(job))
+    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, describe_tokens(job))
 
 
-def fingerprint(job: Job) -> str:
-    """Return a hash of everything the tokens depend on: image, bands, range, grid, weights, precision, code."""
-    parts = (job.image.fingerprint, job.image.rgb, job.image.nodata, job.image.alpha, job.value_range, job.grid)
-    digest = hashlib.sha256(repr((FORMAT, parts, job.model.spec, str(job.model.dtype))).encode())
+def describe_tokens(job: Job) -> dict[str, Any]:
+    """Describe everything that the tokens of a job depend on, by names for the user; plain values of JSON."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(job.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return {
+        "image": job.image.fingerprint,
+        "bands": [*job.image.rgb, job.image.alpha],
+        "nodata": repr(job.image.nodata),
+        "value range": list(job.value_range),
+        "grid": asdict(job.grid),
+        "weights": digest.hexdigest(),
+        "spec": asdict(job.model.spec),
+        "precision": str(job.model.dtype),
+        "code": FORMAT,
+    }
 
 
 def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], object] | None = None) -> da.Array:

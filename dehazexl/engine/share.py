@@ -30,7 +30,11 @@ CHUNK = 1024
 """Side in pixels of the chunks of an image that is written to disk."""
 
 
-def share(job: Job, store: TokenStore, device: str | None = None, claim: Path | None = None) -> Recipe:
+SHARED, CLAIM = "shared", "claim"
+"""Names of the folder for all this in that of the tokens, and of the claim in it."""
+
+
+def share(job: Job, store: TokenStore, device: str | None = None, claimed: bool = False) -> Recipe:
     """Return the recipe of a job.
 
     Weights are written next to the tokens, as are pixels that have no file. Tokens in memory must be fused; they are
@@ -42,18 +46,20 @@ def share(job: Job, store: TokenStore, device: str | None = None, claim: Path | 
         The job and its tokens.
     device
         Device to compute on, see `load_model`; None for one like that of the job's network.
-    claim
-        See `Recipe.claim`.
+    claimed
+        Whether the recipe has a claim.
     """
     if not isinstance(store, ZarrTokens):
         store = _written(job, store)
+    folder = store.path / SHARED
+    folder.mkdir(exist_ok=True)
     return Recipe(
         key=uuid.uuid4().hex,
-        image=_share_image(job.image, store.path),
+        image=_share_image(job.image, folder),
         rgb=job.image.rgb,
         alpha=job.image.alpha,
         nodata=job.image.nodata,
-        weights=_share_weights(job.model, store.path),
+        weights=_share_weights(job.model, folder),
         device=device or job.model.device.type,
         dtype=str(job.model.dtype).removeprefix("torch."),
         grid=job.grid,
@@ -62,7 +68,7 @@ def share(job: Job, store: TokenStore, device: str | None = None, claim: Path | 
         batch=job.memory.batch,
         fuse=job.memory.fuse,
         store=store,
-        claim=claim,
+        claim=folder / CLAIM if claimed else None,
     )
 
 
@@ -71,7 +77,7 @@ def _written(job: Job, store: TokenStore) -> ZarrTokens:
     if not store.fused():
         raise ValueError("tokens in memory can be shared once they are fused: give a folder for the tokens")
     folder = temporary_folder()
-    written = ZarrTokens(folder / "tokens", job.grid, job.channels, job.token_dtype, folder.name)
+    written = ZarrTokens(folder / "tokens", job.grid, job.channels, job.token_dtype, {})
     written.put_fused(store.get_fused(job.grid.tiles))
     return written
 

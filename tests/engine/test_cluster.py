@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 from reference import interleaved, picture, randomised
 
 import dehazexl
@@ -24,6 +24,7 @@ from dehazexl.engine.cluster import Cluster, reason_against
 from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
 from dehazexl.engine.job import Job
 from dehazexl.engine.run import stages
+from dehazexl.engine.workers import local_cluster
 from dehazexl.image.grid import Window
 from dehazexl.io.open import open_image
 from dehazexl.io.write import write
@@ -48,7 +49,7 @@ class MeasuringClient(Client):
 def client() -> Iterator[MeasuringClient]:
     """Start two workers in processes of their own."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GB", dashboard_address="127.0.0.1:0") as cluster,
+        local_cluster(2, "cpu") as cluster,
         MeasuringClient(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -124,8 +125,8 @@ def test_workers_write_the_same_as_a_single_process(
     assert progress[-1] == job.grid.height * job.grid.width
     assert np.array_equal(pixels_of(tmp_path / name), pixels_of(tmp_path / "alone" / name))
     assert max(client.sizes) < LARGEST
-    assert not (tmp_path / "tokens" / "claim").exists()
-    assert not (tmp_path / "tokens" / "fusing").exists()
+    left = {each.name.split("-")[0] for each in (tmp_path / "tokens" / "shared").iterdir()}
+    assert left == {"weights"}
 
 
 def pids(client: Client) -> list[int]:
@@ -177,7 +178,7 @@ def test_an_error_of_a_task_is_raised_here(
 ) -> None:
     job = prepared(source, tiny)
     with Cluster(client, job, open_tokens(job, tmp_path / "tokens")) as cluster:
-        (tmp_path / "tokens" / "claim").unlink()
+        cluster.recipe.claim.unlink()
         with pytest.raises(RuntimeError, match="the run ended"):
             for stage in cluster.stages():
                 list(stage.steps)
