@@ -91,8 +91,8 @@ class ClusterTokens(StreamedTokens):
         """See `StreamedTokens.complete`."""
         if not self.store.done(self.groups[0][0], name):
             return False
-        found = self.cluster.each(groups_are_done, [(name, group) for group in self.groups])
-        return all([done for _, done in found])
+        done = {done for _, done in self.cluster.each(groups_are_done, [(name, group) for group in self.groups])}
+        return done == {True}
 
     def _on_workers(
         self, work: Callable[..., Generator[int, None, T]], compute: Any, groups: Sequence[list[Window]]

@@ -235,7 +235,8 @@ class ZarrTokens(TokenStore):
 
     def finish(self) -> None:
         """See `TokenStore.finish`. Tokens are kept: should fused ones be lost, they are fused again."""
-        self.drop(*[name for name in self._group if name not in (TOKENS, FUSED)])
+        names = (found.parent.name for found in self.path.glob("*/zarr.json"))
+        self.drop(*[name for name in names if name not in (TOKENS, FUSED)])
 
     def _find(self, name: str) -> zarr.Array[Any] | None:
         """Return an array, or None if there is none that can be read."""

@@ -82,12 +82,8 @@ def local_cluster(workers: int, device: str = "auto") -> Iterator[SpecCluster]:
     common = {"n_workers": workers, "dashboard_address": "127.0.0.1:0", "silence_logs": logging.ERROR}
     with dask.config.set(settings):
         cuda = None if device == "cpu" else _cuda_cluster()
-        if cuda is None:
-            # A thread reads while the other computes.
-            cluster = LocalCluster(threads_per_worker=2, **common)
-        else:
-            cluster = cuda(resources={"GPU": 1}, **common)
-        with cluster:
+        # With two threads, one reads while the other computes.
+        with cuda(resources={"GPU": 1}, **common) if cuda else LocalCluster(threads_per_worker=2, **common) as cluster:
             yield cluster
 
 
