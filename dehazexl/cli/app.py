@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -187,6 +188,17 @@ def run(
         str, typer.Option(metavar="KIND", help="Compression of TIFF files: deflate, zstd or none.")
     ] = "deflate",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Work in N processes of this machine, which dask manages.")
+    ] = None,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Work on the dask cluster of this scheduler, e.g. tcp://host:8786; all machines share the files.",
+        ),
+    ] = "",
+    dask_config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of dask settings.")] = None,
 ) -> None:
     """Remove haze from an image or a folder of images.
 
@@ -194,6 +206,7 @@ def run(
     """
     from dehazexl.cli import parse
     from dehazexl.cli.run import Settings
+    from dehazexl.cli.workers import connected
 
     settings = Settings(
         overlap=overlap,
@@ -209,7 +222,9 @@ def run(
     )
     try:
         store = tokens and tokens.expanduser()
-        dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, store, settings)
+        with connected(workers, scheduler, dask_config and dask_config.expanduser(), device) as found:
+            settings = replace(settings, workers=found)
+            dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, store, settings)
     except KeyboardInterrupt:
         resume = (
             f"run it again to resume from the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from dehazexl.cli.progress import bar
+from dehazexl.cli.workers import Workers, work_of
 from dehazexl.engine.tokens import check_apart
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
@@ -38,6 +40,8 @@ class Settings:
         Rows and columns to dehaze, (y0, y1, x0, x1); None means to the end of the image.
     resize
         Height and width to resize the images to first, or None.
+    workers
+        Workers of a dask cluster, or None.
     """
 
     overlap: int | None = None
@@ -50,6 +54,7 @@ class Settings:
     ngff: Ngff = "0.5"
     compression: Compression = "deflate"
     overwrite: bool = False
+    workers: Workers | None = None
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
@@ -298,7 +303,6 @@ def check_task(task: Task, settings: Settings) -> None:
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
     """Dehaze an image from file to file, with a progress bar on stderr for each stage."""
     from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
-    from dehazexl.engine.run import stages
     from dehazexl.image.resize import resized
 
     started = time.perf_counter()
@@ -306,13 +310,26 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     if settings.resize is not None:
         image = resized(image, *settings.resize)
     job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
-    store = open_tokens(job, task.tokens)
-    for stage in stages(job, store):
-        with bar(stage.name, stage.total, keep_bars) as advance:
-            for done in stage.steps:
-                advance(done)
-    with bar("decode", job.grid.count, keep_bars) as advance:
-        for _ in write(decode_lazily(job, store, advance), task.output, image, **settings.writing):
-            pass
+    with tokens_folder(task, settings) as tokens:
+        store = open_tokens(job, tokens)
+        with work_of(job, store, settings.workers) as (stages, fill):
+            for stage in stages:
+                with bar(stage.name, stage.total, keep_bars) as advance:
+                    for done in stage.steps:
+                        advance(done)
+            with bar("decode", job.grid.count, keep_bars) as advance:
+                clear = decode_lazily(job, store, advance)
+                for _ in write(clear, task.output, image, **settings.writing, fill=fill(advance)):
+                    pass
     height, width, _ = image.levels[0].shape
     return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)
+
+
+@contextmanager
+def tokens_folder(task: Task, settings: Settings) -> Iterator[Path | None]:
+    """Yield the folder for tokens; workers that were given none have a temporary one next to the output."""
+    if task.tokens is not None or settings.workers is None:
+        yield task.tokens
+        return
+    with TemporaryDirectory(prefix=f".{task.output.name}.", dir=task.output.parent, ignore_cleanup_errors=True) as new:
+        yield Path(new) / "tokens"

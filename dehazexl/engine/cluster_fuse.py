@@ -28,7 +28,7 @@ from dehazexl.model.fusing import Bands
 from dehazexl.model.fusing import fuse as fuse_grid
 
 if TYPE_CHECKING:
-    from dehazexl.engine.cluster import Cluster
+    from dehazexl.engine.tasks import Tasks
     from dehazexl.image.grid import Window
     from dehazexl.model.tokens import Tokens
 
@@ -38,14 +38,14 @@ INLINE = 16 * 2**10
 """Bytes of a tensor that is part of a task at most; a larger one becomes a file."""
 
 
-def fuse(cluster: Cluster) -> Iterator[int]:
+def fuse(tasks: Tasks) -> Iterator[int]:
     """Fuse the tokens of a job; yields as `engine.fuse.fuse`."""
-    job, store = cluster.job, cluster.store
+    job, store = tasks.job, tasks.store
     if store.fused():
         yield job.grid.count * len(job.model.context.layers)
         return
     if has_data(store):
-        grid = ClusterTokens(cluster)
+        grid = ClusterTokens(tasks)
         overview = grid.encode_overview if job.model.spec.overview else None
         steps = fuse_grid(job.model.context, job.model.head, grid, overview)
     else:
@@ -66,9 +66,9 @@ class ClusterTokens(StreamedTokens):
     Pickled, it becomes the `StreamedTokens` of another process.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(cluster.job, cluster.store)
-        self.cluster = cluster
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__(tasks.job, tasks.store)
+        self.tasks = tasks
 
     def __reduce__(self) -> tuple[Callable[..., StreamedTokens], tuple[Any, ...]]:
         return _streamed, (self.job, self.store, self.layer, self._embed, self._local)
@@ -91,7 +91,7 @@ class ClusterTokens(StreamedTokens):
         """See `StreamedTokens.complete`."""
         if not self.store.done(self.groups[0][0], name):
             return False
-        done = {done for _, done in self.cluster.each(groups_are_done, [(name, group) for group in self.groups])}
+        done = {done for _, done in self.tasks.each(groups_are_done, [(name, group) for group in self.groups])}
         return done == {True}
 
     def _on_workers(
@@ -99,16 +99,16 @@ class ClusterTokens(StreamedTokens):
     ) -> Generator[int, None, list[T]]:
         """Call a function on the workers for each group of blocks; yield the sum of what it yields."""
         results: dict[int, T] = {}
-        with Step(partial(work, compute=compute), self.cluster) as step:
-            for number, (done, result) in self.cluster.each(do_step, [(step, group) for group in groups]):
+        with Step(partial(work, compute=compute), self.tasks) as step:
+            for number, (done, result) in self.tasks.each(do_step, [(step, group) for group in groups]):
                 results[number] = _moved(result, self.job.model.device)
                 yield done
         return [results[number] for number in range(len(groups))]
 
     def _on_worker(self, compute: Callable[[], Any]) -> Any:
         """Call a function on a worker."""
-        with Step(compute, self.cluster) as step:
-            ((_, result),) = self.cluster.each(call_step, [step])
+        with Step(compute, self.tasks) as step:
+            ((_, result),) = self.tasks.each(call_step, [step])
         return _moved(result, self.job.model.device)
 
 
@@ -152,21 +152,21 @@ class Step:
     ----------
     function
         The function.
-    cluster
-        The cluster. The files lie in its folder to the end of the context.
+    tasks
+        Their folder holds the files to the end of the context.
     """
 
-    def __init__(self, function: Callable[..., Any], cluster: Cluster) -> None:
+    def __init__(self, function: Callable[..., Any], tasks: Tasks) -> None:
         self._key, self._files = uuid.uuid4().hex, list[Path]()
-        names = {id(module): name for name, module in cluster.job.model.named_modules()}
+        names = {id(module): name for name, module in tasks.job.model.named_modules()}
 
         def name(value: object) -> tuple[str, Any] | None:
-            if value is cluster.job or value is cluster.store:
-                return ("job", None) if value is cluster.job else ("store", None)
+            if value is tasks.job or value is tasks.store:
+                return ("job", None) if value is tasks.job else ("store", None)
             if isinstance(value, nn.Module):
                 return "module", names[id(value)]
             if isinstance(value, Tensor) and value.nbytes > INLINE:
-                self._files.append(cluster.folder / f"{self._key}-{len(self._files)}.safetensors")
+                self._files.append(tasks.folder / f"{self._key}-{len(self._files)}.safetensors")
                 save_file({"tensor": value.contiguous()}, self._files[-1])
                 return "tensor", self._files[-1]
             return None

@@ -17,7 +17,7 @@ except ImportError as error:
     raise ImportError("a dask cluster needs distributed: pip install 'napari-dehazexl[cluster]'") from error
 
 if TYPE_CHECKING:
-    from distributed.deploy import SpecCluster
+    from distributed.deploy.spec import SpecCluster
 
 
 @contextmanager
@@ -46,11 +46,11 @@ def connected(
     """
     settings = {} if config is None else _read_config(config)
     with dask.config.set(settings):
-        scheduler = scheduler or dask.config.get("scheduler-address", None)
-        if (workers is None) == (scheduler is None):
+        if workers is None:
+            scheduler = scheduler or dask.config.get("scheduler-address", None)
+        if (workers is None) == (not scheduler):
             raise ValueError("give either the number of workers or the address of a scheduler")
-        if scheduler is None:
-            assert workers is not None
+        if workers is not None:
             with local_cluster(workers, device) as cluster, Client(cluster, set_as_default=False) as client:
                 yield client
         else:

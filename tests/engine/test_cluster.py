@@ -20,10 +20,12 @@ from distributed import Client
 from reference import interleaved, picture, randomised
 
 import dehazexl
-from dehazexl.engine.cluster import Cluster, reason_against
+from dehazexl.engine.cluster import Cluster
 from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
 from dehazexl.engine.job import Job
+from dehazexl.engine.recipe import ImageFile
 from dehazexl.engine.run import stages
+from dehazexl.engine.tasks import reason_against
 from dehazexl.engine.workers import local_cluster
 from dehazexl.image.grid import Window
 from dehazexl.io.open import open_image
@@ -39,7 +41,7 @@ class MeasuringClient(Client):
 
     sizes: list[int]
 
-    def submit(self, function: Any, *arguments: Any, **options: Any) -> Any:
+    def submit(self, function: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """Submit a task."""
         self.sizes.append(len(cloudpickle.dumps((function, arguments))))
         return super().submit(function, *arguments, **options)
@@ -99,7 +101,7 @@ def alone(job: Job, output: Path) -> None:
 
 
 def pixels_of(path: Path) -> np.ndarray:
-    return tifffile.imread(path) if path.suffix == ".tif" else zarr.open_group(path)["0"][:]
+    return np.asarray(tifffile.imread(path) if path.suffix == ".tif" else zarr.open_group(path)["0"][:])
 
 
 LOCAL = replace(SPECS["tiny"], context_local=3)
@@ -227,6 +229,7 @@ def test_a_worker_that_does_not_reach_the_tokens_says_so(
     job = prepared(source, tiny)
     recipe = Cluster(client, job, open_tokens(job, tmp_path / "tokens")).recipe
     assert reason_against(recipe) is None
+    assert isinstance(recipe.image, ImageFile)
     moved = replace(recipe, image=replace(recipe.image, array="another"), key="another")
     assert "another one on this machine" in str(reason_against(moved))
     (tmp_path / "tokens").rename(tmp_path / "elsewhere")
@@ -234,6 +237,6 @@ def test_a_worker_that_does_not_reach_the_tokens_says_so(
 
 
 def test_a_missing_distributed_is_named() -> None:
-    code = "import sys; sys.modules['distributed'] = None; import dehazexl.engine.cluster"
+    code = "import sys; sys.modules['distributed'] = None; import dehazexl.engine.tasks"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.strip().splitlines()[-1].endswith("pip install 'napari-dehazexl[cluster]'")
