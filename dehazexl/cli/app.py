@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 import dehazexl
-from dehazexl.cli.progress import interruptible
+from dehazexl.cli.progress import interruptible, tell
 
 if TYPE_CHECKING:
     from typing import Any
@@ -187,7 +187,12 @@ def run(
     compression: Annotated[
         str, typer.Option(metavar="KIND", help="Compression of TIFF files: deflate, zstd or none.")
     ] = "deflate",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing outputs, once the new ones are complete.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start again, instead of going on with the work of a run that was stopped.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Work in N processes of this machine, which dask manages.")
     ] = None,
@@ -203,6 +208,9 @@ def run(
     """Remove haze from an image or a folder of images.
 
     The output has the size, bands, data type and georeference of the input.
+
+    A run that was stopped or killed goes on when the same command is given again. Until then its work is in the folder
+    .OUTPUT.part next to OUTPUT.
     """
     from dehazexl.cli import parse
     from dehazexl.cli.run import Settings
@@ -219,17 +227,17 @@ def run(
         ngff=cast("Ngff", ngff),  # `write` checks both, with one message for the command line and Python
         compression=cast("Compression", compression),
         overwrite=overwrite,
+        fresh=fresh,
     )
+    output, tokens = output.expanduser(), tokens and tokens.expanduser()
     try:
-        store = tokens and tokens.expanduser()
         with connected(workers, scheduler, dask_config and dask_config.expanduser(), device) as found:
             settings = replace(settings, workers=found)
-            dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, store, settings)
+            dehaze_all(source.expanduser(), output, weights, device, dtype, nor, tokens, settings)
     except KeyboardInterrupt:
-        resume = (
-            f"run it again to resume from the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"
-        )
-        raise interrupted(f"unfinished output was removed, {resume}") from None
+        from dehazexl.cli.run import remaining
+
+        raise interrupted(remaining(output, tokens)) from None
 
 
 def dehaze_all(
@@ -257,7 +265,7 @@ def dehaze_all(
     for result in work.run(tasks, folder, settings, loader(device, dtype, nor), echo_failure):
         print(result, flush=True)
         if result.note:
-            print(f"dehazexl: {result.note}", file=sys.stderr)
+            tell(result.note)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tasks)} images could not be dehazed, see above")
 

@@ -48,12 +48,11 @@ class Cluster(Tasks):
     def fill(self, level0: Level0, on_progress: Callable[[int], object] = lambda _: None) -> Generator[int, None, None]:
         """Decode the blocks of an image that are missing, see `io.level0.Fill`.
 
-        `on_progress` is called with the number of tiles of each part.
+        `on_progress` is called with the number of tiles of each part that is decoded.
         """
         blocks, grid = level0.blocks, self.job.grid
         missing = list(blocks.missing())
         if before := grid.height * grid.width - sum(block.count for block in missing):
-            on_progress(grid.count * before // (grid.height * grid.width))
             yield before
         tasks = self.grouped(missing, [grid.tiles_touching(block).count for block in missing])
         for number, tiles in self.each(decode_blocks, [(blocks, task) for task in tasks]):

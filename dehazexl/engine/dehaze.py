@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -15,12 +13,13 @@ import numpy as np
 import torch
 
 from dehazexl.engine.decode import decode
+from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.job import Job
 from dehazexl.engine.memory import TilesAtOnce
 from dehazexl.engine.recipe import DecodedElsewhere, Recipe
 from dehazexl.engine.run import Stage, stages
 from dehazexl.engine.share import share, temporary_folder
-from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
+from dehazexl.engine.tokens import MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.image.grid import TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
@@ -186,11 +185,13 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
 
 
 @overload
-def open_tokens(job: Job, path: str | Path) -> ZarrTokens: ...
+def open_tokens(job: Job, path: str | Path, description: dict[str, Any] | None = None) -> ZarrTokens: ...
 @overload
-def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore: ...
-def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
+def open_tokens(job: Job, path: str | Path | None = None, description: dict[str, Any] | None = None) -> TokenStore: ...
+def open_tokens(job: Job, path: str | Path | None = None, description: dict[str, Any] | None = None) -> TokenStore:
     """Return an empty token store in memory, or the store in a folder, which may contain tokens already.
+
+    `description` is that of `describe_tokens`, if it is known.
 
     Raises
     ------
@@ -202,26 +203,8 @@ def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
     folder = Path(path).expanduser().absolute()  # other processes may have another current folder
     if job.image.path is not None:
         check_apart(folder, job.image.path)
-    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, describe_tokens(job))
-
-
-def describe_tokens(job: Job) -> dict[str, Any]:
-    """Describe everything that the tokens of a job depend on, by names for the user; plain values of JSON."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(job.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return {
-        "image": job.image.fingerprint,
-        "bands": [*job.image.rgb, job.image.alpha],
-        "nodata": repr(job.image.nodata),
-        "value range": list(job.value_range),
-        "grid": asdict(job.grid),
-        "weights": digest.hexdigest(),
-        "spec": asdict(job.model.spec),
-        "precision": str(job.model.dtype),
-        "code": FORMAT,
-    }
+    description = describe_tokens(job) if description is None else description
+    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, description)
 
 
 def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], object] | None = None) -> da.Array:

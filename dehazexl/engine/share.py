@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from dehazexl.engine.description import hash_weights
 from dehazexl.engine.recipe import ImageFile, Recipe, open_cropped
 from dehazexl.engine.tokens import TokenStore, ZarrTokens
 from dehazexl.model.weights import save_model
@@ -91,11 +92,8 @@ def temporary_folder() -> Path:
 
 def _share_weights(model: DehazeXL, folder: Path) -> Path:
     """Write the weights of a network into a folder that does not contain them yet."""
-    digest = hashlib.sha256(model.spec.to_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    path = folder / f"weights-{digest.hexdigest()[:16]}.safetensors"
+    digest = hashlib.sha256((model.spec.to_json() + hash_weights(model)).encode()).hexdigest()
+    path = folder / f"weights-{digest[:16]}.safetensors"
     return path if path.exists() else save_model(model, path)
 
 

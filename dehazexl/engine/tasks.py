@@ -79,7 +79,8 @@ class Tasks:
         self._claim.unlink(missing_ok=True)
         if self.client.status == "running":
             self.client.cancel(list(self._running), force=True)
-            self.client.unregister_worker_plugin(self._plugin)
+            with suppress(KeyError):  # a scheduler that was restarted does not know it
+                self.client.unregister_worker_plugin(self._plugin)
         self._running.clear()
 
     @property
