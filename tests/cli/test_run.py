@@ -663,3 +663,23 @@ def test_the_recipe_is_the_default() -> None:
     assert {name: defaults[name] for name in ("steps", "tiles", "lr", "seed")} == {
         name: getattr(recipe, name) for name in ("steps", "tiles", "lr", "seed")
     }
+
+
+# ---- Workers ----------------------------------------------------------------------------------------
+
+
+def test_workers_write_the_same(inside: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--weights", weights, "--device", "cpu", "--dtype", "float32"]
+    assert main(["run", "in.tif", "alone.zarr", *options]) == 0
+    capsys.readouterr()
+    Path("dask.yaml").write_text("distributed:\n  worker:\n    memory:\n      terminate: false\n")
+    assert main(["run", "in.tif", "out.zarr", *options, "--workers", "1", "--dask-config", "dask.yaml"]) == 0
+    assert "dask dashboard: http" in capsys.readouterr().err
+    assert np.array_equal(zarr.open_group("out.zarr")["0"][:], zarr.open_group("alone.zarr")["0"][:])
+    assert {path.name for path in inside.iterdir()} == {"in.tif", "alone.zarr", "out.zarr", "dask.yaml"}
+
+
+def test_workers_and_a_scheduler_are_refused(error: Errors) -> None:
+    text = error("run", "in.tif", "out.tif", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
+    assert "either the number of workers or the address" in text
+    assert "no such file" in error("run", "in.tif", "out.tif", "--dask-config", "missing.yaml").lower()
