@@ -1,4 +1,4 @@
-"""Command-line interface: ``dehazexl run``, ``info``, ``demo``, ``train``, ``evaluate`` and ``haze``.
+"""Command-line interface: ``dehazexl run`` and the other commands.
 
 Heavy modules are imported when a command runs, so that ``--help`` is fast.
 """
@@ -268,6 +268,45 @@ def dehaze_all(
             tell(result.note)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tasks)} images could not be dehazed, see above")
+
+
+@app.command()
+def status(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="OUTPUT of a run, or the folder of its outputs.")],
+) -> None:
+    """Print the progress of unfinished work: stage, share, time left, size on disk, and the process."""
+    from dehazexl.cli.leftovers import status as lines
+
+    for line in lines(output.expanduser()):
+        print(line)
+
+
+@app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of outputs.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it without a question.")] = False,
+) -> None:
+    """List the work that killed runs have left in a folder, and remove it after a question.
+
+    Complete images and work in progress are kept.
+    """
+    from dehazexl.cli import leftovers
+
+    if not folder.expanduser().is_dir():
+        raise ValueError(f"{folder} is not a folder: give the folder of the outputs")
+    found = []
+    for each in leftovers.unfinished_in(folder.expanduser()):
+        leftovers.settle(each)
+        if each.folder.is_dir():
+            print(leftovers.describe(each))
+            found += [] if each.busy() else [each]
+    if not found:
+        print(f"{folder}: nothing to remove")
+    elif yes or (sys.stdin.isatty() and typer.confirm("Remove what is not in progress?")):
+        for each in found:
+            print(leftovers.clean(each))
+    else:
+        print("nothing was removed: give --yes to remove what is not in progress")
 
 
 def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Path], DehazeXL]:

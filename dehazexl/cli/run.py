@@ -327,8 +327,8 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
         if unfinished.complete or unfinished.moved:
             unfinished.finish(settings.overwrite)
         else:
-            check_absent(task.output, settings.overwrite)
             with discarded_if_empty(unfinished):
+                check_absent(task.output, settings.overwrite)
                 work(job, tokens, task, settings, unfinished, keep_bars)
     height, width, _ = image.levels[0].shape
     return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)

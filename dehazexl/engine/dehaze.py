@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -25,6 +26,7 @@ from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray
 from dehazexl.io.open import open_image
+from dehazexl.io.unfinished import held
 from dehazexl.model import DehazeXL
 from dehazexl.model.weights import load_model
 
@@ -88,18 +90,23 @@ def dehaze(
     ------
     FileNotFoundError, TypeError, ValueError
         See `open_image`; ValueError also for arguments out of range.
+    OSError
+        If another process works on the same folder of tokens.
     """
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
     client = client or current_client()
-    if client is None:
+    if client is not None and tokens is None:
+        tokens = temporary_folder() / "tokens"
+    with nullcontext() if tokens is None else held(Path(tokens).expanduser()):
         store = open_tokens(job, tokens)
-        _drain(stages(job, store))
-        return decode_lazily(job, store)
-    from dehazexl.engine.cluster import Cluster
+        if client is None:
+            _drain(stages(job, store))
+        else:
+            from dehazexl.engine.cluster import Cluster
 
-    store = open_tokens(job, temporary_folder() / "tokens" if tokens is None else tokens)
-    with Cluster(client, job, store) as cluster:
-        _drain(cluster.stages())
+            assert isinstance(store, ZarrTokens)
+            with Cluster(client, job, store) as cluster:
+                _drain(cluster.stages())
     return decode_lazily(job, store)
 
 

@@ -164,6 +164,11 @@ class Unfinished:
         return (self.folder / _COMPLETE).exists() and not (self.folder / IMAGE).exists()
 
     @property
+    def between_names(self) -> bool:
+        """Whether the complete image has got its name, or was about to, but the folder was not removed."""
+        return self.moved or (self.folder / _OLD).exists()
+
+    @property
     def recorded(self) -> bool:
         """Whether any part of the work is done: a chunk of tokens or pixels, in the order in which they are written."""
         return (self.folder / IMAGE).is_file() or any(
@@ -279,7 +284,7 @@ def _acquire(unfinished: Unfinished) -> BaseFileLock:
     if not folder.is_dir():
         folder.unlink(missing_ok=True)
     while True:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock = _file_lock(folder)
         try:
             lock.acquire(timeout=_WAIT)

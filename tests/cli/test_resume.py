@@ -18,7 +18,8 @@ from killed import Run, Runs
 from make_pictures import smooth
 from reference import randomised
 
-from dehazexl.io.unfinished import held
+from dehazexl.cli.app import main
+from dehazexl.io.unfinished import Unfinished, held
 from dehazexl.model import SPECS
 from dehazexl.model.weights import save_model
 
@@ -168,3 +169,92 @@ def test_the_second_of_two_runs_is_told_who_holds_the_output(inside: Path, run: 
         "in.zarr",
         "least.safetensors",
     ]
+
+
+# ---- An output that is replaced -----------------------------------------------------------------
+
+
+@pytest.fixture
+def swapped(inside: Path, run: Runs) -> tuple[list[str], dict[str, bytes]]:
+    """The command of a run that was killed between the two renames of a Zarr, and the result it had."""
+    command = ["run", "in.zarr", "out.ome.zarr", *OPTIONS, "--overwrite"]
+    assert main(["run", "in.zarr", "out.ome.zarr", *OPTIONS, "--strength", "0"]) == 0
+    succeeded(run("run", "in.zarr", "other.ome.zarr", *OPTIONS))
+    assert run(*command, kill_in="os.rename out.ome.zarr").code == -9
+    assert not Path("out.ome.zarr").exists()
+    expected = contents(Path("other.ome.zarr"))
+    return command, {name: data.replace(b"other", b"out") for name, data in expected.items()}
+
+
+def test_a_replacement_that_was_killed_is_finished_by_the_same_command(
+    run: Runs, swapped: tuple[list[str], dict[str, bytes]]
+) -> None:
+    command, expected = swapped
+    again = succeeded(run(*command))
+    assert "encode" not in again.err.replace("going on with .out.ome.zarr.part (encode", "")
+    assert contents(Path("out.ome.zarr")) == expected and not Path(".out.ome.zarr.part").exists()
+
+
+def test_a_replacement_that_was_killed_is_finished_by_any_other(
+    run: Runs, swapped: tuple[list[str], dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, expected = swapped
+    other = run("run", "in.tif", "out.ome.zarr", *OPTIONS)
+    assert other.code == 2 and "out.ome.zarr exists" in other.err
+    assert contents(Path("out.ome.zarr")) == expected and not Path(".out.ome.zarr.part").exists()
+
+
+@pytest.mark.parametrize("command", ["status out.ome.zarr", "clean .", "clean . --yes"])
+def test_status_and_clean_finish_a_replacement(
+    run: Runs, swapped: tuple[list[str], dict[str, bytes]], command: str
+) -> None:
+    _, expected = swapped
+    assert main(command.split()) == 0
+    assert contents(Path("out.ome.zarr")) == expected and not Path(".out.ome.zarr.part").exists()
+
+
+def test_an_old_output_comes_back_without_a_new_one(run: Runs, swapped: tuple[list[str], dict[str, bytes]]) -> None:
+    shutil.rmtree(".out.ome.zarr.part/image")
+    assert main(["clean", ".", "--yes"]) == 0
+    _, expected = swapped
+    assert contents(Path("out.ome.zarr")).keys() == expected.keys() and not Path(".out.ome.zarr.part").exists()
+    assert contents(Path("out.ome.zarr")) != expected
+
+
+# ---- status and clean ---------------------------------------------------------------------------
+
+
+def test_status_of_work(run: Runs, killed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    holder = Unfinished(Path("out.ome.zarr")).holder
+    assert main(["status", "out.ome.zarr"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith(f"({holder})\n") and f"process {os.getpid()} " not in out
+    assert re.fullmatch(
+        r"out\.ome\.zarr: decode, [\d.,]+ MB in \.out\.ome\.zarr\.part, "
+        r"stopped \d+ s ago \(process \d+ on \S+ since .*\)\n",
+        out,
+    )
+    with held(Path("out.ome.zarr")) as folder:
+        folder.note("encode", 10, 100)
+        folder.note("encode", 100, 100)
+        assert main(["status", "."]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("out.ome.zarr: encode, 100 %, about 0 s left of encode, ")
+        assert f"process {os.getpid()} on " in out and out.count("\n") == 1
+        assert main(["clean", ".", "--yes"]) == 0
+        assert "nothing to remove" in capsys.readouterr().out
+    succeeded(run(*killed))
+    assert main(["status", "out.ome.zarr"]) == 0
+    assert capsys.readouterr().out == "out.ome.zarr: complete, nothing is unfinished\n"
+    assert main(["status", "nothing.tif"]) == 2
+
+
+def test_clean_lists_and_removes(run: Runs, killed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".mine.part").mkdir()
+    assert main(["clean", "."]) == 0
+    assert Path(".out.ome.zarr.part").is_dir()
+    assert "nothing was removed: give --yes" in capsys.readouterr().out
+    assert main(["clean", ".", "--yes"]) == 0
+    assert capsys.readouterr().out.endswith(".out.ome.zarr.part was removed\n")
+    assert not Path(".out.ome.zarr.part").exists() and Path(".mine.part").is_dir() and Path("in.zarr").is_dir()
+    assert main(["clean", "nowhere"]) == 2
