@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from dehazexl.engine.cluster_fuse import fuse
 from dehazexl.engine.decode import decode
 from dehazexl.engine.encode import encode
+from dehazexl.engine.recipe import Recipe, forget_steps
 from dehazexl.engine.run import Stage
 from dehazexl.engine.tasks import Tasks
 
 if TYPE_CHECKING:
-    from dehazexl.engine.recipe import Recipe
     from dehazexl.image.grid import Window
     from dehazexl.io.level0 import Level0, Level0Blocks
 
@@ -61,7 +61,7 @@ class Cluster(Tasks):
 
     def grouped(self, blocks: Sequence[Window], tiles: Sequence[int]) -> list[list[Window]]:
         """Group consecutive blocks to tasks of at most `TILES` tiles, and fewer where there are few."""
-        threads = sum(self.client.nthreads().values())
+        threads = sum(worker["nthreads"] for worker in self.workers())
         most = min(TILES, sum(tiles) // max(1, SHARES * threads))
         groups: list[list[Window]] = []
         size = 0
@@ -83,6 +83,7 @@ def encode_blocks(recipe: Recipe, blocks: Sequence[Window]) -> int:
 
 def decode_blocks(recipe: Recipe, work: tuple[Level0Blocks, Sequence[Window]]) -> int:
     """Decode blocks of pixels that are missing, and write them; return the number of tiles that they touch."""
+    forget_steps()
     level0, blocks = work
     for block in blocks:
         if not level0.done(block):

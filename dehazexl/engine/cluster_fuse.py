@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle
 import torch
-from cachetools import LRUCache
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dehazexl.engine.fuse import StreamedTokens, Work, fuse_nothing, has_data
 from dehazexl.engine.job import Job, computing
-from dehazexl.engine.recipe import Recipe, once
+from dehazexl.engine.recipe import Recipe, loaded, once
 from dehazexl.engine.tokens import TokenStore
 from dehazexl.model.fusing import Bands
 from dehazexl.model.fusing import fuse as fuse_grid
@@ -128,12 +127,12 @@ def groups_are_done(recipe: Recipe, work: tuple[str, list[Window]]) -> bool:
 def do_step(recipe: Recipe, work: tuple[Step, list[Window]]) -> tuple[int, Any]:
     """Do a step for a group of blocks; return the sum of what it yields, and what it returns."""
     step, group = work
-    steps, count = step.load(recipe)(group), 0
+    parts, count = step.load(recipe)(group), 0
     while True:
         recipe.check()
         try:
             with computing():
-                count += next(steps)
+                count += next(parts)
         except StopIteration as end:
             return count, _moved(end.value, "cpu")
 
@@ -192,10 +191,7 @@ class Step:
                 return load_file(value)["tensor"].to(job.model.device)
             return job if kind == "job" else recipe.store
 
-        return once(_loaded, self._key, lambda: _loads(self._pickled, find))
-
-
-_loaded: LRUCache[Any, Any] = LRUCache(1)
+        return once(loaded, self._key, lambda: _loads(self._pickled, find))
 
 
 def _dumps(value: Any, name: Callable[[object], Any]) -> bytes:

@@ -166,6 +166,8 @@ class DecodedElsewhere(WindowedArray):
 
 _jobs: LRUCache[Hashable, Any] = LRUCache(2)
 _networks: LRUCache[Hashable, Any] = LRUCache(1)
+loaded: LRUCache[Hashable, Any] = LRUCache(1)
+"""The step of fusing that this process works on, with the keys and values that it reads."""
 _taking_up = threading.RLock()
 
 
@@ -182,3 +184,10 @@ def forget(key: str) -> None:
     """Drop a job of this process."""
     with _taking_up:
         _jobs.pop(key, None)
+        loaded.clear()
+
+
+def forget_steps() -> None:
+    """Drop the step of fusing, which may be large."""
+    with _taking_up:
+        loaded.clear()

@@ -78,8 +78,9 @@ class Tasks:
         # Tasks that run notice within a batch that their claim is gone.
         self._claim.unlink(missing_ok=True)
         if self.client.status == "running":
-            self.client.cancel(list(self._running), force=True)
-            with suppress(KeyError):  # a scheduler that was restarted does not know it
+            # A scheduler that is lost, or was restarted, does not know them.
+            with suppress(KeyError, ValueError, OSError):
+                self.client.cancel(list(self._running), force=True)
                 self.client.unregister_worker_plugin(self._plugin)
         self._running.clear()
 
@@ -123,19 +124,23 @@ class Tasks:
                     number = waiting.popleft()
                     future = self.client.submit(function, self.recipe, items[number], pure=False, resources=resources)
                     self._running[future] = number
+                reason = None
                 for future in self._ended():
                     number = self._running.pop(future)
                     try:
                         result = future.result()
                     except (KilledWorker, CancelledError) as error:
+                        reason = error
                         lost[number] += 1
-                        self._check_lost(error, lost[number])
                         waiting.append(number)
                     else:
                         yield number, result
+                if reason is not None:
+                    self._recover(reason, max(lost.values()))
         finally:
             if self._running and self.client.status == "running":
-                self.client.cancel(list(self._running), force=True)
+                with suppress(OSError):
+                    self.client.cancel(list(self._running), force=True)
             self._running.clear()
 
     def _ended(self) -> list[Future[Any]]:
@@ -145,21 +150,24 @@ class Tasks:
             wait(list(self._running), return_when="FIRST_COMPLETED")
         return [future for future in self._running if future.done()]
 
+    def workers(self) -> list[dict[str, Any]]:
+        """Return what the scheduler knows of its workers."""
+        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+
     def _resources(self) -> dict[str, float] | None:
         """Return what a task needs: a GPU where workers announce GPUs."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        gpus = self.recipe.device != "cpu" and any(worker["resources"].get("GPU") for worker in workers)
+        gpus = self.recipe.device != "cpu" and any(worker["resources"].get("GPU") for worker in self.workers())
         return {"GPU": 1} if gpus else None
 
-    def _check_lost(self, error: Exception, times: int) -> None:
-        """Return when a task that was lost can be submitted again, or raise an error if it cannot."""
+    def _recover(self, reason: Exception, times: int) -> None:
+        """Return when tasks that were lost can be submitted again, or raise an error if they cannot."""
         if times > TRIES:
-            raise RuntimeError(f"a task was lost {times} times: give the workers more memory") from error
+            raise RuntimeError(f"a task was lost {times} times: give the workers more memory") from reason
         while self.client.status == "connecting":
             time.sleep(0.1)
         if self.client.status != "running":
-            raise OSError("the connection to the scheduler is lost: start it again, and then this") from error
-        if isinstance(error, CancelledError):
+            raise OSError("the connection to the scheduler is lost: start it again, and then this") from reason
+        if isinstance(reason, CancelledError):
             self._register()  # a scheduler that was restarted has forgotten it
 
 

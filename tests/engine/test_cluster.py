@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ class MeasuringClient(Client):
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[MeasuringClient]:
+def connected() -> Iterator[MeasuringClient]:
     """Start two workers in processes of their own."""
     with (
         local_cluster(2, "cpu") as cluster,
@@ -57,11 +60,11 @@ def client() -> Iterator[MeasuringClient]:
         yield client
 
 
-@pytest.fixture(autouse=True)
-def sizes(client: MeasuringClient) -> list[int]:
-    """Sizes of the tasks of a test."""
-    client.sizes = []
-    return client.sizes
+@pytest.fixture
+def client(connected: MeasuringClient) -> MeasuringClient:
+    """Return the client, which has recorded nothing yet."""
+    connected.sizes = []
+    return connected
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +186,42 @@ def test_an_error_of_a_task_is_raised_here(
         with pytest.raises(RuntimeError, match="the run ended"):
             for stage in cluster.stages():
                 list(stage.steps)
+
+
+@contextmanager
+def started(module: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program of dask, and kill it at the end."""
+    command = [sys.executable, "-m", f"distributed.cli.{module}", "--no-dashboard", *options]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_restarted_scheduler_is_found_again(source: Path, tiny: DehazeXL, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    address, image = f"tcp://127.0.0.1:{port}", open_image(source).cropped(Window(0, 500, 0, 560))
+    scheduler = partial(started, "dask_scheduler", "--host", "127.0.0.1", "--port", port)
+    worker = partial(started, "dask_worker", address, "--nthreads", "1", "--no-nanny")
+    job = prepared(image, tiny)
+    alone(job, tmp_path / "alone.zarr")
+    store = open_tokens(job, tmp_path / "tokens")
+    with ExitStack() as second, ExitStack() as first:
+        first.enter_context(scheduler())
+        first.enter_context(worker())
+        with Client(address, timeout=120, set_as_default=False) as client, Cluster(client, job, store) as cluster:
+            stages = cluster.stages()
+            list(next(stages).steps)
+            first.close()
+            second.enter_context(scheduler())
+            second.enter_context(worker())
+            list(next(stages).steps)
+            steps = write(decode_lazily(job, store), tmp_path / "out.zarr", job.image, fill=cluster.fill)
+            assert list(steps)[-1] == 500 * 560
+    assert np.array_equal(pixels_of(tmp_path / "out.zarr"), pixels_of(tmp_path / "alone.zarr"))
 
 
 # ---- Lazy arrays ------------------------------------------------------------------------------------
