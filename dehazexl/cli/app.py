@@ -21,7 +21,7 @@ from dehazexl.cli.progress import interruptible, tell
 if TYPE_CHECKING:
     from typing import Any
 
-    from dehazexl.cli.run import Settings
+    from dehazexl.cli.run import Settings, Task
     from dehazexl.io.tiff_write import Compression
     from dehazexl.io.zarr_write import Ngff
     from dehazexl.model import DehazeXL
@@ -65,7 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, 2 for errors, 128 plus the number of a signal: 130 after Ctrl-C, 143 after SIGTERM.
+        Exit code: 0, 1 if some of several images failed, 2 for errors, 128 plus the number of a signal: 130 after
+        Ctrl-C, 143 after SIGTERM.
     """
     try:
         with interruptible() as interruption:
@@ -142,10 +143,10 @@ def start(
 def run(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A TIFF, Zarr, PNG or JPEG, or a folder of them.")],
     output: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="OUTPUT",
-            help="A .zarr, .tif, .png or .jpg; a folder for several images or weights.",
+            help="A .zarr, .tif, .png or .jpg; a folder for several images or weights, or with a / at its end.",
         ),
     ],
     weights: Weights = ["compact"],  # noqa: B006
@@ -189,6 +190,9 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing outputs, once the new ones are complete.")
     ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out the images whose outputs exist, whatever made them.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start again, instead of going on with the work of a run that was stopped.")
     ] = False,
@@ -201,7 +205,7 @@ def run(
     .OUTPUT.part next to OUTPUT.
     """
     from dehazexl.cli import parse
-    from dehazexl.cli.run import Settings
+    from dehazexl.cli.run import Settings, plan, remaining
 
     settings = Settings(
         overlap=overlap,
@@ -215,44 +219,38 @@ def run(
         compression=cast("Compression", compression),
         overwrite=overwrite,
         fresh=fresh,
+        skip_existing=skip_existing,
     )
-    output, tokens = output.expanduser(), tokens and tokens.expanduser()
+    target, tokens = Path(output).expanduser(), tokens and tokens.expanduser()
     try:
-        dehaze_all(source.expanduser(), output, weights, device, dtype, nor, tokens, settings)
+        tasks, folder = plan(source.expanduser(), target, weights, tokens, new_folder=output.endswith(("/", os.sep)))
+        dehaze_all(tasks, folder, loader(device, dtype, nor), nor, settings)
     except KeyboardInterrupt:
-        from dehazexl.cli.run import remaining
-
-        raise interrupted(remaining(output, tokens)) from None
+        raise interrupted(remaining(target, tokens)) from None
 
 
 def dehaze_all(
-    source: Path,
-    output: Path,
-    weights: Sequence[str],
-    device: str,
-    dtype: str,
-    nor: bool,
-    tokens: Path | None,
-    settings: Settings,
+    tasks: Sequence[Task], folder: Path | None, load: Callable[[Path], DehazeXL], nor: bool, settings: Settings
 ) -> None:
     """Dehaze all images with all weights and print a line for each output."""
     from dehazexl.cli import run as work
 
-    tasks, folder = work.plan(source, output, weights, tokens)
     if nor and (known := next((task.weights for task in tasks if task.weights.suffix == ".safetensors"), None)):
         raise ValueError(f"--nor is for official .pth files; {known} stores its normalization")
-    failures: list[str] = []
+    failed: list[Path] = []
 
-    def echo_failure(text: str) -> None:
+    def echo_failure(task: Task, text: str) -> None:
         echo_error(text)
-        failures.append(text)
+        failed.append(task.source)
 
-    for result in work.run(tasks, folder, settings, loader(device, dtype, nor), echo_failure):
+    for result in work.run(tasks, folder, settings, load, echo_failure):
         print(result, flush=True)
         if result.note:
             tell(result.note)
-    if failures:
-        raise ValueError(f"{len(failures)} of {len(tasks)} images could not be dehazed, see above")
+    if failed:
+        names = ", ".join(dict.fromkeys(map(str, failed)))
+        echo_error(f"{len(failed)} of {len(tasks)} images could not be dehazed: {names}")
+        raise typer.Exit(1)
 
 
 @app.command()

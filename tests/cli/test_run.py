@@ -221,10 +221,48 @@ def test_one_bad_picture_does_not_hold_up_the_others(
     Path("photos").mkdir()
     damage("in.tif", "photos/a.tif")
     Path("in.tif").rename("photos/b.tif")
-    assert main(["run", "photos", "clear", "--weights", weights]) == 2
+    assert main(["run", "photos", "clear", "--weights", weights]) == 1
     assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
     err = capsys.readouterr().err
-    assert "a.tif is damaged at tile" in err and "1 of 2 images could not be dehazed" in err
+    assert "a.tif is damaged at tile" in err and "1 of 2 images could not be dehazed: photos/a.tif" in err
+
+
+def test_an_input_that_cannot_be_read_while_running_costs_one_image(
+    inside: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a disk fails: an OSError."""
+    Path("photos").mkdir()
+    zarr.create_array("photos/a.zarr", data=PHOTO, chunks=(128, 128, 3))
+    Path("photos/a.zarr/c/1/0/0").unlink()
+    Path("photos/a.zarr/c/1/0/0").symlink_to("0")  # a link to itself: reading it is an OSError
+    Path("in.tif").rename("photos/b.tif")
+    assert main(["run", "photos", "clear", "--weights", weights]) == 1
+    assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
+    assert "1 of 2 images could not be dehazed: photos/a.zarr" in capsys.readouterr().err
+
+
+def test_existing_outputs_of_a_folder(inside: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos").mkdir()
+    for name in "ab":
+        shutil.copy("in.tif", f"photos/{name}.tif")
+    Path("clear").mkdir()
+    Path("clear/a.tif").write_bytes(b"precious")
+    command = ["run", "photos", "clear", "--weights", weights]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "1 of 2 outputs exist, such as clear/a.tif: keep them with --skip-existing, replace them with --over" in said
+    assert main([*command, "--skip-existing", "--overwrite"]) == 2
+    assert [path.name for path in Path("clear").iterdir()] == ["a.tif"]
+    assert main([*command, "--skip-existing"]) == 0
+    assert "1 of 2 outputs exist and are skipped" in capsys.readouterr().err
+    assert Path("clear/a.tif").read_bytes() == b"precious"
+    assert main([*command, "--overwrite"]) == 0
+    np.testing.assert_array_equal(pixels("clear/a.tif"), pixels("clear/b.tif"))
+
+
+def test_a_folder_to_be_made_ends_in_a_slash(inside: Path, weights: str) -> None:
+    assert main(["run", "in.tif", "new/folder/", "--weights", weights]) == 0
+    assert [str(path) for path in Path("new").rglob("*.tif")] == ["new/folder/in.tif"]
 
 
 def test_what_cannot_be_read_does_not_hold_up_the_others(
@@ -236,7 +274,7 @@ def test_what_cannot_be_read_does_not_hold_up_the_others(
     Path("photos/c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     # A name in a folder that is a file: what the system says here is neither "not there" nor about the picture.
     Path("photos/d.tif").symlink_to(Path("b.tif") / "x")
-    assert main(["run", "photos", "clear", "--weights", weights]) == 2
+    assert main(["run", "photos", "clear", "--weights", weights]) == 1
     assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
     err = capsys.readouterr().err
     assert "a.tif is a link to gone.tif, which does not exist" in err and "c.png is cut short" in err
