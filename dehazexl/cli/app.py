@@ -17,6 +17,7 @@ import typer
 
 import dehazexl
 from dehazexl.cli.progress import interruptible, tell
+from dehazexl.cli.streams import lenient_streams
 
 if TYPE_CHECKING:
     from typing import Any
@@ -68,6 +69,12 @@ def main(args: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 if some of several images failed, 2 for errors, 128 plus the number of a signal: 130 after
         Ctrl-C, 143 after SIGTERM.
     """
+    with lenient_streams():
+        return run_command(args)
+
+
+def run_command(args: Sequence[str] | None) -> int:
+    """Run a command; see `main`."""
     try:
         with interruptible() as interruption:
             code = app(args=args, prog_name="dehazexl", standalone_mode=False)
@@ -193,6 +200,9 @@ def run(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out the images whose outputs exist, whatever made them.")
     ] = False,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Start even if memory or disk are too small by an estimate.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start again, instead of going on with the work of a run that was stopped.")
     ] = False,
@@ -220,6 +230,7 @@ def run(
         overwrite=overwrite,
         fresh=fresh,
         skip_existing=skip_existing,
+        unchecked=unchecked,
     )
     target, tokens = Path(output).expanduser(), tokens and tokens.expanduser()
     try:
@@ -285,7 +296,7 @@ def clean(
             found += [] if each.busy() else [each]
     if not found:
         print(f"{folder}: nothing to remove")
-    elif yes or (sys.stdin.isatty() and typer.confirm("Remove what is not in progress?")):
+    elif yes or (sys.stdin is not None and sys.stdin.isatty() and typer.confirm("Remove what is not in progress?")):
         for each in found:
             print(leftovers.clean(each))
     else:

@@ -47,6 +47,8 @@ class Settings:
         Start again instead of going on with unfinished work.
     skip_existing
         Leave out the tasks whose outputs exist.
+    unchecked
+        Do not check whether memory and disk suffice.
     """
 
     overlap: int | None = None
@@ -61,6 +63,7 @@ class Settings:
     overwrite: bool = False
     fresh: bool = False
     skip_existing: bool = False
+    unchecked: bool = False
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
@@ -403,9 +406,13 @@ def work(
 ) -> None:
     """Encode, fuse, decode and write; `description` is that of the tokens."""
     from dehazexl.engine.dehaze import decode_lazily, open_tokens
+    from dehazexl.engine.estimate import check_room
     from dehazexl.engine.run import stages
 
     with made(task.tokens and task.tokens.parent), held(task.tokens) if task.tokens else nullcontext():
+        # Work that goes on has written some of it already.
+        if not settings.unchecked and not unfinished.recorded:
+            check_room(job, unfinished.folder, task.tokens.parent if task.tokens else unfinished.folder)
         store = open_tokens(job, task.tokens or unfinished.folder / TOKENS, description)
         for stage in stages(job, store):
             total_done = 0
