@@ -243,15 +243,20 @@ def check(
         Description of the image to be written.
     """
     path = Path(path).expanduser()
-    for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
-        if value not in get_args(kind):
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
+    check_choices(ngff, compression)
     _check_suffix(path, (*ZARR, *TIFF, *PHOTO))
     target = _target(clear, like)
     _check_place(path, target, overwrite)
     if path.suffix.lower() in PHOTO:
         check_photo(path, target)
     return target
+
+
+def check_choices(ngff: str, compression: str) -> None:
+    """Raise ValueError for an unknown version of OME-Zarr or an unknown compression."""
+    for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
 
 
 def total(clear: da.Array | NDArray[Any]) -> int:
