@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
 from dehazexl.image.georeference import Geo
-from dehazexl.image.image import Image
+from dehazexl.image.grid import Window
+from dehazexl.image.image import Holes, Image
 from dehazexl.io.bands import OME_COLORS, array_roles, describe_bands
 from dehazexl.io.source import (
     Guard,
@@ -196,7 +198,28 @@ def describe_zarr(
         fingerprint=token,
         guard=None if path is None else Guard(path, token, partial(zarr_token, finest)),
         metadata=dict(saved.get("metadata", {})),
+        holes=zarr_holes(finest, axes, f"zarr-{token}-0"),
     )
+
+
+def zarr_holes(array: zarr.Array[Any], axes: str, level: str) -> Holes | None:
+    """Return the chunks that a Zarr in a folder does not contain; None for other stores, which are not asked."""
+    import zarr
+
+    if not isinstance(array.store, zarr.storage.LocalStore):
+        return None
+    return Holes(level, array.fill_value or 0, partial(chunks_missing, array, axes))
+
+
+def chunks_missing(array: zarr.Array[Any], axes: str, window: Window) -> bool:
+    """Return whether no chunk that a window of pixels touches is in the folder of an array."""
+    store: Any = array.store
+    folder, limits = Path(store.root) / array.path, {"y": (window.y0, window.y1), "x": (window.x0, window.x1)}
+    touched = []
+    for axis, length, side in zip(axes, array.shape, array.shards or array.chunks, strict=True):
+        start, stop = limits.get(axis, (0, length))
+        touched.append(range(start // side, -(-stop // side)))
+    return not any((folder / array.metadata.encode_chunk_key(chunk)).exists() for chunk in product(*touched))
 
 
 def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> list[tuple[Source, tuple[int, int]]]:
