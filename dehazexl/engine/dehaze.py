@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from dehazexl.engine.context import check_context, crop_to_context
 from dehazexl.engine.decode import decode
 from dehazexl.engine.job import Job
-from dehazexl.engine.memory import TilesAtOnce
+from dehazexl.engine.memory import TilesAtOnce, budget
 from dehazexl.engine.run import stages
 from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
-from dehazexl.image.grid import TileGrid, Window, check_overlap
+from dehazexl.image.grid import SIDE, TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray
@@ -42,6 +46,8 @@ def dehaze(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] = "auto",
     tokens: str | Path | None = None,
+    region: tuple[int, int, int, int] | None = None,
+    context: str = "all",
 ) -> da.Array:
     """Remove the haze from an image of any size.
 
@@ -65,26 +71,37 @@ def dehaze(
     batch
         Number of tiles computed at once; ``"auto"`` depends on the memory of the device.
     tokens
-        Folder for the tokens, so that an interrupted run can be resumed. None keeps them in memory: 66 kB per tile with
-        the bundled weights in float32, half in half precision.
+        Folder for the tokens, so that an interrupted run can be resumed. None keeps them in memory (66 kB per tile with
+        the bundled weights in float32, half in half precision; three times as much until they are fused) or, beyond an
+        eighth of the memory, in a temporary folder.
+    region
+        Rows and columns to dehaze, (y0, y1, x0, x1); None for the whole image.
+    context
+        What else of the image takes part in dehazing a region: ``"all"`` of it, nothing (``"region"``), or the pixels
+        around it up to a distance (``"neighborhood:PIXELS"``).
 
     Returns
     -------
     dask.array.Array
-        Lazy ``(y, x, c)`` with the shape, dtype and bands of the image. Bands that are not dehazed and pixels without
-        data are unchanged. Integers are rounded and clipped to their dtype, floats are not clipped.
+        Lazy ``(y, x, c)`` with the shape, dtype and bands of the image or its region. Bands that are not dehazed and
+        pixels without data are unchanged. Integers are rounded and clipped to their dtype, floats are not clipped.
 
     Raises
     ------
     FileNotFoundError, TypeError, ValueError
         See `open_image`; ValueError also for arguments out of range.
     """
+    check_context(context)
+    window = None
+    if region is not None:
+        source, window = crop_to_context(open_image(source, bands=bands), Window(*region), context)
+        bands = None
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
     store = open_tokens(job, tokens)
     for stage in stages(job, store):
         for _ in stage.steps:
             pass
-    return decode_lazily(job, store)
+    return decode_lazily(job, store, window=window)
 
 
 def prepare(
@@ -147,17 +164,30 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
 def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
     """Return an empty token store in memory, or the store in a folder, which may contain tokens already.
 
+    Tokens that would take more than a share of the memory go into a temporary folder, which is removed with the store.
+
     Raises
     ------
     ValueError
         See `ZarrTokens`; also if the folder and the image overlap on disk.
     """
     if path is None:
-        return MemoryTokens(job.grid, job.channels, job.token_dtype)
+        if tokens_fit(job):
+            return MemoryTokens(job.grid, job.channels, job.token_dtype)
+        folder = Path(tempfile.mkdtemp(prefix="dehazexl-"))
+        store = ZarrTokens(folder, job.grid, job.channels, job.token_dtype, {})
+        weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+        return store
     folder = Path(path).expanduser()
     if job.image.path is not None:
         check_apart(folder, job.image.path)
     return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, describe_tokens(job))
+
+
+def tokens_fit(job: Job) -> bool:
+    """Return whether the tokens of an image, and their features before and after a layer, may lie in memory."""
+    tile = SIDE**2 * (3 * job.channels + 3) * np.dtype(job.token_dtype).itemsize
+    return job.grid.count * tile <= budget(torch.device("cpu"))
 
 
 def describe_tokens(job: Job) -> dict[str, Any]:
@@ -179,12 +209,20 @@ def describe_tokens(job: Job) -> dict[str, Any]:
     }
 
 
-def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], object] | None = None) -> da.Array:
-    """Return the dehazed image as a lazy dask array ``(y, x, c)``; `on_progress` as in `decode.decode`."""
+def decode_lazily(
+    job: Job,
+    store: TokenStore,
+    on_progress: Callable[[int], object] | None = None,
+    window: Window | None = None,
+) -> da.Array:
+    """Return the dehazed image as a lazy dask array ``(y, x, c)``, or a window of it.
+
+    `on_progress` is as in `decode.decode`.
+    """
     import dask.array as da
 
     return da.from_array(
-        Decoded(job, store, on_progress),
+        Decoded(job, store, on_progress, window or Window(0, job.grid.height, 0, job.grid.width)),
         chunks=(CHUNK, CHUNK, -1),
         meta=np.empty((0, 0, 0), job.image.levels[0].dtype),
         # A random name: hashing weights and tokens would take longer than it could save.
@@ -193,15 +231,24 @@ def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], obje
 
 
 class Decoded(WindowedArray):
-    """The dehazed image ``(y, x, c)`` as an array that decodes the windows that are read.
+    """A window of the dehazed image ``(y, x, c)`` as an array that decodes the windows that are read.
 
     dask reads a part of a chunk if nothing else needs that chunk, so a small view of a large image decodes few tiles.
     """
 
-    def __init__(self, job: Job, store: TokenStore, on_progress: Callable[[int], object] | None) -> None:
-        self.job, self.store, self.on_progress = job, store, on_progress
-        self.shape, self.dtype = job.image.levels[0].shape, job.image.levels[0].dtype
+    def __init__(
+        self, job: Job, store: TokenStore, on_progress: Callable[[int], object] | None, window: Window
+    ) -> None:
+        self.job, self.store, self.on_progress, self.window = job, store, on_progress, window
+        self.shape = (window.height, window.width, job.image.levels[0].shape[2])
+        self.dtype = job.image.levels[0].dtype
 
     def read(self, window: Window) -> NDArray[Any]:
         """Decode the pixels of a window."""
-        return decode(self.job, self.store, window, self.on_progress)
+        y, x = self.window.y0, self.window.x0
+        return decode(
+            self.job,
+            self.store,
+            Window(window.y0 + y, window.y1 + y, window.x0 + x, window.x1 + x),
+            self.on_progress,
+        )
