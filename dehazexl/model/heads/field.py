@@ -317,10 +317,11 @@ def thickness(cells: Tensor, correction: Tensor, colors: Tensor) -> Tensor:
     ratio = CELL // STRIDE
     with torch.inference_mode(False):
         inside = fade(correction.device)
-    added, slopes = (correction * inside).split([1, CORRECTION - 1], dim=1)
+    added, slopes = correction.split([1, CORRECTION - 1], dim=1)
     # Low frequencies are left to the cells; a single tile cannot determine them.
     low = F.pad(F.avg_pool2d(added, ratio), (1, 1, 1, 1), mode="replicate")
-    added = added - upsample(low[:, 0], ratio)[:, None]
+    # Faded out last: tiles meet where nothing of the correction is left.
+    added, slopes = (added - upsample(low[:, 0], ratio)[:, None]) * inside, slopes * inside
     scale = side // added.shape[-1]
     detail = colors - enlarge(F.avg_pool2d(colors, scale), side)
     logits = upsample(cells, side // (SIDE * CELLS))[:, None] + enlarge(added, side)
