@@ -45,19 +45,29 @@ class Cluster(Tasks):
         for _, tiles in self.each(encode_blocks, self.grouped(blocks, [block.count for block in blocks])):
             yield tiles
 
-    def fill(self, level0: Level0, on_progress: Callable[[int], object] = lambda _: None) -> Generator[int, None, None]:
+    def fill(
+        self, level0: Level0, on_progress: Callable[[int], object] = lambda _: None, window: Window | None = None
+    ) -> Generator[int, None, None]:
         """Decode the blocks of an image that are missing, see `io.level0.Fill`.
 
-        `on_progress` is called with the number of tiles of each part that is decoded.
+        Parameters
+        ----------
+        level0
+            The finest level of the output.
+        on_progress
+            Called with the number of tiles of each part that is decoded.
+        window
+            Pixels of the job's image that the output shows; None for all.
         """
-        blocks, grid = level0.blocks, self.job.grid
+        blocks, (height, width) = level0.blocks, level0.levels.sizes[0]
+        y, x = (0, 0) if window is None else (window.y0, window.x0)
         missing = list(blocks.missing())
-        if before := grid.height * grid.width - sum(block.count for block in missing):
+        if before := height * width - sum(block.count for block in missing):
             yield before
-        tasks = self.grouped(missing, [grid.tiles_touching(block).count for block in missing])
-        for number, tiles in self.each(decode_blocks, [(blocks, task) for task in tasks]):
+        groups = self.grouped(missing, [self.job.grid.tiles_touching(block.moved(y, x)).count for block in missing])
+        for number, tiles in self.each(decode_blocks, [(blocks, (y, x), group) for group in groups]):
             on_progress(tiles)
-            yield sum(block.count for block in tasks[number])
+            yield sum(block.count for block in groups[number])
 
     def grouped(self, blocks: Sequence[Window], tiles: Sequence[int]) -> list[list[Window]]:
         """Group consecutive blocks to tasks of at most `TILES` tiles, and fewer where there are few."""
@@ -81,13 +91,16 @@ def encode_blocks(recipe: Recipe, blocks: Sequence[Window]) -> int:
     return sum(block.count for block in blocks)
 
 
-def decode_blocks(recipe: Recipe, work: tuple[Level0Blocks, Sequence[Window]]) -> int:
-    """Decode blocks of pixels that are missing, and write them; return the number of tiles that they touch."""
+def decode_blocks(recipe: Recipe, work: tuple[Level0Blocks, tuple[int, int], Sequence[Window]]) -> int:
+    """Decode blocks of pixels that are missing, and write them; return the number of tiles that they touch.
+
+    The tuple in `work` is the place of the output's first pixel in the image.
+    """
     forget_steps()
-    level0, blocks = work
+    level0, origin, blocks = work
     for block in blocks:
         if not level0.done(block):
-            pixels = decode(recipe.job(), recipe.store, block, recipe.check)
+            pixels = decode(recipe.job(), recipe.store, block.moved(*origin), recipe.check)
             recipe.check()
             level0.write(block, pixels)
-    return sum(recipe.grid.tiles_touching(block).count for block in blocks)
+    return sum(recipe.grid.tiles_touching(block.moved(*origin)).count for block in blocks)

@@ -43,7 +43,12 @@ def decode(
     ndarray
         ``(y, x, c)``, with dtype, bands and value range of the image.
     """
-    read = Tiles.read(job, job.grid.tiles_touching(window))
+    tiles = job.grid.tiles_touching(window)
+    if job.image.is_hole(window):
+        if on_progress is not None:
+            on_progress(len(_beginning(job, tiles, window)))
+        return job.image.fill(window.height, window.width)
+    read = Tiles.read(job, tiles)
     whole = Window(0, job.grid.height, 0, job.grid.width)
     with job.remainders.lock:
         with computing():
@@ -51,7 +56,7 @@ def decode(
             parts = {cell: part for cell in full if (part := _kept_part(job, cell, window)) is not None}
             missing = [cell for cell in full if cell not in parts]
         if on_progress is not None:
-            on_progress(_count_empty(job, read, window))
+            on_progress(sum(not read.has_data(job, *cell) for cell in _beginning(job, tiles, window)))
         for batch in decode_tiles(job, store, read, missing, on_progress):
             with computing():
                 for cell, tile, weighted in batch.weighted(job.grid, batch.clear):
@@ -66,11 +71,12 @@ def decode(
     return _finished(job, read.raw[inside], clear, read.valid[inside])
 
 
-def _count_empty(job: Job, read: Tiles, window: Window) -> int:
-    """Count the tiles without data; a tile counts for the window that contains its first pixel."""
-    corners = {cell: job.grid.tile(*cell).intersection(window) for cell in read.tiles.cells()}
-    first = [cell for cell, part in corners.items() if (part.y0, part.x0) == tuple(s * job.grid.stride for s in cell)]
-    return sum(not read.has_data(job, *cell) for cell in first)
+def _beginning(job: Job, tiles: Window, window: Window) -> list[tuple[int, int]]:
+    """Return the tiles whose first pixel lies in a window of pixels; in all windows of an image, each tile once."""
+    corners = {cell: job.grid.tile(*cell) for cell in tiles.cells()}
+    return [
+        cell for cell, tile in corners.items() if window.y0 <= tile.y0 < window.y1 and window.x0 <= tile.x0 < window.x1
+    ]
 
 
 def _kept_part(job: Job, cell: tuple[int, int], window: Window) -> Tensor | None:

@@ -42,6 +42,8 @@ def encode(job: Job, store: TokenStore, blocks: Sequence[Window] | None = None) 
         blocks = list(job.grid.blocks(job.grid.block))
     for block, tokens, tiles in _read_ahead(job, store, blocks):
         if tiles is None:
+            if not stored(tokens).all():
+                store.write(block, np.zeros_like(tokens), TOKENS)
             yield block.height * block.width
             continue
         cells = [cell for cell in block.cells() if tiles.has_data(job, *cell)]
@@ -97,9 +99,12 @@ def _read_ahead(
 
 
 def _read(job: Job, store: TokenStore, block: Window) -> tuple[NDArray[Any], Tiles | None]:
-    """Return the stored tokens of a block, NaN where there are none, and its pixels if any are missing."""
+    """Return the stored tokens of a block, NaN where there are none, and its pixels if any are missing.
+
+    Pixels that the image's file does not contain are not read.
+    """
     tokens = store.read(block, TOKENS)
-    return tokens, None if stored(tokens).all() else Tiles.read(job, block)
+    return tokens, None if stored(tokens).all() or Tiles.are_holes(job, block) else Tiles.read(job, block)
 
 
 def _to_numpy(tokens: Tensor, job: Job) -> NDArray[Any]:

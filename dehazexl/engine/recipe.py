@@ -152,16 +152,16 @@ class Recipe:
 
 
 class DecodedElsewhere(WindowedArray):
-    """The dehazed image ``(y, x, c)`` in another process, as an array that decodes the windows that are read."""
+    """A window of the dehazed image ``(y, x, c)`` in another process, which decodes the windows that are read."""
 
-    def __init__(self, recipe: Recipe, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.recipe, self.shape, self.dtype = recipe, shape, dtype
+    def __init__(self, recipe: Recipe, window: Window, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.recipe, self.window, self.shape, self.dtype = recipe, window, shape, dtype
 
     def read(self, window: Window) -> NDArray[Any]:
         """Decode the pixels of a window."""
         from dehazexl.engine.decode import decode
 
-        return decode(self.recipe.job(), self.recipe.store, window)
+        return decode(self.recipe.job(), self.recipe.store, window.moved(self.window.y0, self.window.x0))
 
 
 _jobs: LRUCache[Hashable, Any] = LRUCache(2)

@@ -136,10 +136,9 @@ class MemoryTokens(TokenStore):
         if not rows:
             return self.nothing(tiles)
         like = next(iter(rows.values()))
-        out = np.full((tiles.height, tiles.width, *like.shape[1:]), np.nan, like.dtype)
+        out = np.empty((tiles.height, tiles.width, *like.shape[1:]), like.dtype)
         for row in range(tiles.y0, tiles.y1):
-            if row in rows:
-                out[row - tiles.y0] = rows[row][tiles.x0 : tiles.x1]
+            out[row - tiles.y0] = rows[row][tiles.x0 : tiles.x1] if row in rows else np.nan
         return out
 
     def write(self, tiles: Window, values: NDArray[Any], name: str) -> None:
@@ -156,8 +155,10 @@ class MemoryTokens(TokenStore):
             self._rows.pop(name, None)
 
     def done(self, tiles: Window, name: str = TOKENS) -> bool:
-        """See `TokenStore.done`. Tokens are not kept after fusing."""
-        return super().done(tiles, FUSED if name == TOKENS and self._complete else name)
+        """See `TokenStore.done`; nothing is copied. Tokens are not kept after fusing."""
+        rows = self._rows.get(FUSED if name == TOKENS and self._complete else name, {})
+        own = (rows[row][None, tiles.x0 : tiles.x1] for row in range(tiles.y0, tiles.y1) if row in rows)
+        return sum(int(stored(row).sum()) for row in own) == tiles.height * tiles.width
 
     def finish(self) -> None:
         """See `TokenStore.finish`."""
