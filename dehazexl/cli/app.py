@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -17,11 +18,12 @@ import typer
 
 import dehazexl
 from dehazexl.cli.progress import interruptible, tell
+from dehazexl.cli.streams import lenient_streams
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from dehazexl.cli.run import Settings
+    from dehazexl.cli.run import Settings, Task
     from dehazexl.io.tiff_write import Compression
     from dehazexl.io.zarr_write import Ngff
     from dehazexl.model import DehazeXL
@@ -65,8 +67,15 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, 2 for errors, 128 plus the number of a signal: 130 after Ctrl-C, 143 after SIGTERM.
+        Exit code: 0, 1 if some of several images failed, 2 for errors, 128 plus the number of a signal: 130 after
+        Ctrl-C, 143 after SIGTERM.
     """
+    with lenient_streams():
+        return run_command(args)
+
+
+def run_command(args: Sequence[str] | None) -> int:
+    """Run a command; see `main`."""
     try:
         with interruptible() as interruption:
             code = app(args=args, prog_name="dehazexl", standalone_mode=False)
@@ -142,10 +151,10 @@ def start(
 def run(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A TIFF, Zarr, PNG or JPEG, or a folder of them.")],
     output: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="OUTPUT",
-            help="A .zarr, .tif, .png or .jpg; a folder for several images or weights.",
+            help="A .zarr, .tif, .png or .jpg; a folder for several images or weights, or with a / at its end.",
         ),
     ],
     weights: Weights = ["compact"],  # noqa: B006
@@ -189,9 +198,26 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing outputs, once the new ones are complete.")
     ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out the images whose outputs exist, whatever made them.")
+    ] = False,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Start even if memory or disk are too small by an estimate.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start again, instead of going on with the work of a run that was stopped.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Work in N processes of this machine, which dask manages.")
+    ] = None,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Work on the dask cluster of this scheduler, e.g. tcp://host:8786; all machines share the files.",
+        ),
+    ] = "",
+    dask_config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of dask settings.")] = None,
 ) -> None:
     """Remove haze from an image or a folder of images.
 
@@ -201,7 +227,8 @@ def run(
     .OUTPUT.part next to OUTPUT.
     """
     from dehazexl.cli import parse
-    from dehazexl.cli.run import Settings
+    from dehazexl.cli.run import Settings, plan, remaining
+    from dehazexl.cli.workers import connected
 
     settings = Settings(
         overlap=overlap,
@@ -215,44 +242,40 @@ def run(
         compression=cast("Compression", compression),
         overwrite=overwrite,
         fresh=fresh,
+        skip_existing=skip_existing,
+        unchecked=unchecked,
     )
-    output, tokens = output.expanduser(), tokens and tokens.expanduser()
+    target, tokens = Path(output).expanduser(), tokens and tokens.expanduser()
     try:
-        dehaze_all(source.expanduser(), output, weights, device, dtype, nor, tokens, settings)
+        tasks, folder = plan(source.expanduser(), target, weights, tokens, new_folder=output.endswith(("/", os.sep)))
+        with connected(workers, scheduler, dask_config and dask_config.expanduser(), device) as found:
+            dehaze_all(tasks, folder, loader(device, dtype, nor), nor, replace(settings, workers=found))
     except KeyboardInterrupt:
-        from dehazexl.cli.run import remaining
-
-        raise interrupted(remaining(output, tokens)) from None
+        raise interrupted(remaining(target, tokens)) from None
 
 
 def dehaze_all(
-    source: Path,
-    output: Path,
-    weights: Sequence[str],
-    device: str,
-    dtype: str,
-    nor: bool,
-    tokens: Path | None,
-    settings: Settings,
+    tasks: Sequence[Task], folder: Path | None, load: Callable[[Path], DehazeXL], nor: bool, settings: Settings
 ) -> None:
     """Dehaze all images with all weights and print a line for each output."""
     from dehazexl.cli import run as work
 
-    tasks, folder = work.plan(source, output, weights, tokens)
     if nor and (known := next((task.weights for task in tasks if task.weights.suffix == ".safetensors"), None)):
         raise ValueError(f"--nor is for official .pth files; {known} stores its normalization")
-    failures: list[str] = []
+    failed: list[Path] = []
 
-    def echo_failure(text: str) -> None:
+    def echo_failure(task: Task, text: str) -> None:
         echo_error(text)
-        failures.append(text)
+        failed.append(task.source)
 
-    for result in work.run(tasks, folder, settings, loader(device, dtype, nor), echo_failure):
+    for result in work.run(tasks, folder, settings, load, echo_failure):
         print(result, flush=True)
         if result.note:
             tell(result.note)
-    if failures:
-        raise ValueError(f"{len(failures)} of {len(tasks)} images could not be dehazed, see above")
+    if failed:
+        names = ", ".join(dict.fromkeys(map(str, failed)))
+        echo_error(f"{len(failed)} of {len(tasks)} images could not be dehazed: {names}")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -287,7 +310,7 @@ def clean(
             found += [] if each.busy() else [each]
     if not found:
         print(f"{folder}: nothing to remove")
-    elif yes or (sys.stdin.isatty() and typer.confirm("Remove what is not in progress?")):
+    elif yes or (sys.stdin is not None and sys.stdin.isatty() and typer.confirm("Remove what is not in progress?")):
         for each in found:
             print(leftovers.clean(each))
     else:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dehazexl.cli.progress import bar, tell
+from dehazexl.cli.workers import Workers, work_of
 from dehazexl.engine.tokens import check_apart
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
+from dehazexl.io.disk import FULL
 from dehazexl.io.level0 import share_done
 from dehazexl.io.open import open_image
 from dehazexl.io.tiff_write import Compression
 from dehazexl.io.unfinished import MARKS, TOKENS, Unfinished, held, part_of
-from dehazexl.io.write import PHOTO, TIFF, ZARR, check, check_absent, write
+from dehazexl.io.write import PHOTO, TIFF, ZARR, check, check_absent, check_choices, write
 from dehazexl.io.zarr_write import Ngff
 
 if TYPE_CHECKING:
@@ -44,6 +46,12 @@ class Settings:
         Height and width to resize the images to first, or None.
     fresh
         Start again instead of going on with unfinished work.
+    workers
+        Workers of a dask cluster, or None.
+    skip_existing
+        Leave out the tasks whose outputs exist.
+    unchecked
+        Do not check whether memory and disk suffice.
     """
 
     overlap: int | None = None
@@ -57,11 +65,18 @@ class Settings:
     compression: Compression = "deflate"
     overwrite: bool = False
     fresh: bool = False
+    workers: Workers | None = None
+    skip_existing: bool = False
+    unchecked: bool = False
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
         if self.value_range is not None:
             check_range(self.value_range)
+        check_overlap(self.overlap)
+        check_choices(self.ngff, self.compression)
+        if self.skip_existing and self.overwrite:
+            raise ValueError("--skip-existing keeps the outputs that --overwrite replaces: give one of them")
 
     @property
     def writing(self) -> dict[str, Any]:
@@ -106,7 +121,7 @@ class Result:
 
 
 def plan(
-    source: Path, output: Path, weights: Sequence[str], tokens: Path | None = None
+    source: Path, output: Path, weights: Sequence[str], tokens: Path | None = None, new_folder: bool = False
 ) -> tuple[list[Task], Path | None]:
     """Pair images and weights, and name the outputs.
 
@@ -121,6 +136,8 @@ def plan(
         Names of bundled weights, files, or folders of weights.
     tokens
         Folder for tokens; several tasks have subfolders.
+    new_folder
+        `output` is a folder, even if it does not exist.
 
     Returns
     -------
@@ -139,7 +156,7 @@ def plan(
     if tokens is not None:
         check_apart(tokens, source, output, part_of(output))
     many = images != [source] or files.keys() != {""}
-    if not many and not is_folder(output):
+    if not many and not new_folder and not is_folder(output):
         return [Task(source, files[""], output, tokens)], None
     if images != [source] and source.resolve() in (output.resolve(), *output.resolve().parents):
         raise ValueError(f"{output} is the folder of the input, or in it: choose another folder for the output")
@@ -220,7 +237,7 @@ def run(
     folder: Path | None,
     settings: Settings,
     load: Callable[[Path], DehazeXL],
-    echo: Callable[[str], object],
+    echo: Callable[[Task, str], object],
 ) -> Iterator[Result]:
     """Do the tasks, one after the other, after checking all of them.
 
@@ -231,7 +248,7 @@ def run(
     load
         Loads the network of a weights file.
     echo
-        Called with a message for each image that cannot be dehazed, if there are several.
+        Called with each task that failed and a message, if there are several; the others go on.
 
     Yields
     ------
@@ -243,23 +260,58 @@ def run(
     FileExistsError, FileNotFoundError, TypeError, ValueError, OSError
         See `plan`, `io.open.open_image`, `io.write.write`.
     """
+    report = None if len(tasks) == 1 else echo
+    tasks = without_existing(tasks, settings)
     files = list(dict.fromkeys(task.weights for task in tasks))
     with made(folder):
-        tasks = [task for task in tasks if can_be_opened(task, settings, echo if len(tasks) > 1 else None)]
+        ready = []
         for task in tasks:
-            check_task(task, settings)
+            with one_image(task, report):
+                check_task(task, settings)
+                ready.append(task)
         for file in files[1:]:
             load(file)
         for file in files:
             model = load(file)
-            for task in (task for task in tasks if task.weights == file):
-                try:
-                    yield dehaze_file(task, model, settings, keep_bars=len(tasks) == 1)
-                except ValueError as error:
-                    # One bad image does not stop the others of a folder.
-                    if len(tasks) == 1:
-                        raise
-                    echo(str(error))
+            for task in (task for task in ready if task.weights == file):
+                result = None
+                with one_image(task, report):
+                    result = dehaze_file(task, model, settings, keep_bars=report is None)
+                if result is not None:
+                    yield result
+
+
+def without_existing(tasks: Sequence[Task], settings: Settings) -> Sequence[Task]:
+    """Leave out the tasks whose outputs exist, if that is wanted.
+
+    Raises
+    ------
+    FileExistsError
+        If some of several outputs exist, and nothing was said about them. A single one is checked later.
+    """
+    existing = [task for task in tasks if task.output.exists()]
+    if settings.skip_existing:
+        if existing:
+            tell(f"{len(existing)} of {len(tasks)} outputs exist and are skipped")
+        return [task for task in tasks if task not in existing]
+    if existing and len(tasks) > 1 and not settings.overwrite:
+        raise FileExistsError(
+            f"{len(existing)} of {len(tasks)} outputs exist, such as {existing[0].output}: keep them with "
+            "--skip-existing, replace them with --overwrite, or choose another folder"
+        )
+    return tasks
+
+
+@contextmanager
+def one_image(task: Task, echo: Callable[[Task, str], object] | None) -> Iterator[None]:
+    """Echo an error that concerns one image of several; raise it without `echo`, or if the disk is full."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if echo is None or getattr(error, "errno", None) in FULL:
+            raise
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        echo(task, text if task.source.name in text else f"{task.source}: {text}")
 
 
 @contextmanager
@@ -276,19 +328,6 @@ def made(folder: Path | None) -> Iterator[None]:
                 each.rmdir()
 
 
-def can_be_opened(task: Task, settings: Settings, echo: Callable[[str], object] | None) -> bool:
-    """Return whether the image of a task can be opened; if not, echo the reason, or raise without `echo`."""
-    try:
-        settings.opened(task.source)
-    except (ValueError, OSError) as error:
-        if echo is None:
-            raise
-        reason = error.strerror if isinstance(error, OSError) else None
-        echo(f"{task.source} cannot be read: {reason}" if reason else str(error))
-        return False
-    return True
-
-
 def check_task(task: Task, settings: Settings) -> None:
     """Check the arguments of a task before anything is computed."""
     import dask.array as da
@@ -298,7 +337,6 @@ def check_task(task: Task, settings: Settings) -> None:
     if settings.resize is not None:
         height, width = settings.resize
         image = replace(image, levels=(da.zeros((height, width, bands), dtype=image.levels[0].dtype),))
-    check_overlap(settings.overlap)
     check(image.levels[0], task.output, image, **settings.writing)
 
 
@@ -372,19 +410,23 @@ def work(
 ) -> None:
     """Encode, fuse, decode and write; `description` is that of the tokens."""
     from dehazexl.engine.dehaze import decode_lazily, open_tokens
-    from dehazexl.engine.run import stages
+    from dehazexl.engine.estimate import check_room
 
     with made(task.tokens and task.tokens.parent), held(task.tokens) if task.tokens else nullcontext():
+        # Work that goes on has written some of it already.
+        if not settings.unchecked and not unfinished.recorded:
+            check_room(job, unfinished.folder, task.tokens.parent if task.tokens else unfinished.folder)
         store = open_tokens(job, task.tokens or unfinished.folder / TOKENS, description)
-        for stage in stages(job, store):
-            total_done = 0
-            with bar(stage.name, stage.total, keep_bars) as advance:
-                for done in stage.steps:
-                    total_done += done
-                    unfinished.note(stage.name, total_done, stage.total)
-                    advance(done)
-        left = math.ceil(job.grid.count * (1 - share_done(unfinished.folder / MARKS)))
-        with bar("decode", left, keep_bars) as advance:
-            clear = decode_lazily(job, store, advance)
-            for _ in write(clear, task.output, job.image, **settings.writing, resume=unfinished):
-                pass
+        with work_of(job, store, settings.workers) as (stages, fill):
+            for stage in stages:
+                total_done = 0
+                with bar(stage.name, stage.total, keep_bars) as advance:
+                    for done in stage.steps:
+                        total_done += done
+                        unfinished.note(stage.name, total_done, stage.total)
+                        advance(done)
+            left = math.ceil(job.grid.count * (1 - share_done(unfinished.folder / MARKS)))
+            with bar("decode", left, keep_bars) as advance:
+                clear, options = decode_lazily(job, store, advance), {**settings.writing, "fill": fill(advance)}
+                for _ in write(clear, task.output, job.image, **options, resume=unfinished):
+                    pass

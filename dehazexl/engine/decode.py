@@ -43,38 +43,46 @@ def decode(
     ndarray
         ``(y, x, c)``, with dtype, bands and value range of the image.
     """
-    read = Tiles.read(job, job.grid.tiles_touching(window))
+    tiles = job.grid.tiles_touching(window)
+    if job.image.is_hole(window):
+        if on_progress is not None:
+            on_progress(len(_beginning(job, tiles, window)))
+        return job.image.fill(window.height, window.width)
+    read = Tiles.read(job, tiles)
     whole = Window(0, job.grid.height, 0, job.grid.width)
     with job.remainders.lock:
         with computing():
-            clear = torch.zeros(3, window.height, window.width, device=job.model.device)
             full = [cell for cell in read.tiles.cells() if read.has_data(job, *cell)]
-            missing = [cell for cell in full if not _add_kept(job, cell, window, clear)]
+            parts = {cell: part for cell in full if (part := _kept_part(job, cell, window)) is not None}
+            missing = [cell for cell in full if cell not in parts]
         if on_progress is not None:
-            on_progress(_count_empty(job, read, window))
+            on_progress(sum(not read.has_data(job, *cell) for cell in _beginning(job, tiles, window)))
         for batch in decode_tiles(job, store, read, missing, on_progress):
             with computing():
                 for cell, tile, weighted in batch.weighted(job.grid, batch.clear):
-                    add(weighted, tile, clear, window)
+                    inner = tile.intersection(window).to_slices(tile)
+                    parts[cell] = weighted[:, inner[0], inner[1]]
                     job.remainders.put(cell, tile, weighted, window, whole)
+        with computing():
+            clear = torch.zeros(3, window.height, window.width, device=job.model.device)
+            for cell in full:  # in this order, so that sums do not depend on what was kept
+                add(parts[cell], job.grid.tile(*cell).intersection(window), clear, window)
     inside = window.to_slices(read.window)
     return _finished(job, read.raw[inside], clear, read.valid[inside])
 
 
-def _count_empty(job: Job, read: Tiles, window: Window) -> int:
-    """Count the tiles without data; a tile counts for the window that contains its first pixel."""
-    corners = {cell: job.grid.tile(*cell).intersection(window) for cell in read.tiles.cells()}
-    first = [cell for cell, part in corners.items() if (part.y0, part.x0) == tuple(s * job.grid.stride for s in cell)]
-    return sum(not read.has_data(job, *cell) for cell in first)
+def _beginning(job: Job, tiles: Window, window: Window) -> list[tuple[int, int]]:
+    """Return the tiles whose first pixel lies in a window of pixels; in all windows of an image, each tile once."""
+    corners = {cell: job.grid.tile(*cell) for cell in tiles.cells()}
+    return [
+        cell for cell, tile in corners.items() if window.y0 <= tile.y0 < window.y1 and window.x0 <= tile.x0 < window.x1
+    ]
 
 
-def _add_kept(job: Job, cell: tuple[int, int], window: Window, total: Tensor) -> bool:
-    """Add a tile that was decoded for another window to the sum of this one; return False if it is not kept."""
-    part = job.grid.tile(*cell).intersection(window)
-    kept = job.remainders.get(cell, part)
-    if kept is not None:
-        add(kept.to(total.device), part, total, window)
-    return kept is not None
+def _kept_part(job: Job, cell: tuple[int, int], window: Window) -> Tensor | None:
+    """Return the part of a tile in a window if it was decoded for another window, and kept; weighted."""
+    kept = job.remainders.get(cell, job.grid.tile(*cell).intersection(window))
+    return None if kept is None else kept.to(job.model.device)
 
 
 @dataclass(frozen=True)

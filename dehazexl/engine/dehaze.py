@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 
+from dehazexl.engine.context import check_context, crop_to_context
 from dehazexl.engine.decode import decode
 from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.job import Job
-from dehazexl.engine.memory import TilesAtOnce
-from dehazexl.engine.run import stages
+from dehazexl.engine.memory import TilesAtOnce, budget
+from dehazexl.engine.recipe import DecodedElsewhere, Recipe
+from dehazexl.engine.run import Stage, stages
+from dehazexl.engine.share import share, temporary_folder
 from dehazexl.engine.tokens import MemoryTokens, TokenStore, ZarrTokens, check_apart
-from dehazexl.image.grid import TileGrid, Window, check_overlap
+from dehazexl.image.grid import SIDE, TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray
@@ -28,6 +36,7 @@ from dehazexl.model.weights import load_model
 
 if TYPE_CHECKING:
     import dask.array as da
+    from distributed import Client
     from numpy.typing import NDArray
 
 CHUNK = 2048
@@ -43,10 +52,14 @@ def dehaze(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] = "auto",
     tokens: str | Path | None = None,
+    region: tuple[int, int, int, int] | None = None,
+    context: str = "all",
+    client: Client | None = None,
 ) -> da.Array:
     """Remove the haze from an image of any size.
 
-    All tiles are encoded and their tokens fused before this returns; the pixels are computed lazily.
+    All tiles are encoded and their tokens fused before this returns; the pixels are computed lazily, by any scheduler
+    of dask.
 
     Parameters
     ----------
@@ -66,14 +79,24 @@ def dehaze(
     batch
         Number of tiles computed at once; ``"auto"`` depends on the memory of the device.
     tokens
-        Folder for the tokens, so that an interrupted run can be resumed. None keeps them in memory: 66 kB per tile with
-        the bundled weights in float32, half in half precision.
+        Folder for the tokens, so that an interrupted run can be resumed. None keeps them in memory (66 kB per tile with
+        the bundled weights in float32, half in half precision; three times as much until they are fused) or, beyond an
+        eighth of the memory, in a temporary folder.
+    region
+        Rows and columns to dehaze, (y0, y1, x0, x1); None for the whole image.
+    context
+        What else of the image takes part in dehazing a region: ``"all"`` of it, nothing (``"region"``), or the pixels
+        around it up to a distance (``"neighborhood:PIXELS"``).
+    client
+        Client of the dask cluster whose workers encode and fuse; None takes the current one, if there is one. All
+        machines must reach the image and the folder for the tokens by the same paths; without that folder, the tokens
+        go to a temporary one, which suffices for workers on this machine.
 
     Returns
     -------
     dask.array.Array
-        Lazy ``(y, x, c)`` with the shape, dtype and bands of the image. Bands that are not dehazed and pixels without
-        data are unchanged. Integers are rounded and clipped to their dtype, floats are not clipped.
+        Lazy ``(y, x, c)`` with the shape, dtype and bands of the image or its region. Bands that are not dehazed and
+        pixels without data are unchanged. Integers are rounded and clipped to their dtype, floats are not clipped.
 
     Raises
     ------
@@ -82,13 +105,50 @@ def dehaze(
     OSError
         If another process works on the same folder of tokens.
     """
+    check_context(context)
+    window = None
+    if region is not None:
+        source, window = crop_to_context(open_image(source, bands=bands), Window(*region), context)
+        bands = None
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
+    client = client or current_client()
+    if client is not None and tokens is None:
+        tokens = temporary_folder() / "tokens"
     with nullcontext() if tokens is None else held(Path(tokens).expanduser()):
         store = open_tokens(job, tokens)
-        for stage in stages(job, store):
-            for _ in stage.steps:
-                pass
-    return decode_lazily(job, store)
+        if client is None:
+            _drain(stages(job, store))
+        else:
+            from dehazexl.engine.cluster import Cluster
+
+            assert isinstance(store, ZarrTokens)
+            with Cluster(client, job, store) as cluster:
+                _drain(cluster.stages())
+    return decode_lazily(job, store, window=window)
+
+
+def _drain(stages: Iterator[Stage]) -> None:
+    """Do all stages."""
+    for stage in stages:
+        for _ in stage.steps:
+            pass
+
+
+def current_client() -> Client | None:
+    """Return the current client of a dask cluster, or None; tasks of a cluster have none."""
+    distributed = sys.modules.get("distributed")  # without a client it need not be imported
+    if distributed is None:
+        return None
+    try:
+        distributed.get_worker()
+        return None
+    except ValueError:
+        pass
+    try:
+        client: Client = distributed.default_client()
+        return None if client.asynchronous else client
+    except ValueError:
+        return None
 
 
 def prepare(
@@ -148,10 +208,16 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     return int(min(64, max(1, free // 2 // tile)))
 
 
+@overload
+def open_tokens(job: Job, path: str | Path, description: dict[str, Any] | None = None) -> ZarrTokens: ...
+@overload
+def open_tokens(job: Job, path: str | Path | None = None, description: dict[str, Any] | None = None) -> TokenStore: ...
 def open_tokens(job: Job, path: str | Path | None = None, description: dict[str, Any] | None = None) -> TokenStore:
     """Return an empty token store in memory, or the store in a folder, which may contain tokens already.
 
     `description` is that of `describe_tokens`, if it is known.
+
+    Tokens that would take more than a share of the memory go into a temporary folder, which is removed with the store.
 
     Raises
     ------
@@ -159,20 +225,39 @@ def open_tokens(job: Job, path: str | Path | None = None, description: dict[str,
         See `ZarrTokens`; also if the folder and the image overlap on disk.
     """
     if path is None:
-        return MemoryTokens(job.grid, job.channels, job.token_dtype)
-    folder = Path(path).expanduser()
+        if tokens_fit(job):
+            return MemoryTokens(job.grid, job.channels, job.token_dtype)
+        folder = Path(tempfile.mkdtemp(prefix="dehazexl-"))
+        store = ZarrTokens(folder, job.grid, job.channels, job.token_dtype, {})
+        weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+        return store
+    folder = Path(path).expanduser().absolute()  # other processes may have another current folder
     if job.image.path is not None:
         check_apart(folder, job.image.path)
     description = describe_tokens(job) if description is None else description
     return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, description)
 
 
-def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], object] | None = None) -> da.Array:
-    """Return the dehazed image as a lazy dask array ``(y, x, c)``; `on_progress` as in `decode.decode`."""
+def tokens_fit(job: Job) -> bool:
+    """Return whether the tokens of an image, and their features before and after a layer, may lie in memory."""
+    tile = SIDE**2 * (3 * job.channels + 3) * np.dtype(job.token_dtype).itemsize
+    return job.grid.count * tile <= budget(torch.device("cpu"))
+
+
+def decode_lazily(
+    job: Job,
+    store: TokenStore,
+    on_progress: Callable[[int], object] | None = None,
+    window: Window | None = None,
+) -> da.Array:
+    """Return the dehazed image as a lazy dask array ``(y, x, c)``, or a window of it.
+
+    `on_progress` is as in `decode.decode`.
+    """
     import dask.array as da
 
     return da.from_array(
-        Decoded(job, store, on_progress),
+        Decoded(job, store, on_progress, window or Window(0, job.grid.height, 0, job.grid.width)),
         chunks=(CHUNK, CHUNK, -1),
         meta=np.empty((0, 0, 0), job.image.levels[0].dtype),
         # A random name: hashing weights and tokens would take longer than it could save.
@@ -181,15 +266,26 @@ def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], obje
 
 
 class Decoded(WindowedArray):
-    """The dehazed image ``(y, x, c)`` as an array that decodes the windows that are read.
+    """A window of the dehazed image ``(y, x, c)`` as an array that decodes the windows that are read.
 
     dask reads a part of a chunk if nothing else needs that chunk, so a small view of a large image decodes few tiles.
     """
 
-    def __init__(self, job: Job, store: TokenStore, on_progress: Callable[[int], object] | None) -> None:
-        self.job, self.store, self.on_progress = job, store, on_progress
-        self.shape, self.dtype = job.image.levels[0].shape, job.image.levels[0].dtype
+    def __init__(
+        self, job: Job, store: TokenStore, on_progress: Callable[[int], object] | None, window: Window
+    ) -> None:
+        self.job, self.store, self.on_progress, self.window = job, store, on_progress, window
+        self.shape = (window.height, window.width, job.image.levels[0].shape[2])
+        self.dtype = job.image.levels[0].dtype
 
     def read(self, window: Window) -> NDArray[Any]:
         """Decode the pixels of a window."""
-        return decode(self.job, self.store, window, self.on_progress)
+        return decode(self.job, self.store, window.moved(self.window.y0, self.window.x0), self.on_progress)
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return share(self.job, self.store)
+
+    def __reduce__(self) -> tuple[type[DecodedElsewhere], tuple[Any, ...]]:
+        """Leave everything large on disk, for other processes."""
+        return DecodedElsewhere, (self._recipe, self.window, self.shape, self.dtype)

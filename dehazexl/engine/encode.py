@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,19 +20,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def encode(job: Job, store: TokenStore) -> Iterator[int]:
-    """Encode all tiles that have data and are not in the store.
+def encode(job: Job, store: TokenStore, blocks: Sequence[Window] | None = None) -> Iterator[int]:
+    """Encode the tiles that have data and are not in the store.
+
+    Parameters
+    ----------
+    job, store
+        The image, and its tokens.
+    blocks
+        Some of the blocks of the grid; None for all.
 
     Yields
     ------
     int
         Number of tiles done and stored since the last step, computed or found in the store.
     """
-    if store.fused():
-        yield job.grid.count
-        return
-    for block, tokens, tiles in _read_ahead(job, store):
+    if blocks is None:
+        if store.fused():
+            yield job.grid.count
+            return
+        blocks = list(job.grid.blocks(job.grid.block))
+    for block, tokens, tiles in _read_ahead(job, store, blocks):
         if tiles is None:
+            if not stored(tokens).all():
+                store.write(block, np.zeros_like(tokens), TOKENS)
             yield block.height * block.width
             continue
         cells = [cell for cell in block.cells() if tiles.has_data(job, *cell)]
@@ -74,9 +85,10 @@ def _encode_batch(
         return job.model.encode(x.clamp(0, 1)), valid
 
 
-def _read_ahead(job: Job, store: TokenStore) -> Iterator[tuple[Window, NDArray[Any], Tiles | None]]:
-    """Yield all blocks with their stored tokens and their pixels, reading the next block in a thread."""
-    blocks = list(job.grid.blocks(job.grid.block))
+def _read_ahead(
+    job: Job, store: TokenStore, blocks: Sequence[Window]
+) -> Iterator[tuple[Window, NDArray[Any], Tiles | None]]:
+    """Yield blocks with their stored tokens and their pixels, reading the next block in a thread."""
     with ThreadPoolExecutor(1) as reader:
         coming = [reader.submit(_read, job, store, block) for block in blocks[:1]]
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
@@ -87,9 +99,12 @@ def _read_ahead(job: Job, store: TokenStore) -> Iterator[tuple[Window, NDArray[A
 
 
 def _read(job: Job, store: TokenStore, block: Window) -> tuple[NDArray[Any], Tiles | None]:
-    """Return the stored tokens of a block, NaN where there are none, and its pixels if any are missing."""
+    """Return the stored tokens of a block, NaN where there are none, and its pixels if any are missing.
+
+    Pixels that the image's file does not contain are not read.
+    """
     tokens = store.read(block, TOKENS)
-    return tokens, None if stored(tokens).all() else Tiles.read(job, block)
+    return tokens, None if stored(tokens).all() or Tiles.are_holes(job, block) else Tiles.read(job, block)
 
 
 def _to_numpy(tokens: Tensor, job: Job) -> NDArray[Any]:

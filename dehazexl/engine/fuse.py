@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from dehazexl.model.windows import Local
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 def fuse(job: Job, store: TokenStore) -> Iterator[int]:
@@ -41,7 +44,7 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     if store.fused():
         yield job.grid.count * len(job.model.context.layers)
         return
-    steps = job.model.fuse_grid(StreamedTokens(job, store)) if _has_data(store) else _fuse_nothing(job, store)
+    steps = job.model.fuse_grid(StreamedTokens(job, store)) if has_data(store) else fuse_nothing(job, store)
     while True:
         # Leave inference mode at each yield; otherwise it would stay on in the caller.
         with computing():
@@ -52,12 +55,12 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     store.finish()
 
 
-def _has_data(store: TokenStore) -> bool:
+def has_data(store: TokenStore) -> bool:
     """Return whether any token has data."""
     return any(store.get(block)[1].any() for block in store.grid.blocks(store.grid.block))
 
 
-def _fuse_nothing(job: Job, store: TokenStore) -> Iterator[int]:
+def fuse_nothing(job: Job, store: TokenStore) -> Iterator[int]:
     """Store fused tokens of an image without data, which nothing depends on."""
     for block in job.grid.blocks(job.grid.block):
         store.put(block, *store.get(block), FUSED)
@@ -83,11 +86,14 @@ class StreamedTokens:
         self.width = job.model.spec.widths[-1]
         self.shape = (1, job.grid.rows * SIDE, job.grid.cols * SIDE)
         self.overlap = job.grid.overlap / job.model.spec.scale
-        self.groups = list(_groups(job.grid))
         self.layer = 0
         self._embed: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._local: Local | None = None
-        self._finished = next((n for n in range(len(job.model.context.layers), 0, -1) if self._is_finished(n)), 0)
+
+    @property
+    def groups(self) -> list[list[Window]]:
+        """Blocks that are read together."""
+        return list(_groups(self.job.grid))
 
     def bands(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See `TokenGrid.bands`: rows of tiles."""
@@ -110,41 +116,46 @@ class StreamedTokens:
         """See `TokenGrid.keys_values`."""
         if self.layer < self._finished:
             return []
+        yield from self.each(StreamedTokens.keys_of, compute)
+        return StoredKeys(self, f"keys{self.layer}", further, self.keys_fit)
+
+    def keys_of(
+        self, group: list[Window], compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    ) -> Generator[int, None, None]:
+        """Store keys and values of a group of blocks; yield 0 after each part."""
         pool, name = self.job.model.spec.context_pool, f"keys{self.layer}"
-        for group in self.groups:
-            if not all(self.store.done(block, name) for block in group):
-                features, valid = self._read(group)
-                squares = valid.reshape(-1, SIDE // pool, pool, SIDE // pool, pool).any((2, 4)).reshape(len(valid), -1)
-                found = np.zeros((*squares.shape, 2 * self.width), self._keys_dtype)
-                if squares.any():
-                    found[squares] = np.concatenate(list(self._keys(compute, features, valid)))
-                self._put(group, name, found, squares)
-            yield 0
-        return StoredKeys(self, name, further)
+        if not all(self.store.done(block, name) for block in group):
+            features, valid = self._read(group)
+            squares = valid.reshape(-1, SIDE // pool, pool, SIDE // pool, pool).any((2, 4)).reshape(len(valid), -1)
+            found = np.zeros((*squares.shape, 2 * self.width), self._keys_dtype)
+            if squares.any():
+                found[squares] = np.concatenate(list(self._keys(compute, features, valid)))
+            self._put(group, name, found, squares)
+        yield 0
 
     def update(self, compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
         """See `TokenGrid.update`."""
-        before, after = self._name(self.layer), self._name(self.layer + 1)
-        for group in self.groups:
-            count = sum(block.height * block.width for block in group)
-            finished = self.layer < self._finished
-            if not finished and not all(self.store.done(block, after) for block in group):
-                features, valid = self._read(group)
-                out = np.zeros((count, SIDE**2, self.width), self.job.token_dtype)
-                data = np.flatnonzero(valid.any(1))
-                own = features[torch.from_numpy(data).to(features.device)]
-
-                def compute_part(part: slice, own: Tensor = own) -> Tensor:
-                    return compute(_stack(own[part]))
-
-                for part, result in self.job.memory.each(len(own), compute_part, "fuse"):
-                    out[data[part]] = _to_numpy(result.view(-1, SIDE**2, self.width))
-                    yield part.stop - part.start
-                    count -= part.stop - part.start
-                self._put(group, after, out, valid)
-            yield count
-        self.store.drop(f"keys{self.layer}", *([before] if self.layer else []))
+        if self.layer < self._finished:
+            yield self.job.grid.count
+        else:
+            yield from self.each(StreamedTokens.update_of, compute)
+        self.store.drop(f"keys{self.layer}", *([self._name(self.layer)] if self.layer else []))
         self.layer, self._local = self.layer + 1, None
+
+    def update_of(self, group: list[Window], compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
+        """Store the features of a group of blocks after the layer; yield the number of tiles of each part."""
+        after, count = self._name(self.layer + 1), sum(block.count for block in group)
+        if not all(self.store.done(block, after) for block in group):
+            features, valid = self._read(group)
+            out = np.zeros((count, SIDE**2, self.width), self.job.token_dtype)
+            data = np.flatnonzero(valid.any(1))
+            own = features[torch.from_numpy(data).to(features.device)]
+            for part, result in self.job.memory.each(len(own), lambda part: compute(_stack(own[part])), "fuse"):
+                out[data[part]] = _to_numpy(result.view(-1, SIDE**2, self.width))
+                yield part.stop - part.start
+                count -= part.stop - part.start
+            self._put(group, after, out, valid)
+        yield count
 
     def remember(self, compute: Callable[[], Tensor]) -> Tensor:
         """See `TokenGrid.remember`."""
@@ -157,27 +168,33 @@ class StreamedTokens:
 
     def vote(self, compute: Callable[[Tokens], Votes]) -> Generator[int, None, list[Votes]]:
         """See `TokenGrid.vote`."""
+        votes = yield from self.each(StreamedTokens.votes_of, compute)
+        return [part for parts in votes for part in parts]
+
+    def votes_of(self, group: list[Window], compute: Callable[[Tokens], Votes]) -> Generator[int, None, list[Votes]]:
+        """Return the votes of a group of blocks; yield 0 after each part."""
         votes = []
-        for group in self.groups:
-            features, valid = self._read(group)
-            extra = torch.cat([_by_tile(self.store.get(block)[0][..., self.width :]) for block in group])
-            data = np.flatnonzero(valid.any(1))
+        features, valid = self._read(group)
+        extra = torch.cat([_by_tile(self.store.get(block)[0][..., self.width :]) for block in group])
+        data = np.flatnonzero(valid.any(1))
 
-            def compute_part(
-                part: slice, features: Tensor = features, extra: Tensor = extra, valid: Any = valid, data: Any = data
-            ) -> Votes:
-                which = torch.from_numpy(data[part])
-                own, carried = features[which.to(features.device)], self._on_device(extra[which])
-                return compute(Tokens(_stack(own), _stack(carried), self._valid(valid[data[part]])))
+        def compute_part(part: slice) -> Votes:
+            which = torch.from_numpy(data[part])
+            own, carried = features[which.to(features.device)], self._on_device(extra[which])
+            return compute(Tokens(_stack(own), _stack(carried), self._valid(valid[data[part]])))
 
-            for _, result in self.job.memory.each(len(data), compute_part, "fuse"):
-                votes.append(result)
-                yield 0
+        for _, result in self.job.memory.each(len(data), compute_part, "fuse"):
+            votes.append(result)
+            yield 0
         return votes
 
     def carry(self, compute: Callable[[Tokens], Tensor]) -> Generator[int, None, None]:
-        """See `TokenGrid.carry`: a block at a time, with the tiles around it."""
-        for block in self.job.grid.blocks(self.job.grid.block):
+        """See `TokenGrid.carry`."""
+        yield from self.each(StreamedTokens.carry_of, compute)
+
+    def carry_of(self, group: list[Window], compute: Callable[[Tokens], Tensor]) -> Generator[int, None, None]:
+        """Store the fused tokens of a group of blocks, each with the tiles around it; yield 0 after each."""
+        for block in group:
             if not self.store.done(block, FUSED):
                 around = block.expand(1).intersection(self.job.grid.tiles)
                 features, valid = self.store.get(around, self._name(self.layer))
@@ -191,6 +208,22 @@ class StreamedTokens:
                     fused[..., self.width : self.width + carried.shape[-1]] = carried.reshape(*fused.shape[:3], -1)
                 self.store.put(block, fused[rows, cols], valid[rows, cols], FUSED)
             yield 0
+
+    def each(self, work: Work[T], compute: Any) -> Generator[int, None, list[T]]:
+        """Call a method such as `keys_of` for each group of blocks; yield as it does, and return what it returns."""
+        results = []
+        for group in self.groups:
+            results.append((yield from work(self, group, compute)))
+        return results
+
+    def complete(self, name: str) -> bool:
+        """Return whether values are stored for all tiles, and undamaged."""
+        return self.store.complete(name)
+
+    @cached_property
+    def _finished(self) -> int:
+        """Number of layers that a run before this one got to the end of."""
+        return next((n for n in range(len(self.job.model.context.layers), 0, -1) if self._is_finished(n)), 0)
 
     def read_keys(self, group: list[Window], name: str) -> tuple[Tensor, Tensor]:
         """Return the keys and values ``(1, heads, tokens, channels)`` of a group of blocks, on the device."""
@@ -266,7 +299,7 @@ class StreamedTokens:
         """Return whether a run before this one got as far as to the end of a layer."""
         overviews = range(1, layer + 1) if self.job.model.spec.overview else ()
         remembered = all(self.store.done(Window(0, 1, 0, 1), f"overview{n}") for n in overviews)
-        return remembered and self.store.complete(self._name(layer))
+        return remembered and self.complete(self._name(layer))
 
     def _valid(self, valid: NDArray[np.bool_]) -> Tensor | None:
         """Return the validity of tiles ``(tiles, 64)``, one above the other ``(1, 8 tiles, 8)``; None for all."""
@@ -291,14 +324,22 @@ class StoredKeys:
         The tokens, and the name of keys and values in their store.
     further
         Further keys and values.
+    fit
+        Whether all fit on the device.
     """
 
-    def __init__(self, tokens: StreamedTokens, name: str, further: tuple[Tensor, Tensor] | None) -> None:
-        self.tokens, self.name, self.further = tokens, name, further
-        self._all = [join_keys_values(self._blocks())] if tokens.keys_fit else None
+    def __init__(self, tokens: StreamedTokens, name: str, further: tuple[Tensor, Tensor] | None, fit: bool) -> None:
+        self.tokens, self.name, self.further, self.fit = tokens, name, further, fit
+
+    def __reduce__(self) -> tuple[type[StoredKeys], tuple[Any, ...]]:
+        return StoredKeys, (self.tokens, self.name, self.further, self.fit)
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, Tensor]:
+        return join_keys_values(self._blocks())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._blocks() if self._all is None else iter(self._all)
+        return iter([self._all]) if self.fit else self._blocks()
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         for group in self.tokens.groups:
@@ -307,6 +348,10 @@ class StoredKeys:
                 yield keys, values
         if self.further is not None:
             yield self.further
+
+
+Work = Callable[[StreamedTokens, list[Window], Any], Generator[int, None, T]]
+"""A method of `StreamedTokens` that does a part of the work for a group of blocks."""
 
 
 def _groups(grid: TileGrid) -> Iterator[list[Window]]:

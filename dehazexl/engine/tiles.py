@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dehazexl.engine.job import Job
-from dehazexl.image.grid import Window
+from dehazexl.image.grid import Window, reflect
 from dehazexl.image.image import colors, valid_mask
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ class Tiles:
             mean = rgb[valid].mean(0) if valid.any() else np.float32(0.5)
             rgb = np.where(valid[..., None], rgb, mean)
         return rgb, valid
+
+    @staticmethod
+    def are_holes(job: Job, tiles: Window) -> bool:
+        """Return whether it is known, without reading, that a rectangle of tiles has no data."""
+        window, (height, width) = job.grid.tile_window(tiles), (job.grid.height, job.grid.width)
+        ys, xs = reflect(np.arange(window.y0, window.y1), height), reflect(np.arange(window.x0, window.x1), width)
+        return job.image.is_hole(Window(int(ys.min()), int(ys.max()) + 1, int(xs.min()), int(xs.max()) + 1))
 
     def has_data(self, job: Job, row: int, col: int) -> bool:
         """Return whether any pixel of a tile has data, apart from its halo."""

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -136,10 +136,9 @@ class MemoryTokens(TokenStore):
         if not rows:
             return self.nothing(tiles)
         like = next(iter(rows.values()))
-        out = np.full((tiles.height, tiles.width, *like.shape[1:]), np.nan, like.dtype)
+        out = np.empty((tiles.height, tiles.width, *like.shape[1:]), like.dtype)
         for row in range(tiles.y0, tiles.y1):
-            if row in rows:
-                out[row - tiles.y0] = rows[row][tiles.x0 : tiles.x1]
+            out[row - tiles.y0] = rows[row][tiles.x0 : tiles.x1] if row in rows else np.nan
         return out
 
     def write(self, tiles: Window, values: NDArray[Any], name: str) -> None:
@@ -156,8 +155,10 @@ class MemoryTokens(TokenStore):
             self._rows.pop(name, None)
 
     def done(self, tiles: Window, name: str = TOKENS) -> bool:
-        """See `TokenStore.done`. Tokens are not kept after fusing."""
-        return super().done(tiles, FUSED if name == TOKENS and self._complete else name)
+        """See `TokenStore.done`; nothing is copied. Tokens are not kept after fusing."""
+        rows = self._rows.get(FUSED if name == TOKENS and self._complete else name, {})
+        own = (rows[row][None, tiles.x0 : tiles.x1] for row in range(tiles.y0, tiles.y1) if row in rows)
+        return sum(int(stored(row).sum()) for row in own) == tiles.height * tiles.width
 
     def finish(self) -> None:
         """See `TokenStore.finish`."""
@@ -235,7 +236,8 @@ class ZarrTokens(TokenStore):
 
     def finish(self) -> None:
         """See `TokenStore.finish`. Tokens are kept: should fused ones be lost, they are fused again."""
-        self.drop(*[name for name in self._group if name not in (TOKENS, FUSED)])
+        names = (found.parent.name for found in self.path.glob("*/zarr.json"))
+        self.drop(*[name for name in names if name not in (TOKENS, FUSED)])
 
     def _find(self, name: str) -> zarr.Array[Any] | None:
         """Return an array, or None if there is none that can be read."""
@@ -253,15 +255,19 @@ class ZarrTokens(TokenStore):
     def _create(self, name: str, values: NDArray[Any]) -> zarr.Array[Any]:
         """Create an array for values like these; chunks that lie there already are kept."""
         from zarr.codecs import Crc32cCodec, ZstdCodec
+        from zarr.errors import ContainsArrayError
 
-        self._arrays[name] = self._group.create_array(
-            name,
-            shape=(self.grid.rows, self.grid.cols, *values.shape[2:]),
-            chunks=(1, self.grid.block, *values.shape[2:]),
-            dtype=values.dtype,
-            fill_value=float("nan"),
-            compressors=[ZstdCodec(level=0), Crc32cCodec()],
-        )
+        try:
+            self._arrays[name] = self._group.create_array(
+                name,
+                shape=(self.grid.rows, self.grid.cols, *values.shape[2:]),
+                chunks=(1, self.grid.block, *values.shape[2:]),
+                dtype=values.dtype,
+                fill_value=float("nan"),
+                compressors=[ZstdCodec(level=0), Crc32cCodec()],
+            )
+        except ContainsArrayError:  # another process has just created it
+            self._arrays[name] = cast("zarr.Array[Any]", self._group[name])
         return self._arrays[name]
 
     def _whole_chunks(self, tiles: Window) -> Window:

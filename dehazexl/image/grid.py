@@ -57,9 +57,18 @@ class Window:
         """Number of columns."""
         return self.x1 - self.x0
 
+    @property
+    def count(self) -> int:
+        """Number of pixels or tiles."""
+        return self.height * self.width
+
     def expand(self, margin: int) -> Window:
         """Return the window with `margin` more pixels on each side."""
         return Window(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)
+
+    def moved(self, rows: int, cols: int) -> Window:
+        """Return the window that begins some rows and columns later."""
+        return Window(self.y0 + rows, self.y1 + rows, self.x0 + cols, self.x1 + cols)
 
     def intersection(self, other: Window) -> Window:
         """Return the intersection with another window; its height or width is negative if they are apart."""

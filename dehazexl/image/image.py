@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.image.grid import Window
 from dehazexl.image.nodata import nodata_as_dtype
 
 if TYPE_CHECKING:
@@ -18,13 +19,45 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dehazexl.image.georeference import Geo
-    from dehazexl.image.grid import Window
 
 COARSE_AREA = 512 * 512  # pixels of the smallest overview that still represents the value range of an image
 SAMPLES = ((8, 128), (16, 64))
 """Windows along each axis and their side in pixels: a million pixels, then smaller windows if those hold no data."""
 PERCENTILES = (0.1, 99.9)
 """Percentiles of the colors that are taken as black and white."""
+
+
+@dataclass(frozen=True)
+class Holes:
+    """Parts of an image that its file does not contain, such as chunks of a Zarr that were never written.
+
+    Attributes
+    ----------
+    level
+        Name of the dask array that they are holes of; it changes with the pixels.
+    value
+        Value of the pixels there.
+    missing
+        Function that returns whether nothing of a window of pixels is in the file.
+    origin
+        Row and column of the image's first pixel in the file.
+    """
+
+    level: str
+    value: float
+    missing: Callable[[Window], bool]
+    origin: tuple[int, int] = (0, 0)
+
+    def contains(self, window: Window) -> bool:
+        """Return whether nothing of a window of the image is in the file."""
+        y, x = self.origin
+        return self.missing(Window(window.y0 + y, window.y1 + y, window.x0 + x, window.x1 + x))
+
+    def cropped(self, before: str, after: str, y: int, x: int) -> Holes | None:
+        """Return the holes of a level that begins at row y and column x of another, given the names of both."""
+        if self.level != before:
+            return None
+        return replace(self, level=after, origin=(self.origin[0] + y, self.origin[1] + x))
 
 
 @dataclass(frozen=True)
@@ -61,6 +94,10 @@ class Image:
         silently reads missing chunks as zeros.
     metadata
         Further metadata by name, such as description, software and date of a TIFF.
+    crops
+        Windows that the image was cropped to after it was opened, one after the other.
+    holes
+        Parts of the finest level that the file does not contain, or None if that is not known.
     """
 
     levels: tuple[da.Array, ...]
@@ -77,6 +114,8 @@ class Image:
     fingerprint: str = ""
     guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    crops: tuple[Window, ...] = ()
+    holes: Holes | None = field(default=None, compare=False, repr=False)
 
     def cropped(self, window: Window) -> Image:
         """Crop the image, its overviews and its georeference to a window.
@@ -115,7 +154,30 @@ class Image:
             translate=(self.translate[0] + y0 * self.scale[0], self.translate[1] + x0 * self.scale[1]),
             geo=self.geo.moved(y0, x0) if self.geo else None,
             fingerprint=f"{self.fingerprint}[{y0}:{y1},{x0}:{x1}]",
+            crops=(*self.crops, window),
+            holes=self.holes and self.holes.cropped(self.levels[0].name, levels[0].name, y0, x0),
         )
+
+    def is_hole(self, window: Window) -> bool:
+        """Return whether it is known, without reading, that the file contains no data in a window of pixels.
+
+        Raises
+        ------
+        OSError
+            If the files of the image were changed after it was opened.
+        """
+        if self.holes is None or self.holes.level != self.levels[0].name:
+            return False
+        if valid_mask(self.fill(1, 1), self).any() or not self.holes.contains(window):
+            return False
+        if self.guard is not None:
+            self.guard()  # what was removed meanwhile is no hole
+        return True
+
+    def fill(self, height: int, width: int) -> NDArray[Any]:
+        """Return the pixels ``(y, x, c)`` of a hole."""
+        assert self.holes is not None
+        return np.full((height, width, self.levels[0].shape[2]), self.holes.value, self.levels[0].dtype)
 
 
 def colors(pixels: NDArray[Any], image: Image) -> NDArray[Any]:

@@ -7,20 +7,23 @@ that are not marked.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from dehazexl.image.grid import Window
 from dehazexl.io.blocks import computed
 from dehazexl.io.disk import synchronize
 from dehazexl.io.pyramid import Assembler, Levels, Tile
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     import dask.array as da
     import zarr
@@ -84,6 +87,11 @@ class Level0:
             for x in range(0, width, BLOCK):
                 yield y, x, np.moveaxis(np.asarray(self.array[:, y : y + BLOCK, x : x + BLOCK]), 0, 2)
 
+    @property
+    def blocks(self) -> Level0Blocks:
+        """The same level, for processes that write some of its blocks each."""
+        return Level0Blocks(self.array, self._marks, self.levels)
+
     def _pixels_done(self, pixels: da.Array) -> int:
         rows, cols, _ = pixels.chunks
         tops, lefts = np.cumsum([0, *rows]), np.cumsum([0, *cols])
@@ -103,6 +111,53 @@ class Level0:
         rows, cols = [tile.row for tile in tiles], [tile.col for tile in tiles]
         place = slice(min(rows), max(rows) + 1), slice(min(cols), max(cols) + 1)
         self._marks[place] = self._done[place]
+
+
+@dataclass(frozen=True)
+class Level0Blocks:
+    """The finest level of an image, for processes that write some of its blocks each.
+
+    Blocks have a side of `BLOCK` pixels: no two share a chunk of pixels or of marks. It can be pickled.
+
+    Attributes
+    ----------
+    array, marks
+        Pixels and marks, see `Level0`.
+    levels
+        Sizes of the levels.
+    """
+
+    array: zarr.Array[Any]
+    marks: zarr.Array[Any]
+    levels: Levels
+
+    def missing(self) -> Iterator[Window]:
+        """Yield the blocks that are not done, in row-major order."""
+        done = np.asarray(self.marks[:])
+        height, width = self.levels.sizes[0]
+        for y in range(0, height, BLOCK):
+            for x in range(0, width, BLOCK):
+                block = Window(y, min(y + BLOCK, height), x, min(x + BLOCK, width))
+                if not done[self._tiles(block)].all():
+                    yield block
+
+    def done(self, block: Window) -> bool:
+        """Return whether a block is done."""
+        return bool(np.asarray(self.marks[self._tiles(block)]).all())
+
+    def write(self, block: Window, pixels: NDArray[Any]) -> None:
+        """Write the pixels ``(y, x, c)`` of a block, then mark it as done. It may be written again."""
+        for tile in Assembler(self.levels).paste(block.y0, block.x0, pixels):
+            put(self.array, self.levels.tile, tile)
+        self.marks[self._tiles(block)] = True
+
+    def _tiles(self, block: Window) -> tuple[slice, slice]:
+        side = self.levels.tile
+        return slice(block.y0 // side, -(-block.y1 // side)), slice(block.x0 // side, -(-block.x1 // side))
+
+
+Fill = Callable[[Level0], "Generator[int, None, None]"]
+"""Writes the finest level; yields the number of pixels of the parts that were finished before, then of each part."""
 
 
 def _open_marks(path: Path, levels: Levels) -> tuple[zarr.Array[Any], NDArray[np.bool_]]:

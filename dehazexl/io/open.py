@@ -141,6 +141,8 @@ def check_exists(path: Path) -> None:
     ------
     FileNotFoundError
         If it does not exist.
+    ValueError
+        If it is neither a file nor a folder.
     """
     if not path.exists():
         if re.match(r"\w{2,}:/|/vsi", str(path)):
@@ -149,6 +151,9 @@ def check_exists(path: Path) -> None:
             )
         link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
         raise FileNotFoundError(f"{path} {link}does not exist")
+    if not path.is_file() and not path.is_dir():
+        # Opening one may wait for ever.
+        raise ValueError(f"{path} is a pipe, a socket or a device: copy its content to a file first")
 
 
 def open_array(array: NDArray[Any] | da.Array) -> Image:

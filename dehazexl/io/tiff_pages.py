@@ -164,6 +164,10 @@ class Plane:
                 paste(window[..., sample:], block, y - rows.start, x - cols.start)
         return window
 
+    def is_missing(self, rows: slice, cols: slice) -> bool:
+        """Return whether the file contains no tile or strip of a window; `read` fills it with ``page.nodata``."""
+        return not any(self.page.databytecounts[index] for index in self.segments(rows, cols))
+
     def segments(self, rows: slice, cols: slice) -> Iterator[int]:
         """Yield the indices of the tiles or strips in a window."""
         page = self.page

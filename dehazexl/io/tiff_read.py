@@ -13,7 +13,8 @@ from xml.sax.saxutils import unescape
 import numpy as np
 
 from dehazexl.image.georeference import GEO_TAGS, Geo
-from dehazexl.image.image import Image
+from dehazexl.image.grid import Window
+from dehazexl.image.image import Holes, Image
 from dehazexl.io.bands import OME_COLORS, RGB_ROLES, describe_bands
 from dehazexl.io.source import (
     CHUNK,
@@ -121,7 +122,22 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
         fingerprint=token,
         guard=Guard(path, token, partial(file_token, files)),
         metadata=tiff_metadata(page),
+        holes=tiff_holes(series, f"tiff-{token}-0") if mask is None and orientation == 1 else None,
     )
+
+
+def tiff_holes(series: tifffile.TiffPageSeries, level: str) -> Holes | None:
+    """Return the tiles or strips that a sparse TIFF does not contain; None for one contiguous block of pixels."""
+    if series.dataoffset is not None:
+        return None
+    planes = tuple(Plane(tiff_path(page), page.offset) for page in series.pages if page is not None)
+    return Holes(level, series.keyframe.nodata, partial(planes_missing, planes))
+
+
+def planes_missing(planes: tuple[Plane, ...], window: Window) -> bool:
+    """Return whether the file contains nothing of a window of pixels."""
+    rows, cols = slice(window.y0, window.y1), slice(window.x0, window.x1)
+    return all(plane.is_missing(rows, cols) for plane in planes)
 
 
 def check_colors(page: tifffile.TiffPage, path: Path) -> None:

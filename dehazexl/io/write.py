@@ -13,6 +13,7 @@ from dehazexl.image.image import Image
 from dehazexl.image.nodata import nodata_as_dtype
 from dehazexl.io.blocks import computed
 from dehazexl.io.disk import disk_full_message, paths_overlap
+from dehazexl.io.level0 import Fill
 from dehazexl.io.open import ZARR_FILES
 from dehazexl.io.photo_write import check_photo, write_photo
 from dehazexl.io.tiff_write import Compression, write_tiff
@@ -123,6 +124,7 @@ def write(
     overwrite: bool = False,
     blocks_at_once: int = 2,
     resume: Unfinished | None = None,
+    fill: Fill | None = None,
 ) -> Generator[int, None, None]:
     """Write an image in the format that the suffix names, block by block.
 
@@ -159,6 +161,9 @@ def write(
         The folder, held, and begun with a description of the work. It is kept when the work fails, is closed or killed,
         and the same work goes on from there: blocks that were written are not computed again. None holds a folder
         that is removed when the work fails.
+    fill
+        Writes the finest level in place of this process, such as `Cluster.fill`; only shape and dtype of `clear` are
+        used then.
 
     Yields
     ------
@@ -185,20 +190,26 @@ def write(
     target = check(clear, path, like, ngff=ngff, compression=compression, overwrite=overwrite)
     part = part_of(path)
     if path.suffix.lower() in ZARR:
-        steps = write_ome_zarr(part / IMAGE, target, ngff, blocks_at_once, part / MARKS)
+        steps = write_ome_zarr(part / IMAGE, target, ngff, blocks_at_once, part / MARKS, fill)
     else:
-        steps = _write_file(path, part, target, compression, blocks_at_once, resume is not None)
+        steps = _write_file(path, part, target, compression, blocks_at_once, resume is not None, fill)
     return _written(steps, path, total(clear), resume, overwrite)
 
 
 def _write_file(
-    path: Path, part: Path, target: Image, compression: Compression, at_once: int, staged: bool
+    path: Path,
+    part: Path,
+    target: Image,
+    compression: Compression,
+    at_once: int,
+    staged: bool,
+    fill: Fill | None,
 ) -> Generator[int, None, None]:
-    """Write a file block by block; `staged`, from a temporary Zarr of the finest level."""
+    """Write a file block by block; `staged` or by `fill`, from a temporary Zarr of the finest level."""
     blocks: Generator[Block, None, None]
     begun = (part / MARKS).exists()
-    if staged and (begun or target.levels[0].nbytes < shutil.disk_usage(path.parent).free / 2):
-        level0 = yield from write_level0(part / LEVEL0, target, at_once, part / MARKS)
+    if fill or (staged and (begun or target.levels[0].nbytes < shutil.disk_usage(path.parent).free / 2)):
+        level0 = yield from write_level0(part / LEVEL0, target, at_once, part / MARKS, fill)
         blocks, counts = level0.read(), False
     else:
         blocks, counts = computed(target.levels[0], at_once), True
@@ -232,15 +243,20 @@ def check(
         Description of the image to be written.
     """
     path = Path(path).expanduser()
-    for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
-        if value not in get_args(kind):
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
+    check_choices(ngff, compression)
     _check_suffix(path, (*ZARR, *TIFF, *PHOTO))
     target = _target(clear, like)
     _check_place(path, target, overwrite)
     if path.suffix.lower() in PHOTO:
         check_photo(path, target)
     return target
+
+
+def check_choices(ngff: str, compression: str) -> None:
+    """Raise ValueError for an unknown version of OME-Zarr or an unknown compression."""
+    for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
 
 
 def total(clear: da.Array | NDArray[Any]) -> int:

@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
 from dehazexl.image.georeference import Geo
-from dehazexl.image.image import Image
+from dehazexl.image.grid import Window
+from dehazexl.image.image import Holes, Image
 from dehazexl.io.bands import OME_COLORS, array_roles, describe_bands
 from dehazexl.io.source import (
     Guard,
@@ -42,6 +44,9 @@ AXES = {
     "c": ("c", "s", "channel", "channels", "band", "bands", "sample", "samples", "wavelength", "rgb"),
 }
 """Names of the axes y, x and c in Zarr metadata."""
+
+ASKED = 4096
+"""Chunks of a window that are looked up at most, to see whether there are any: reading it costs no more."""
 
 
 def open_zarr_path(path: Path) -> Image:
@@ -201,7 +206,30 @@ def describe_zarr(
         fingerprint=token,
         guard=None if path is None else Guard(path, token, partial(zarr_token, finest)),
         metadata=dict(saved.get("metadata", {})),
+        holes=zarr_holes(finest, axes, f"zarr-{token}-0"),
     )
+
+
+def zarr_holes(array: zarr.Array[Any], axes: str, level: str) -> Holes | None:
+    """Return the chunks that a Zarr in a folder does not contain; None for other stores, which are not asked."""
+    import zarr
+
+    if not isinstance(array.store, zarr.storage.LocalStore):
+        return None
+    return Holes(level, array.fill_value or 0, partial(chunks_missing, array, axes))
+
+
+def chunks_missing(array: zarr.Array[Any], axes: str, window: Window) -> bool:
+    """Return whether no chunk that a window of pixels touches is in the folder of an array; False for too many."""
+    store: Any = array.store
+    folder, limits = Path(store.root) / array.path, {"y": (window.y0, window.y1), "x": (window.x0, window.x1)}
+    touched = []
+    for axis, length, side in zip(axes, array.shape, array.shards or array.chunks, strict=True):
+        start, stop = limits.get(axis, (0, length))
+        touched.append(range(start // side, -(-stop // side)))
+    if math.prod(map(len, touched)) > ASKED:
+        return False
+    return not any((folder / array.metadata.encode_chunk_key(chunk)).exists() for chunk in product(*touched))
 
 
 def saved_bands(saved: Mapping[str, Any], count: int, where: str) -> tuple[tuple[int, int, int], int | None]:

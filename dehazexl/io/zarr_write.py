@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from dehazexl.image.nodata import as_json
-from dehazexl.io.level0 import Level0
+from dehazexl.io.level0 import Fill, Level0
 from dehazexl.io.pyramid import Levels, halve
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ _COLORS = ("FF0000", "00FF00", "0000FF")
 _UNITS = ("nanometer", "micrometer", "millimeter", "centimeter", "meter", "kilometer", "inch", "foot", "yard", "mile")
 
 
-def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: Path) -> Generator[int, None, None]:
+def write_ome_zarr(
+    path: Path, target: Image, ngff: Ngff, at_once: int, marks: Path, fill: Fill | None = None
+) -> Generator[int, None, None]:
     """Write an image as OME-Zarr: its finest level block by block, then the overviews from it.
 
     The arrays are ``(c, y, x)``: NGFF puts channels before space. Each chunk is all channels of 512 x 512 pixels.
@@ -48,6 +50,8 @@ def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: P
         Number of blocks computed at the same time.
     marks
         Path of the marks of finished tiles, see `Level0`.
+    fill
+        Writes the finest level; None computes the blocks here.
 
     Yields
     ------
@@ -60,19 +64,22 @@ def write_ome_zarr(path: Path, target: Image, ngff: Ngff, at_once: int, marks: P
     # Validated before anything is computed; the window of values follows at the end.
     _describe(group, target, levels, ngff, np.zeros((target.levels[0].shape[2], 0, 0), target.levels[0].dtype))
     arrays = [_array(group, target, levels, level) for level in range(len(levels.sizes))]
-    yield from Level0(arrays[0], marks, levels).fill(target.levels[0], at_once)
+    level0 = Level0(arrays[0], marks, levels)
+    yield from fill(level0) if fill else level0.fill(target.levels[0], at_once)
     for below, above in pairwise(arrays):
         yield from _overview(below, above, levels.tile, partial(halve, nodata=target.nodata, alpha=target.alpha))
     _describe(group, target, levels, ngff, np.asarray(arrays[-1][:]))
 
 
-def write_level0(path: Path, target: Image, at_once: int, marks: Path) -> Generator[int, None, Level0]:
+def write_level0(
+    path: Path, target: Image, at_once: int, marks: Path, fill: Fill | None = None
+) -> Generator[int, None, Level0]:
     """Write the finest level of an image only; parameters and yields as in `write_ome_zarr`."""
     height, width, _ = target.levels[0].shape
     levels = Levels(height, width)
     group = _open_group(path, marks, 3)
     level0 = Level0(_array(group, target, levels, 0), marks, levels)
-    yield from level0.fill(target.levels[0], at_once)
+    yield from fill(level0) if fill else level0.fill(target.levels[0], at_once)
     return level0
 
 

@@ -221,10 +221,48 @@ def test_one_bad_picture_does_not_hold_up_the_others(
     Path("photos").mkdir()
     damage("in.tif", "photos/a.tif")
     Path("in.tif").rename("photos/b.tif")
-    assert main(["run", "photos", "clear", "--weights", weights]) == 2
+    assert main(["run", "photos", "clear", "--weights", weights]) == 1
     assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
     err = capsys.readouterr().err
-    assert "a.tif is damaged at tile" in err and "1 of 2 images could not be dehazed" in err
+    assert "a.tif is damaged at tile" in err and "1 of 2 images could not be dehazed: photos/a.tif" in err
+
+
+def test_an_input_that_cannot_be_read_while_running_costs_one_image(
+    inside: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a disk fails: an OSError."""
+    Path("photos").mkdir()
+    zarr.create_array("photos/a.zarr", data=PHOTO, chunks=(128, 128, 3))
+    Path("photos/a.zarr/c/1/0/0").unlink()
+    Path("photos/a.zarr/c/1/0/0").symlink_to("0")  # a link to itself: reading it is an OSError
+    Path("in.tif").rename("photos/b.tif")
+    assert main(["run", "photos", "clear", "--weights", weights]) == 1
+    assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
+    assert "1 of 2 images could not be dehazed: photos/a.zarr" in capsys.readouterr().err
+
+
+def test_existing_outputs_of_a_folder(inside: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos").mkdir()
+    for name in "ab":
+        shutil.copy("in.tif", f"photos/{name}.tif")
+    Path("clear").mkdir()
+    Path("clear/a.tif").write_bytes(b"precious")
+    command = ["run", "photos", "clear", "--weights", weights]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "1 of 2 outputs exist, such as clear/a.tif: keep them with --skip-existing, replace them with --over" in said
+    assert main([*command, "--skip-existing", "--overwrite"]) == 2
+    assert [path.name for path in Path("clear").iterdir()] == ["a.tif"]
+    assert main([*command, "--skip-existing"]) == 0
+    assert "1 of 2 outputs exist and are skipped" in capsys.readouterr().err
+    assert Path("clear/a.tif").read_bytes() == b"precious"
+    assert main([*command, "--overwrite"]) == 0
+    np.testing.assert_array_equal(pixels("clear/a.tif"), pixels("clear/b.tif"))
+
+
+def test_a_folder_to_be_made_ends_in_a_slash(inside: Path, weights: str) -> None:
+    assert main(["run", "in.tif", "new/folder/", "--weights", weights]) == 0
+    assert [str(path) for path in Path("new").rglob("*.tif")] == ["new/folder/in.tif"]
 
 
 def test_what_cannot_be_read_does_not_hold_up_the_others(
@@ -236,7 +274,7 @@ def test_what_cannot_be_read_does_not_hold_up_the_others(
     Path("photos/c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     # A name in a folder that is a file: what the system says here is neither "not there" nor about the picture.
     Path("photos/d.tif").symlink_to(Path("b.tif") / "x")
-    assert main(["run", "photos", "clear", "--weights", weights]) == 2
+    assert main(["run", "photos", "clear", "--weights", weights]) == 1
     assert [path.name for path in Path("clear").iterdir()] == ["b.tif"]
     err = capsys.readouterr().err
     assert "a.tif is a link to gone.tif, which does not exist" in err and "c.png is cut short" in err
@@ -554,17 +592,56 @@ def test_signals_end_a_run_within_a_batch(inside: Path, weights: str, name: str,
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for other processes")
 def test_a_signal_before_the_work_ends_in_one_line(inside: Path) -> None:
-    slow = (
-        "import sys, time; from dehazexl.cli import app, info; "
-        "info.describe = lambda _: print('begun', flush=True) or time.sleep(300); "
-        "sys.exit(app.main(['info', 'in.tif']))"
+    code = (
+        "import os, signal, sys; from dehazexl.cli.app import main\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "def audit(event, values):\n"
+        "    if event == 'open' and str(values[0]) == 'in.tif': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.addaudithook(audit)\n"
+        "sys.exit(main())"
     )
-    command, pipe = [sys.executable, "-c", slow], subprocess.PIPE
-    with subprocess.Popen(command, text=True, preexec_fn=heed_signals, stdout=pipe, stderr=pipe) as process:
-        assert process.stdout is not None and process.stdout.readline() == "begun\n"
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate()
-    assert process.returncode == 143 and err.splitlines()[-1] == "dehazexl: error: stopped"
+    done = subprocess.run([sys.executable, "-c", code, "info", "in.tif"], capture_output=True, text=True)
+    assert done.returncode == 143 and done.stderr.splitlines()[-1] == "dehazexl: error: stopped"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes with names in folders")
+@pytest.mark.parametrize("command", [["info", "pipe"], ["run", "pipe", "out.tif"], ["info", "/dev/zero"]])
+def test_pipes_and_devices_are_refused_at_once(inside: Path, error: Errors, command: list[str]) -> None:
+    os.mkfifo("pipe")  # opening it would wait
+    assert "is a pipe, a socket or a device: copy its content to a file first" in error(*command)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell is POSIX's")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_do_no_harm(inside: Path, weights: str, closed: str) -> None:
+    assert main(["run", "in.tif", "expected.tif", "--weights", weights]) == 0
+    script = f'exec "$@" {closed}'
+    done = subprocess.run(["sh", "-c", script, "sh", *COMMAND, "run", "in.tif", "out.tif", "--weights", weights])
+    assert done.returncode == 0
+    assert Path("out.tif").read_bytes() == Path("expected.tif").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the pipe is POSIX's")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_has_gone_does_no_harm(inside: Path, weights: str, stream: str) -> None:
+    command = [*COMMAND, "run", "in.tif", "out.tif", "--weights", weights]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: writer})  # type: ignore[call-overload]
+    os.close(writer)
+    assert done.returncode == 0 and Path("out.tif").exists()
+
+
+def test_what_cannot_fit_is_refused_before_the_work(
+    inside: Path, small_disk: Path, error: Errors, weights: str
+) -> None:
+    zarr.create_array("large.zarr", shape=(5000, 5000, 3), dtype="uint8", chunks=(1000, 1000, 3))
+    line = error("run", "large.zarr", small_disk / "out.tif", "--weights", weights)
+    assert re.match(rf"0\.\d+ GB are needed on the disk of {small_disk}\S*, and 0\.000\d+ GB are free: make room", line)
+    assert not list(small_disk.iterdir())
+    huge = zarr.create_array("huge.zarr", shape=(2**24, 2**24, 3), dtype="uint8", chunks=(2**13, 2**13, 3))
+    assert "of memory are needed, and there are" in error("run", "huge.zarr", "out.zarr", "--weights", weights)
+    assert huge.nchunks_initialized == 0
 
 
 def test_an_input_that_vanishes_ends_the_run(inside: Path, weights: str) -> None:
@@ -667,3 +744,23 @@ def test_the_recipe_is_the_default() -> None:
     assert {name: defaults[name] for name in ("steps", "tiles", "lr", "seed")} == {
         name: getattr(recipe, name) for name in ("steps", "tiles", "lr", "seed")
     }
+
+
+# ---- Workers ----------------------------------------------------------------------------------------
+
+
+def test_workers_write_the_same(inside: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--weights", weights, "--device", "cpu", "--dtype", "float32"]
+    assert main(["run", "in.tif", "alone.zarr", *options]) == 0
+    capsys.readouterr()
+    Path("dask.yaml").write_text("distributed:\n  worker:\n    memory:\n      terminate: false\n")
+    assert main(["run", "in.tif", "out.zarr", *options, "--workers", "1", "--dask-config", "dask.yaml"]) == 0
+    assert "dask dashboard: http" in capsys.readouterr().err
+    assert np.array_equal(pixels("out.zarr"), pixels("alone.zarr"))
+    assert {path.name for path in inside.iterdir()} == {"in.tif", "alone.zarr", "out.zarr", "dask.yaml"}
+
+
+def test_workers_and_a_scheduler_are_refused(error: Errors) -> None:
+    text = error("run", "in.tif", "out.tif", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
+    assert "either the number of workers or the address" in text
+    assert "no such file" in error("run", "in.tif", "out.tif", "--dask-config", "missing.yaml").lower()

@@ -1,0 +1,90 @@
+"""Estimate of the memory and the disk that a job needs, before hours of work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dehazexl.image.grid import SIDE
+
+if TYPE_CHECKING:
+    from dehazexl.engine.job import Job
+
+BASE = 350e6
+"""Bytes of the running network, independent of the size of the image."""
+VALUE, UNDER_WAY = 40, 2 * 2048**2
+"""Bytes for each value of a band under way (read, dehazed, written), and the pixels under way at most: two blocks."""
+COMPRESSED, LEVELS = 0.25, 4 / 3
+"""Size of a compressible image, as a share of its pixels, and of all levels, as a multiple of the finest one."""
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def token_bytes(job: Job) -> float:
+    """Return the bytes of the tokens before and after they are fused, on disk."""
+    itemsize = 2 if job.model.dtype.itemsize == 2 else 4
+    return job.grid.count * SIDE**2 * (2 * job.channels * itemsize + 1)
+
+
+def memory_bytes(job: Job) -> float:
+    """Return the bytes of memory: network, pixels under way, tokens, keys and values of one layer."""
+    height, width, bands = job.image.levels[0].shape
+    kept = token_bytes(job) / 2 * (1 + 2 / job.model.spec.context_pool**2)
+    return BASE + VALUE * bands * min(height * width, UNDER_WAY) + kept
+
+
+def output_bytes(job: Job) -> float:
+    """Return the bytes of the output if it is well compressible."""
+    return COMPRESSED * LEVELS * float(job.image.levels[0].nbytes)
+
+
+def check_room(job: Job, output: Path, tokens: Path) -> None:
+    """Refuse a job that fits neither in the memory nor on the disk.
+
+    Parameters
+    ----------
+    job
+        The job.
+    output, tokens
+        Existing folders on the disks of the output and of the tokens.
+
+    Raises
+    ------
+    OSError
+        Naming what is needed, what there is, and the remedy.
+    """
+    needed, there = memory_bytes(job), total_memory()
+    if there is not None and needed > there:
+        raise OSError(
+            f"{_gigabytes(needed)} of memory are needed, and there are {_gigabytes(there)}: dehaze parts of the image "
+            "with --region, use --dtype bfloat16, or start anyway with --unchecked"
+        )
+    disks: dict[int, tuple[Path, float]] = {}
+    for folder, size in ((output, output_bytes(job)), (tokens, token_bytes(job))):
+        disk = folder.stat().st_dev
+        disks[disk] = (folder, disks.get(disk, (folder, 0.0))[1] + size)
+    for folder, size in disks.values():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise OSError(
+                f"{_gigabytes(size)} are needed on the disk of {folder}, and {_gigabytes(free)} are free: make room, "
+                "give another OUTPUT or --tokens DIR on another disk, or start anyway with --unchecked"
+            )
+
+
+def total_memory() -> int | None:
+    """Return the bytes of memory of this machine or container, or None if the system does not tell."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        return min(total, int(_CGROUP.read_text()))
+    except (OSError, ValueError):  # no container, or no limit
+        return total
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.3g} GB"

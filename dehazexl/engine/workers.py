@@ -1,0 +1,100 @@
+"""Clients of dask clusters: of one that exists, or of workers on this machine that are started for a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+from dask.system import CPU_COUNT
+
+try:
+    from distributed import Client, LocalCluster
+except ImportError as error:
+    raise ImportError("a dask cluster needs distributed: pip install 'napari-dehazexl[cluster]'") from error
+
+if TYPE_CHECKING:
+    from distributed.deploy.spec import SpecCluster
+
+
+@contextmanager
+def connected(
+    workers: int | None = None, scheduler: str | None = None, config: Path | None = None, device: str = "auto"
+) -> Iterator[Client]:
+    """Connect to a cluster; it is not made the current one.
+
+    Parameters
+    ----------
+    workers
+        Number of workers to start on this machine, for as long as the context.
+    scheduler
+        Address of a cluster that exists, such as ``tcp://host:8786``.
+    config
+        YAML file of dask settings. Without the other two, it names the scheduler (``scheduler-address``).
+    device
+        Device that the workers compute on.
+
+    Raises
+    ------
+    OSError
+        If the scheduler does not answer, or the file cannot be read.
+    ValueError
+        If there is neither a number of workers nor an address, or both.
+    """
+    settings = {} if config is None else _read_config(config)
+    with dask.config.set(settings):
+        if workers is None:
+            scheduler = scheduler or dask.config.get("scheduler-address", None)
+        if (workers is None) == (not scheduler):
+            raise ValueError("give either the number of workers or the address of a scheduler")
+        if workers is not None:
+            with local_cluster(workers, device) as cluster, Client(cluster, set_as_default=False) as client:
+                yield client
+        else:
+            with Client(scheduler, set_as_default=False) as client:
+                yield client
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read dask settings; those that are not in the file stay as they are."""
+    with path.open():  # dask skips files that it cannot read
+        pass
+    merged: dict[str, Any] = dask.config.merge(dask.config.config, *dask.config.collect_yaml([str(path)]))
+    return merged
+
+
+@contextmanager
+def local_cluster(workers: int, device: str = "auto") -> Iterator[SpecCluster]:
+    """Start workers on this machine, each a process; one that dies is started again.
+
+    With dask-cuda and GPUs, each worker has a GPU.
+    """
+    threads = max(1, CPU_COUNT // workers)
+    settings = {
+        # However long a worker takes to start again, the cluster is not to give it up.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
+        "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": threads,
+    }
+    common = {"n_workers": workers, "dashboard_address": "127.0.0.1:0", "silence_logs": logging.ERROR}
+    with dask.config.set(settings):
+        cuda = None if device == "cpu" else _cuda_cluster()
+        # With two threads, one reads while the other computes.
+        with cuda(resources={"GPU": 1}, **common) if cuda else LocalCluster(threads_per_worker=2, **common) as cluster:
+            yield cluster
+
+
+def _cuda_cluster() -> Any:
+    """Return the class of clusters whose workers have a GPU each; None without dask-cuda or GPUs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError:
+        return None
+    return LocalCUDACluster
