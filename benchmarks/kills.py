@@ -22,6 +22,8 @@ from machine import save_result
 from memory import make
 
 OUTPUTS = ("clear.ome.zarr", "clear.tif")
+STAGES = {"start": 0.1, "encode": 0.3, "fuse": 0.02, "decode": 0.3, "finish": 0.02}
+"""Stages, and the longest time from the begin of each to a kill, as a share of the whole time."""
 COUNTED = """
 import os, sys
 import dehazexl.cli.run as run
@@ -33,6 +35,7 @@ stage, bar = [""], run.bar
 
 def staged(name, *rest):
     stage[0] = name
+    os.write(log, f"{name} 0\\n".encode())
     return bar(name, *rest)
 
 def counted(method, when):
@@ -63,9 +66,12 @@ class Killed:
         run = ["run", str(source), str(output), "--weights", weights, "--device", "cpu", "--dtype", "float32"]
         self.command = [sys.executable, "-c", COUNTED, str(self.log), *run]
 
-    def run(self, seconds: float | None = None) -> bool:
-        """Run the command, and kill it after some seconds; return whether it was complete before."""
+    def run(self, stage: str = "", seconds: float = 0) -> bool:
+        """Run the command, and kill it some seconds after a stage began; return whether it was complete before."""
+        began, before = time.time(), len(self.log.read_text()) if self.log.exists() else 0
         with subprocess.Popen(self.command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (stage and self.reached(stage, began, before)):
+                time.sleep(0.01)
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -75,13 +81,22 @@ class Killed:
             raise RuntimeError(f"{self.command} ended with {code}")
         return True
 
-    def stage(self) -> str:
-        """Return the stage at which the command was killed."""
+    def reached(self, stage: str, began: float, before: int) -> bool:
+        """Return whether the process that began then has begun a stage."""
+        if stage == "start":
+            return True
+        if stage == "finish":
+            noted = self.noted()
+            return noted.get("stage") == stage and noted["noted"] > began
+        return self.log.exists() and f"{stage} 0\n" in self.log.read_text()[before:]
+
+    def noted(self) -> dict[str, Any]:
+        """Return the progress that the command noted last."""
         try:
             noted = json.loads((self.output.with_name(f".{self.output.name}.part") / "progress.json").read_text())
         except OSError:
-            return "start"
-        return str(noted["stage"])
+            return {"stage": "start"}
+        return dict(noted)
 
     def tiles(self) -> Counter[str]:
         """Return the number of tiles that were encoded and decoded since the last call."""
@@ -104,7 +119,7 @@ class Killed:
 
 
 def measure(killed: Killed, kills: int, chance: random.Random) -> dict[str, Any]:
-    """Kill a command so many times, each time after up to half of its whole time."""
+    """Kill a command so many times, at random moments of random stages."""
     start = time.perf_counter()
     killed.run()
     seconds = time.perf_counter() - start
@@ -114,8 +129,9 @@ def measure(killed: Killed, kills: int, chance: random.Random) -> dict[str, Any]
     complete = identical = 0
     spent = time.perf_counter()
     while stages.total() < kills:
-        if not killed.run(chance.uniform(0, seconds / 2)):
-            stages[killed.stage()] += 1
+        stage = chance.choice(list(STAGES))
+        if not killed.run(stage, chance.uniform(0, seconds * STAGES[stage])):
+            stages[killed.noted()["stage"]] += 1
             if stages.total() < kills:
                 continue
             killed.run()
