@@ -80,7 +80,7 @@ class GlobalAttention(nn.Module):
 
 
 SCORES = 2**22
-"""Scores of queries and keys that are computed at once where keys and values come in several blocks: 16 MB, for caches."""
+"""Scores that are computed at once where keys and values come in several blocks: 16 MB, near what caches hold."""
 
 
 def attend(q: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
