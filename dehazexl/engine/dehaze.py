@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,15 +16,17 @@ import torch
 
 from dehazexl.engine.context import check_context, crop_to_context
 from dehazexl.engine.decode import decode
+from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.job import Job
 from dehazexl.engine.memory import TilesAtOnce, budget
 from dehazexl.engine.run import stages
-from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
+from dehazexl.engine.tokens import MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.image.grid import SIDE, TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray
 from dehazexl.io.open import open_image
+from dehazexl.io.unfinished import held
 from dehazexl.model import DehazeXL
 from dehazexl.model.weights import load_model
 
@@ -90,6 +91,8 @@ def dehaze(
     ------
     FileNotFoundError, TypeError, ValueError
         See `open_image`; ValueError also for arguments out of range.
+    OSError
+        If another process works on the same folder of tokens.
     """
     check_context(context)
     window = None
@@ -97,10 +100,11 @@ def dehaze(
         source, window = crop_to_context(open_image(source, bands=bands), Window(*region), context)
         bands = None
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
-    store = open_tokens(job, tokens)
-    for stage in stages(job, store):
-        for _ in stage.steps:
-            pass
+    with nullcontext() if tokens is None else held(Path(tokens).expanduser()):
+        store = open_tokens(job, tokens)
+        for stage in stages(job, store):
+            for _ in stage.steps:
+                pass
     return decode_lazily(job, store, window=window)
 
 
@@ -161,10 +165,11 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     return int(min(64, max(1, free // 2 // tile)))
 
 
-def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
+def open_tokens(job: Job, path: str | Path | None = None, description: dict[str, Any] | None = None) -> TokenStore:
     """Return an empty token store in memory, or the store in a folder, which may contain tokens already.
 
     Tokens that would take more than a share of the memory go into a temporary folder, which is removed with the store.
+    `description` is that of `describe_tokens`, if it is known.
 
     Raises
     ------
@@ -181,32 +186,14 @@ def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
     folder = Path(path).expanduser()
     if job.image.path is not None:
         check_apart(folder, job.image.path)
-    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, describe_tokens(job))
+    description = describe_tokens(job) if description is None else description
+    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, description)
 
 
 def tokens_fit(job: Job) -> bool:
     """Return whether the tokens of an image, and their features before and after a layer, may lie in memory."""
     tile = SIDE**2 * (3 * job.channels + 3) * np.dtype(job.token_dtype).itemsize
     return job.grid.count * tile <= budget(torch.device("cpu"))
-
-
-def describe_tokens(job: Job) -> dict[str, Any]:
-    """Describe everything that the tokens of a job depend on, by names for the user; plain values of JSON."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(job.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return {
-        "image": job.image.fingerprint,
-        "bands": [*job.image.rgb, job.image.alpha],
-        "nodata": repr(job.image.nodata),
-        "value range": list(job.value_range),
-        "grid": asdict(job.grid),
-        "weights": digest.hexdigest(),
-        "spec": asdict(job.model.spec),
-        "precision": str(job.model.dtype),
-        "code": FORMAT,
-    }
 
 
 def decode_lazily(

@@ -568,7 +568,7 @@ def test_tokens_of_other_code_are_refused(tiny: DehazeXL, tmp_path: Path, monkey
         "tokens": tmp_path / "tokens",
     }
     dehazexl.dehaze(**options)
-    monkeypatch.setattr("dehazexl.engine.dehaze.FORMAT", FORMAT + 1)
+    monkeypatch.setattr("dehazexl.engine.description.FORMAT", FORMAT + 1)
     with pytest.raises(ValueError, match="another version of dehazexl"):
         dehazexl.dehaze(**options)
 
