@@ -87,7 +87,8 @@ class StreamedTokens:
         self.layer = 0
         self._embed: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._local: Local | None = None
-        self._finished = next((n for n in range(len(job.model.context.layers), 0, -1) if self._is_finished(n)), 0)
+        self._layers = max(1, len(job.model.context.layers))
+        self._finished = next((n for n in range(self._layers, 0, -1) if self._is_finished(n)), 0)
 
     def bands(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See `TokenGrid.bands`: rows of tiles."""
@@ -258,7 +259,7 @@ class StreamedTokens:
 
     def _name(self, layer: int) -> str:
         """Return the name of the features after some layers."""
-        if layer == len(self.job.model.context.layers) and not self.job.model.head.votes:
+        if layer == self._layers and not self.job.model.head.votes:
             return FUSED
         return f"features{layer}" if layer else TOKENS
 
