@@ -89,6 +89,7 @@ class StreamedTokens:
         self.layer = 0
         self._embed: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._local: Local | None = None
+        self._layers = max(1, len(job.model.context.layers))
 
     @property
     def groups(self) -> list[list[Window]]:
@@ -223,7 +224,7 @@ class StreamedTokens:
     @cached_property
     def _finished(self) -> int:
         """Number of layers that a run before this one got to the end of."""
-        return next((n for n in range(len(self.job.model.context.layers), 0, -1) if self._is_finished(n)), 0)
+        return next((n for n in range(self._layers, 0, -1) if self._is_finished(n)), 0)
 
     def read_keys(self, group: list[Window], name: str) -> tuple[Tensor, Tensor]:
         """Return the keys and values ``(1, heads, tokens, channels)`` of a group of blocks, on the device."""
@@ -291,7 +292,7 @@ class StreamedTokens:
 
     def _name(self, layer: int) -> str:
         """Return the name of the features after some layers."""
-        if layer == len(self.job.model.context.layers) and not self.job.model.head.votes:
+        if layer == self._layers and not self.job.model.head.votes:
             return FUSED
         return f"features{layer}" if layer else TOKENS
 

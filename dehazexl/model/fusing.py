@@ -183,6 +183,8 @@ def fuse(
         if overview is not None:
             overview = overview._replace(features=grid.remember(partial(attend, overview.features)))
         yield from grid.update(attend)
+    if not context.layers:
+        yield from idle(grid.update(lambda features: features))  # embedded, at least
     if head.votes:
         votes = yield from idle(grid.vote(head.vote))
         decided = merge(votes if overview is None else [*votes, head.vote(overview)])

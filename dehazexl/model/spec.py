@@ -137,8 +137,9 @@ class Spec:
             ("context_heads", 16 * MAX_WIDTH),
         ):
             numbers = context.get(name) or getattr(self, name)
-            if not all(type(number) is int and 1 <= number <= limit for number in numbers):
-                raise ValueError(f"{name} must be whole numbers from 1 to {limit}, not {getattr(self, name)}")
+            least = 0 if name == "context_layers" else 1
+            if not all(type(number) is int and least <= number <= limit for number in numbers):
+                raise ValueError(f"{name} must be whole numbers from {least} to {limit}, not {getattr(self, name)}")
 
     def _check_widths(self) -> None:
         """Check what else would only show as an error of shapes somewhere in the network."""
