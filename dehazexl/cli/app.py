@@ -185,8 +185,17 @@ def run(
             metavar="R,G,B", help="Red, green and blue bands, by number from 1 or by name. [default: from the metadata]"
         ),
     ] = "",
-    region: Annotated[str, typer.Option(metavar="Y0:Y1,X0:X1", help="Crop the input to these rows and columns.")] = "",
-    resize: Annotated[str, typer.Option(metavar="WxH", help="Resize the input to this size first, in memory.")] = "",
+    region: Annotated[str, typer.Option(metavar="Y0:Y1,X0:X1", help="Dehaze these rows and columns alone.")] = "",
+    context: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="What else takes part in dehazing a region: all of the image, region (nothing), neighborhood:PIXELS.",
+        ),
+    ] = "all",
+    resize: Annotated[
+        str, typer.Option(metavar="WxH", help="Resize the input (a region: it alone) to this size first, in memory.")
+    ] = "",
     nor: Annotated[bool, typer.Option("--nor", help="The official .pth file was trained with --nor.")] = False,
     tokens: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the tokens, from which a stopped run can be resumed.")
@@ -237,6 +246,7 @@ def run(
         bands=parse.bands(bands) if bands else None,
         batch=parse.batch(batch),
         region=parse.region(region) if region else None,
+        context=context,
         resize=parse.size(resize) if resize else None,
         ngff=cast("Ngff", ngff),  # `write` checks both, with one message for the command line and Python
         compression=cast("Compression", compression),

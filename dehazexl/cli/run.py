@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dehazexl.cli.progress import bar, tell
 from dehazexl.cli.workers import Workers, work_of
+from dehazexl.engine.context import check_context, crop_to_context
 from dehazexl.engine.tokens import check_apart
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
@@ -26,6 +27,7 @@ from dehazexl.io.zarr_write import Ngff
 
 if TYPE_CHECKING:
     from dehazexl.engine.job import Job
+    from dehazexl.engine.run import Stage
     from dehazexl.model import DehazeXL
 
 KINDS = (*TIFF, ".btf", *PHOTO, *ZARR)
@@ -42,6 +44,9 @@ class Settings:
     ----------
     region
         Rows and columns to dehaze, (y0, y1, x0, x1); None means to the end of the image.
+    context
+        What else of an image takes part in dehazing a region, see `engine.context.check_context`. Nothing else does if
+        it is resized.
     resize
         Height and width to resize the images to first, or None.
     fresh
@@ -60,6 +65,7 @@ class Settings:
     bands: tuple[int | str, ...] | None = None
     batch: int | Literal["auto"] = "auto"
     region: tuple[int | None, int | None, int | None, int | None] | None = None
+    context: str = "all"
     resize: tuple[int, int] | None = None
     ngff: Ngff = "0.5"
     compression: Compression = "deflate"
@@ -70,6 +76,7 @@ class Settings:
     unchecked: bool = False
 
     def __post_init__(self) -> None:
+        check_context(self.context)
         check_strength(self.strength)
         if self.value_range is not None:
             check_range(self.value_range)
@@ -86,12 +93,22 @@ class Settings:
     def opened(self, source: Path) -> Image:
         """Open an image and crop it to the region; it is not resized yet."""
         image = open_image(source, bands=self.bands)
-        if self.region is None:
-            return image
+        return image if self.region is None else image.cropped(self.window(image))
+
+    def in_context(self, source: Path) -> tuple[Image, Window | None]:
+        """Open an image as it takes part in dehazing, resized; return the region within it, None for all of it."""
+        if self.resize is not None:
+            from dehazexl.image.resize import resized
+
+            return resized(self.opened(source), *self.resize), None
+        image = open_image(source, bands=self.bands)
+        return (image, None) if self.region is None else crop_to_context(image, self.window(image), self.context)
+
+    def window(self, image: Image) -> Window:
+        """Return the region of an image."""
         height, width, _ = image.levels[0].shape
-        y0, y1, x0, x1 = self.region
-        window = Window(y0 or 0, height if y1 is None else y1, x0 or 0, width if x1 is None else x1)
-        return image.cropped(window)
+        y0, y1, x0, x1 = self.region or (None, None, None, None)
+        return Window(y0 or 0, height if y1 is None else y1, x0 or 0, width if x1 is None else x1)
 
 
 @dataclass(frozen=True)
@@ -347,24 +364,21 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     """
     from dehazexl.engine.dehaze import prepare
     from dehazexl.engine.description import describe_tokens
-    from dehazexl.image.resize import resized
 
     started = time.perf_counter()
-    image = settings.opened(task.source)
-    if settings.resize is not None:
-        image = resized(image, *settings.resize)
+    image, window = settings.in_context(task.source)
     job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
     tokens = describe_tokens(job)
     with held(task.output) as unfinished:
-        if unfinished.begin({**tokens, **described(task, settings)}, settings.fresh):
+        if unfinished.begin({**tokens, **described(task, settings, window)}, settings.fresh):
             tell(f"going on with {unfinished.folder} ({unfinished.progress or 'at the beginning'})")
         if unfinished.complete or unfinished.moved:
             unfinished.finish(settings.overwrite)
         else:
             with discarded_if_empty(unfinished):
                 check_absent(task.output, settings.overwrite)
-                work(job, tokens, task, settings, unfinished, keep_bars)
-    height, width, _ = image.levels[0].shape
+                work(job, tokens, task, settings, unfinished, keep_bars, window)
+    height, width = (window.height, window.width) if window else image.levels[0].shape[:2]
     return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)
 
 
@@ -394,10 +408,12 @@ def discarded_if_empty(unfinished: Unfinished) -> Iterator[None]:
         raise
 
 
-def described(task: Task, settings: Settings) -> dict[str, Any]:
-    """Describe what the output depends on, but not the tokens."""
+def described(task: Task, settings: Settings, window: Window | None) -> dict[str, Any]:
+    """Describe what the output depends on, but not the tokens; `window` is the region in its context."""
     suffix = task.output.suffix.lower()
     words: dict[str, Any] = {"output": suffix, "strength": settings.strength}
+    if window is not None:
+        words["region in its context"] = [window.y0, window.y1, window.x0, window.x1]
     if suffix in ZARR:
         words["ngff"] = settings.ngff
     if suffix in TIFF:
@@ -406,9 +422,15 @@ def described(task: Task, settings: Settings) -> dict[str, Any]:
 
 
 def work(
-    job: Job, description: dict[str, Any], task: Task, settings: Settings, unfinished: Unfinished, keep_bars: bool
+    job: Job,
+    description: dict[str, Any],
+    task: Task,
+    settings: Settings,
+    unfinished: Unfinished,
+    keep_bars: bool,
+    window: Window | None,
 ) -> None:
-    """Encode, fuse, decode and write; `description` is that of the tokens."""
+    """Encode, fuse, decode and write the image or a window; `description` is that of the tokens."""
     from dehazexl.engine.dehaze import decode_lazily, open_tokens
     from dehazexl.engine.estimate import check_room
 
@@ -419,14 +441,21 @@ def work(
         store = open_tokens(job, task.tokens or unfinished.folder / TOKENS, description)
         with work_of(job, store, settings.workers) as (stages, fill):
             for stage in stages:
-                total_done = 0
-                with bar(stage.name, stage.total, keep_bars) as advance:
-                    for done in stage.steps:
-                        total_done += done
-                        unfinished.note(stage.name, total_done, stage.total)
-                        advance(done)
-            left = math.ceil(job.grid.count * (1 - share_done(unfinished.folder / MARKS)))
+                follow(stage, unfinished, keep_bars)
+            part = job.image if window is None else job.image.cropped(window)
+            tiles = job.grid.tiles if window is None else job.grid.tiles_touching(window)
+            left = math.ceil(tiles.count * (1 - share_done(unfinished.folder / MARKS)))
             with bar("decode", left, keep_bars) as advance:
-                clear, options = decode_lazily(job, store, advance), {**settings.writing, "fill": fill(advance)}
-                for _ in write(clear, task.output, job.image, **options, resume=unfinished):
+                clear, options = decode_lazily(job, store, advance, window), settings.writing
+                for _ in write(clear, task.output, part, **options, fill=fill(advance, window), resume=unfinished):
                     pass
+
+
+def follow(stage: Stage, unfinished: Unfinished, keep_bars: bool) -> None:
+    """Go through a stage with a progress bar, and note how far it is."""
+    done = 0
+    with bar(stage.name, stage.total, keep_bars) as advance:
+        for tiles in stage.steps:
+            done += tiles
+            unfinished.note(stage.name, done, stage.total)
+            advance(tiles)

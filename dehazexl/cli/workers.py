@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dehazexl.engine.job import Job
     from dehazexl.engine.run import Stage
     from dehazexl.engine.tokens import TokenStore
+    from dehazexl.image.grid import Window
     from dehazexl.io.level0 import Fill
 
 
@@ -58,8 +59,10 @@ def connected(
 @contextmanager
 def work_of(
     job: Job, store: TokenStore, workers: Workers | None
-) -> Iterator[tuple[Iterator[Stage], Callable[[Callable[[int], object]], Fill | None]]]:
+) -> Iterator[tuple[Iterator[Stage], Callable[[Callable[[int], object], Window | None], Fill | None]]]:
     """Yield the stages of a job before decoding, and a function that returns the `fill` of `write`.
+
+    The function takes an `on_progress` and the window to be written, None for all.
 
     Parameters
     ----------
@@ -71,11 +74,14 @@ def work_of(
     if workers is None:
         from dehazexl.engine.run import stages
 
-        yield stages(job, store), lambda on_progress: None
+        yield stages(job, store), lambda on_progress, window: None
         return
     from dehazexl.engine.cluster import Cluster
     from dehazexl.engine.tokens import ZarrTokens
 
     assert isinstance(store, ZarrTokens)
     with Cluster(workers.client, job, store, workers.device) as cluster:
-        yield cluster.stages(), lambda on_progress: partial(cluster.fill, on_progress=on_progress)
+        yield (
+            cluster.stages(),
+            lambda on_progress, window: partial(cluster.fill, on_progress=on_progress, window=window),
+        )

@@ -116,7 +116,11 @@ OTHERS = {
     "strength": (["--strength", "0.5"], "strength (1.0 then, 0.5 now)"),
     "overlap": (["--overlap", "16"], "overlap (32 then, 16 now)"),
     "precision": (["--dtype", "bfloat16"], "precision (float32 then, bfloat16 now)"),
-    "region": (["--region", "0:200,:"], "region (all then, [0:200,0:2300] now); height (270 then, 200 now)"),
+    "region": (["--region", "0:200,:"], "region in its context (nothing then, 0, 200, 0, 2300 now)"),
+    "region alone": (
+        ["--region", "0:200,:", "--context", "region"],
+        "region (all then, [0:200,0:2300] now); height (270 then, 200 now)",
+    ),
     "ngff": (["--ngff", "0.4"], "ngff (0.5 then, 0.4 now)"),
 }
 
