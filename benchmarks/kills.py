@@ -63,13 +63,15 @@ class Killed:
 
     def __init__(self, source: Path, output: Path, weights: str) -> None:
         self.output, self.log = output, output.with_name("tiles.log")
+        self.part = output.with_name(f".{output.name}.part")
         run = ["run", str(source), str(output), "--weights", weights, "--device", "cpu", "--dtype", "float32"]
         self.command = [sys.executable, "-c", COUNTED, str(self.log), *run]
 
     def run(self, stage: str = "", seconds: float = 0) -> bool:
         """Run the command, and kill it some seconds after a stage began; return whether it was complete before."""
         began, before = time.time(), len(self.log.read_text()) if self.log.exists() else 0
-        with subprocess.Popen(self.command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        err = self.log.with_suffix(".err")
+        with err.open("w") as file, subprocess.Popen(self.command, stderr=file, stdout=file) as process:
             while process.poll() is None and not (stage and self.reached(stage, began, before)):
                 time.sleep(0.01)
             try:
@@ -78,7 +80,7 @@ class Killed:
                 process.kill()
                 return False
         if code:
-            raise RuntimeError(f"{self.command} ended with {code}")
+            raise RuntimeError(f"code {code}: {err.read_text().splitlines()[-1]}")
         return True
 
     def reached(self, stage: str, began: float, before: int) -> bool:
@@ -93,7 +95,7 @@ class Killed:
     def noted(self) -> dict[str, Any]:
         """Return the progress that the command noted last."""
         try:
-            noted = json.loads((self.output.with_name(f".{self.output.name}.part") / "progress.json").read_text())
+            noted = json.loads((self.part / "progress.json").read_text())
         except OSError:
             return {"stage": "start"}
         return dict(noted)
@@ -132,9 +134,12 @@ def measure(killed: Killed, kills: int, chance: random.Random) -> dict[str, Any]
         stage = chance.choice(list(STAGES))
         if not killed.run(stage, chance.uniform(0, seconds * STAGES[stage])):
             stages[killed.noted()["stage"]] += 1
-            if stages.total() < kills:
+            if killed.output.exists() and not killed.part.exists():  # it was complete already
+                pass
+            elif stages.total() < kills:
                 continue
-            killed.run()
+            else:
+                killed.run()
         complete += 1
         identical += killed.contents() == expected
         twice += killed.tiles() - once

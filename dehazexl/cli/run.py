@@ -306,7 +306,7 @@ def without_existing(tasks: Sequence[Task], settings: Settings) -> Sequence[Task
     FileExistsError
         If some of several outputs exist, and nothing was said about them. A single one is checked later.
     """
-    existing = [task for task in tasks if task.output.exists()]
+    existing = [task for task in tasks if task.output.exists() and not Unfinished(task.output).moved]
     if settings.skip_existing:
         if existing:
             tell(f"{len(existing)} of {len(tasks)} outputs exist and are skipped")
@@ -354,7 +354,9 @@ def check_task(task: Task, settings: Settings) -> None:
     if settings.resize is not None:
         height, width = settings.resize
         image = replace(image, levels=(da.zeros((height, width, bands), dtype=image.levels[0].dtype),))
-    check(image.levels[0], task.output, image, **settings.writing)
+    # A run that was killed when its output had got its name is complete, and cleans up.
+    overwrite = settings.overwrite or Unfinished(task.output).moved
+    check(image.levels[0], task.output, image, **{**settings.writing, "overwrite": overwrite})
 
 
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:

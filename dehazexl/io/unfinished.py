@@ -209,9 +209,13 @@ class Unfinished:
         if not self.moved:
             (self.folder / _COMPLETE).touch()
             rename(self.folder / IMAGE, self.path, self.folder / _OLD, overwrite)
-        # First the description, without which nobody resumes: the folder no longer holds all that its marks say.
-        (self.folder / _JOB).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # The mark is the last to go: without it, work would be resumed from a folder that no longer holds all of it.
+        with suppress(OSError):
+            for each in self.folder.iterdir():
+                if each.name not in (_LOCK, _JOB, _COMPLETE):
+                    remove(each)
+            (self.folder / _JOB).unlink()
+            shutil.rmtree(self.folder)
 
     def clear(self) -> None:
         """Remove all but the lock; the description first, as work without one is never resumed."""

@@ -19,7 +19,7 @@ from make_pictures import smooth
 from reference import randomised
 
 from dehazexl.cli.app import main
-from dehazexl.io.unfinished import Unfinished, held
+from dehazexl.io.unfinished import Unfinished, held, remove
 from dehazexl.model import SPECS
 from dehazexl.model.weights import save_model
 
@@ -78,7 +78,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(inside: Path, run: Runs,
     moments = [len(whole.changes) * step // 7 for step in range(1, 7)]
     (complete,) = (number for number, change in enumerate(whole.changes) if change.endswith("/complete"))
     for kill_at in (*moments, complete):
-        shutil.rmtree(output) if Path(output).is_dir() else Path(output).unlink()
+        remove(Path(output))
         assert run(*command, kill_at=kill_at).code == -9
         assert not Path(output).exists()
         again = succeeded(run(*command))
@@ -223,6 +223,21 @@ def test_an_old_output_comes_back_without_a_new_one(run: Runs, swapped: tuple[li
     _, expected = swapped
     assert contents(Path("out.ome.zarr")).keys() == expected.keys() and not Path(".out.ome.zarr.part").exists()
     assert contents(Path("out.ome.zarr")) != expected
+
+
+@pytest.mark.parametrize("output", ["out.ome.zarr", "out.tif"])
+def test_a_run_that_was_killed_while_it_cleaned_up_is_complete(inside: Path, run: Runs, output: str) -> None:
+    """The rest of its folder must not be taken for work that goes on."""
+    command, part = ["run", "in.zarr", output, *OPTIONS], f".{output}.part"
+    whole = succeeded(run(*command))
+    expected = contents(Path(output))
+    for moment in (f"shutil.rmtree {part}/done", f"shutil.rmtree {part}/tokens", f"os.remove {part}/job.json"):
+        kill_at = max(number for number, change in enumerate(whole.changes) if change == moment)
+        remove(Path(output))
+        assert run(*command, kill_at=kill_at).code == -9
+        assert Path(part).exists() and Path(output).exists()
+        succeeded(run(*command))
+        assert contents(Path(output)) == expected and not Path(part).exists()
 
 
 # ---- status and clean ---------------------------------------------------------------------------
