@@ -94,7 +94,9 @@ class Tasks:
         return f"dehazexl-{self.recipe.key}"
 
     def _register(self) -> None:
-        self.client.register_plugin(TakeUp(self.recipe), name=self._plugin)
+        # The scheduler knows the plugin even if a worker dies while it is told.
+        with suppress(OSError):
+            self.client.register_plugin(TakeUp(self.recipe), name=self._plugin)
 
     def _check_workers(self) -> None:
         """Raise OSError if a worker cannot take up the job."""

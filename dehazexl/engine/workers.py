@@ -79,7 +79,8 @@ def local_cluster(workers: int, device: str = "auto") -> Iterator[SpecCluster]:
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
         "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": threads,
     }
-    common = {"n_workers": workers, "dashboard_address": "127.0.0.1:0", "silence_logs": logging.ERROR}
+    # The scheduler reports the connections of workers that died as errors.
+    common = {"n_workers": workers, "dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
     with dask.config.set(settings):
         cuda = None if device == "cpu" else _cuda_cluster()
         # With two threads, one reads while the other computes.
