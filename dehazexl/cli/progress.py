@@ -42,8 +42,11 @@ def bar(stage: str, total: int, keep: bool = True) -> Iterator[Callable[[int], N
     # The handler is installed before the bar is visible.
     with (
         interruptible() as interrupted,
-        tqdm(total=total, desc=f"{stage:6}", unit="tile", leave=keep, mininterval=interval) as shown,
+        tqdm(total=total, desc=f"{stage:6}", unit="tile", leave=keep, mininterval=interval, delay=1e-9) as shown,
     ):
+        # Shown only from here on, where its line is ended whenever a signal comes.
+        shown.delay = 0
+        shown.refresh()
 
         def on_progress(done: int) -> None:
             if interrupted.is_set():

@@ -117,7 +117,6 @@ def _band_index(band: int | str, names: tuple[str, ...]) -> int:
 def open_path(path: Path) -> Image:
     """Open a file by its first bytes, or a Zarr folder."""
     check_exists(path)
-    check_regular(path)
     if path.is_dir():
         if not any((path / name).exists() for name in ZARR_FILES):
             raise ValueError(f"{path} is a folder but not a Zarr: it contains none of {', '.join(ZARR_FILES)}")
@@ -151,9 +150,7 @@ def check_exists(path: Path) -> None:
             )
         link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
         raise FileNotFoundError(f"{path} {link}does not exist")
-    if not path.is_file() and not path.is_dir():
-        # Opening one may wait for ever.
-        raise ValueError(f"{path} is a pipe, a socket or a device: copy its content to a file first")
+    check_regular(path)
 
 
 def open_array(array: NDArray[Any] | da.Array) -> Image:

@@ -616,7 +616,7 @@ def test_a_signal_before_the_work_ends_in_one_line(inside: Path) -> None:
 @pytest.mark.parametrize("command", [["info", "pipe"], ["run", "pipe", "out.tif"], ["info", "/dev/zero"]])
 def test_pipes_and_devices_are_refused_at_once(inside: Path, error: Errors, command: list[str]) -> None:
     os.mkfifo("pipe")  # opening it would wait
-    assert "is a pipe, a socket or a device: copy its content to a file first" in error(*command)
+    assert "is not a regular file but a pipe, a socket or a device: copy its content to a file first" in error(*command)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the shell is POSIX's")
