@@ -227,7 +227,9 @@ def check_regular(path: Path) -> None:
         If it is something else.
     """
     if not (path.is_file() or path.is_dir()):
-        raise ValueError(f"{path} is not a regular file but a pipe, a socket or a device: copy its content to a file first")
+        raise ValueError(
+            f"{path} is not a regular file but a pipe, a socket or a device: copy its content to a file first"
+        )
 
 
 def check_bands(count: int, name: str) -> None:
