@@ -35,10 +35,15 @@ class Runs:
             [sys.executable, __file__], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def __call__(self, *args: str, kill_at: int = -1, kill_in: str = "", end: int = signal.SIGKILL) -> Run:
-        """Run a command; send its process a signal before change `kill_at`, or before one whose name has `kill_in`."""
+    def __call__(
+        self, *args: str, kill_at: int = -1, kill_in: str = "", after: str = "", end: int = signal.SIGKILL
+    ) -> Run:
+        """Run a command; send its process a signal before change `kill_at`, or before one whose name has `kill_in`.
+
+        The latter is looked for after a change whose name has `after`.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
-        order = {"args": args, "kill_at": kill_at, "kill_in": kill_in, "end": int(end)}
+        order = {"args": args, "kill_at": kill_at, "kill_in": kill_in, "after": after, "end": int(end)}
         print(json.dumps(order), file=self.process.stdin, flush=True)
         code = int(self.process.stdout.readline())
         return Run(code, Path(self.folder, "changes").read_text().splitlines(), Path(self.folder, "err").read_text())
@@ -51,13 +56,13 @@ class Runs:
         self.process.wait()
 
 
-def audited(kill_at: int, kill_in: str, end: int) -> None:
+def audited(kill_at: int, kill_in: str, after: str, end: int) -> None:
     """Record the changes of unfinished outputs, and send this process a signal before one of them."""
     log = os.open("changes", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     count = 0
 
     def audit(event: str, values: tuple[Any, ...]) -> None:
-        nonlocal count, kill_in
+        nonlocal count, kill_in, after
         if event not in CHANGES or (event == "open" and not values[2] & WRITING):
             return
         name = os.fspath(values[1] if event == "os.rename" else values[0])
@@ -66,15 +71,17 @@ def audited(kill_at: int, kill_in: str, end: int) -> None:
         if "progress.json" in name:  # how often it is written depends on the time
             return
         os.write(log, f"{event} {name}\n".encode())
-        if count == kill_at or (kill_in and kill_in in f"{event} {name}"):
+        if count == kill_at or (kill_in and not after and kill_in in f"{event} {name}"):
             os.kill(os.getpid(), end)
             kill_in = ""  # once
+        if after in f"{event} {name}":
+            after = ""
         count += 1
 
     sys.addaudithook(audit)
 
 
-def child(args: Sequence[str], kill_at: int, kill_in: str, end: int) -> int:
+def child(args: Sequence[str], kill_at: int, kill_in: str, after: str, end: int) -> int:
     """Run a command in this process, with stderr in a file."""
     from dehazexl.cli.app import main
 
@@ -83,7 +90,7 @@ def child(args: Sequence[str], kill_at: int, kill_in: str, end: int) -> int:
     os.dup2(err, 1)  # stdout answers the test
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # heeded, even where the tests run under nohup
         signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
-    audited(kill_at, kill_in, end)
+    audited(kill_at, kill_in, after, end)
     return main(args)
 
 
