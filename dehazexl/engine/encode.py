@@ -39,7 +39,7 @@ def encode(job: Job, store: TokenStore) -> Iterator[int]:
                 kept = [m.cpu() for m in maps]
                 job.feature_cache.update((cell, [m[i] for m in kept]) for i, cell in enumerate(cells[part]))
             tokens.append(_to_numpy(maps[-1], job))
-            valid.append(_valid_tokens(valid_pixels, job.model.spec))
+            valid.append(valid_tokens(valid_pixels, job.model.spec))
             yield part.stop - part.start
         shape = (block.height, block.width, SIDE * SIDE)
         store.put(block, np.concatenate(tokens).reshape(*shape, -1), np.concatenate(valid).reshape(shape))
@@ -70,7 +70,7 @@ def _to_numpy(tokens: Tensor, job: Job) -> NDArray[Any]:
     return tokens.flatten(1, 2).float().cpu().numpy().astype(job.token_dtype)
 
 
-def _valid_tokens(valid: NDArray[np.bool_], spec: Spec) -> NDArray[np.bool_]:
+def valid_tokens(valid: NDArray[np.bool_], spec: Spec) -> NDArray[np.bool_]:
     """Return which tokens ``(n, 64)`` have a valid pixel, from the validity of tiles ``(n, side, side)``."""
     inner = valid[:, spec.halo : spec.halo + spec.tile, spec.halo : spec.halo + spec.tile]
     side = spec.scale * TOKEN

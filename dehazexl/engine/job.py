@@ -27,9 +27,9 @@ _network = threading.Lock()
 
 
 @contextmanager
-def computing() -> Iterator[None]:
-    """Compute alone, and without gradients."""
-    with _network, torch.inference_mode():
+def computing(gradients: bool = False) -> Iterator[None]:
+    """Compute alone, and without gradients unless they are asked for."""
+    with _network, torch.inference_mode(not gradients), torch.set_grad_enabled(gradients):
         yield
 
 

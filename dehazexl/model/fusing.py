@@ -140,7 +140,7 @@ def fuse(context: Context, head: Head, grid: TokenGrid, encode_overview: Overvie
         if layer.local is not None:
             yield from grid.convolve(layer.local)
             overview = overview and overview._replace(features=layer.local(overview.features))
-        parts = yield from idle(grid.map(lambda tokens: layer.keys_values(tokens.features, tokens.valid)))  # noqa: B023
+        parts = yield from idle(grid.map(partial(_keys_values, layer)))
         if overview is not None:
             parts.append(layer.keys_values(overview.features, overview.valid, side=1))
         keys, values = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
@@ -152,6 +152,11 @@ def fuse(context: Context, head: Head, grid: TokenGrid, encode_overview: Overvie
         votes = [survey.votes for survey in surveys] + ([head.survey(overview).votes] if overview else [])
         cells = [survey.cells for survey in surveys if survey.cells is not None]
         grid.put(head.carried(merge(votes), grid.join(cells) if cells else None, grid.shape, grid.overlap))
+
+
+def _keys_values(layer: ContextLayer, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of some tokens."""
+    return layer.keys_values(tokens.features, tokens.valid)
 
 
 def _attend(layer: ContextLayer, keys: Tensor, values: Tensor, tokens: Tokens) -> Tensor:
