@@ -72,8 +72,9 @@ class Explanation:
     curves: dict[str, Curve]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return numbers and curves as plain values for JSON."""
-        return self.numbers | {name: curve.to_dict() for name, curve in self.curves.items()}
+        """Return numbers and curves as plain values for JSON, which has no NaN: None is in its place."""
+        numbers = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in self.numbers.items()}
+        return numbers | {name: curve.to_dict() for name, curve in self.curves.items()}
 
 
 def explain(
@@ -237,7 +238,7 @@ class Attribution:
         tiles = measures.squares(
             values, [row * grid.stride for row in range(grid.rows)], [col * grid.stride for col in range(grid.cols)]
         )
-        token = TOKEN * self.job.model.spec.scale
+        token = self._token_side
         tokens = measures.squares(values, range(0, grid.height, token), range(0, grid.width, token))
         return Explanation(values, tiles, tokens, self.numbers(values, tokens), self._curves)
 
@@ -251,7 +252,8 @@ class Attribution:
             attributions and ``completeness``, that over the difference; ``global_share``, the share of the absolute
             attributions outside the tiles of the window; ``radius_50`` and ``radius_90``, the distance in pixels from
             the window within which these percentages of them lie; ``gini`` of the tokens and ``diffusion_index``, see
-            `measures.gini`.
+            `measures.gini`; and ``tile_side`` and ``token_side``, the pixels that a tile (without the overlap) and a
+            token stand for.
         """
         own = self.job.grid.tile_window(self.job.grid.tiles_touching(self.window))
         total = float(values.sum(dtype=np.float64))
@@ -273,7 +275,13 @@ class Attribution:
             "radius_90": measures.radius(values, self.window, 0.9),
             "gini": spread,
             "diffusion_index": 100 * (1 - spread),
+            "tile_side": self.job.grid.stride,
+            "token_side": self._token_side,
         }
+
+    @property
+    def _token_side(self) -> int:
+        return TOKEN * self.job.model.spec.scale
 
     def _response(self) -> Response:
         assert self._baseline is not None

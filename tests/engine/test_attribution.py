@@ -108,7 +108,7 @@ def test_attributions_sum_to_the_difference_of_the_responses(spec: Any, overlap:
     model, x = DehazeXL(spec).eval(), interleaved(picture(270, 300))
     found = [
         explained(x, model, (150, 250, 180, 280), baseline="blur", sigma=8, steps=steps, overlap=overlap)
-        for steps in (2, 8)
+        for steps in (2, 12)
     ]
     assert incomplete(found[1]) < 0.01
     assert incomplete(found[1]) < incomplete(found[0]) or incomplete(found[0]) < 1e-4
@@ -162,16 +162,20 @@ def test_pixels_without_data_get_none_and_the_rest_sums_up() -> None:
     assert incomplete(found) < 0.01
 
 
-def test_curves_begin_and_end_at_the_responses_and_the_attribution_beats_chance() -> None:
-    model, x = randomised(OFFICIAL), interleaved(picture(500, 700))
-    x[:256, 256:512] *= 0.2  # a tile that differs
-    found = explained(x, model, (10, 60, 270, 300), baseline="blur", sigma=4, steps=2, with_curves=True)
+def test_exchanging_the_tile_that_counts_exchanges_the_response() -> None:
+    model, x = randomised("tiny"), interleaved(picture(300, 600))
+    for layer in model.context:
+        torch.nn.init.zeros_(layer.attn.proj.weight)
+    found = explained(x, model, (20, 40, 300, 330), baseline="black", steps=2, with_curves=True)
     for name, first in (("deletion", 1.0), ("insertion", 0.0)):
         curve = found.curves[name]
-        assert curve.shares[0] == 0 and curve.shares[-1] == 1
-        assert curve.ordered[0] == first and curve.ordered[-1] == 1 - first
-        assert len(curve.random) == len(curve.random_areas) == 10
-    assert json.loads(json.dumps(found.to_dict()))["deletion"]["area"] == found.curves["deletion"].area
+        assert curve.shares == pytest.approx([count / 6 for count in range(7)])
+        assert curve.ordered == pytest.approx([first, *6 * [1 - first]])
+        assert all(set(np.round(values, 6)) == {0, 1} for values in curve.random)
+        assert len(curve.random_areas) == 10 and len(set(curve.random_areas)) > 1
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["deletion"]["area"] == pytest.approx(1 / 12)
+    assert plain["insertion"]["area"] == pytest.approx(11 / 12)
 
 
 # ---- Stopping and going on ---------------------------------------------------------------------------
