@@ -14,6 +14,7 @@ import numpy as np
 from dehazexl.cli.figures import heat_map, plot_curves
 from dehazexl.cli.progress import bar
 from dehazexl.engine.attribution import Attribution, Explanation
+from dehazexl.engine.baselines import NAMES
 from dehazexl.engine.decode import decode
 from dehazexl.engine.dehaze import fingerprint, open_tokens
 from dehazexl.engine.measures import squares
@@ -21,6 +22,7 @@ from dehazexl.engine.run import Stage, stages
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Image, colors
 from dehazexl.io.disk import paths_overlap
+from dehazexl.io.open import open_image
 from dehazexl.io.unfinished import LOCK, begin, locked, remove, rename
 from dehazexl.io.write import part_of, to_tiff
 
@@ -136,8 +138,8 @@ def describe(found: Explanation) -> Iterator[str]:
 
 def _fingerprint(job: Job, window: Window, options: dict[str, Any]) -> str:
     """Identify the computation, so that no other one goes on from its intermediate results."""
-    baseline = Path(str(options.get("baseline", "")))
-    file = (baseline.stat().st_size, baseline.stat().st_mtime_ns) if baseline.is_file() else None
+    baseline = options.get("baseline", NAMES[0])
+    file = None if baseline in NAMES else open_image(baseline).fingerprint
     # The curves come last, from what is complete by then.
     rest = sorted((name, str(value)) for name, value in options.items() if name != "with_curves")
     return hashlib.sha256(repr((fingerprint(job), window, rest, file)).encode()).hexdigest()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -32,7 +33,7 @@ from dehazexl.engine.response import Path, Response
 from dehazexl.engine.run import Stage
 from dehazexl.engine.tiles import Tiles
 from dehazexl.image.grid import TOKEN, Window
-from dehazexl.io.disk import atomic_write
+from dehazexl.io.disk import atomic_write, disk_full_message
 from dehazexl.model.weights import load_model
 
 if TYPE_CHECKING:
@@ -339,7 +340,16 @@ class Attribution:
         path = self._folder / f"{name}.npy"
         if path.exists() and any(self._state.values()):
             return np.lib.format.open_memmap(path, mode="r+")
-        return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
+        with disk_full_message(f"making {path}", "what is done is kept, so make room and run it again"):
+            try:
+                array = np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
+                if hasattr(os, "posix_fallocate"):  # a full disk would kill the process when a page is written
+                    with path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+        return array
 
     def _read_state(self) -> dict[str, Any]:
         if self._folder is None or not (self._folder / STATE).exists():
