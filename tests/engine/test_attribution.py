@@ -214,6 +214,20 @@ def test_work_goes_on_at_the_point_of_the_path_where_it_was_left(tmp_path: Path,
     assert found.numbers == expected.numbers
 
 
+def test_a_full_disk_is_told_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    work = make(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="make room"):
+            finish(work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+    assert finish(make(tmp_path)).attribution.any()
+
+
 def test_a_map_is_an_estimate_before_it_is_complete() -> None:
     work = make()
     for stage in work.stages():
