@@ -90,31 +90,31 @@ def dock(viewer: Any, weights: Path, qtbot: Any) -> Any:
 
 
 class Gate:
-    """Where a save waits after its first block of tokens, and what blocks it has recorded."""
+    """Where a save waits after its first batch of tokens, and how many tiles it has stored in each."""
 
     def __init__(self) -> None:
         self.reached, self.go = threading.Event(), threading.Event()
         self.tiles: list[int] = []
 
-    def passed(self, block: Any) -> None:
-        """Count a block, and wait at the first."""
-        self.tiles.append(block.height * block.width)
+    def passed(self, cells: list[tuple[int, int]]) -> None:
+        """Count the tiles of a batch, and wait at the first."""
+        self.tiles.append(len(cells))
         self.reached.set()
         self.go.wait(60)
 
 
 @pytest.fixture
 def gate(monkeypatch) -> Iterator[Gate]:
-    """A save that waits after its first block of tokens until it is let go."""
-    from dehazexl.engine.tokens import ZarrTokens
+    """A save that waits after its first batch of tokens until it is let go."""
+    from dehazexl.engine import encode
 
-    gate, put = Gate(), ZarrTokens.put
+    gate, keep = Gate(), encode._keep
 
-    def recorded(self: Any, block: Any, *tokens: Any) -> None:
-        put(self, block, *tokens)
-        gate.passed(block)
+    def recorded(store: Any, block: Any, tokens: Any, cells: Any, values: Any) -> None:
+        keep(store, block, tokens, cells, values)
+        gate.passed(cells)
 
-    monkeypatch.setattr(ZarrTokens, "put", recorded)
+    monkeypatch.setattr(encode, "_keep", recorded)
     yield gate
     gate.go.set()
 

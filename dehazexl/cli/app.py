@@ -1,4 +1,4 @@
-"""Command-line interface: ``dehazexl run``, ``explain``, ``info``, ``demo``, ``train``, ``evaluate`` and ``haze``.
+"""Command-line interface: ``dehazexl run`` and the other commands.
 
 Heavy modules are imported when a command runs, so that ``--help`` is fast.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 import dehazexl
-from dehazexl.cli.progress import interruptible
+from dehazexl.cli.progress import interruptible, tell
 
 if TYPE_CHECKING:
     from typing import Any
@@ -186,11 +186,19 @@ def run(
     compression: Annotated[
         str, typer.Option(metavar="KIND", help="Compression of TIFF files: deflate, zstd or none.")
     ] = "deflate",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing outputs, once the new ones are complete.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start again, instead of going on with the work of a run that was stopped.")
+    ] = False,
 ) -> None:
     """Remove haze from an image or a folder of images.
 
     The output has the size, bands, data type and georeference of the input.
+
+    A run that was stopped or killed goes on when the same command is given again. Until then its work is in the folder
+    .OUTPUT.part next to OUTPUT.
     """
     from dehazexl.cli import parse
     from dehazexl.cli.run import Settings
@@ -206,15 +214,15 @@ def run(
         ngff=cast("Ngff", ngff),  # `write` checks both, with one message for the command line and Python
         compression=cast("Compression", compression),
         overwrite=overwrite,
+        fresh=fresh,
     )
+    output, tokens = output.expanduser(), tokens and tokens.expanduser()
     try:
-        store = tokens and tokens.expanduser()
-        dehaze_all(source.expanduser(), output.expanduser(), weights, device, dtype, nor, store, settings)
+        dehaze_all(source.expanduser(), output, weights, device, dtype, nor, tokens, settings)
     except KeyboardInterrupt:
-        resume = (
-            f"run it again to resume from the tokens in {tokens}" if tokens else "--tokens DIR makes a run resumable"
-        )
-        raise interrupted(f"unfinished output was removed, {resume}") from None
+        from dehazexl.cli.run import remaining
+
+        raise interrupted(remaining(output, tokens)) from None
 
 
 def dehaze_all(
@@ -242,9 +250,48 @@ def dehaze_all(
     for result in work.run(tasks, folder, settings, loader(device, dtype, nor), echo_failure):
         print(result, flush=True)
         if result.note:
-            print(f"dehazexl: {result.note}", file=sys.stderr)
+            tell(result.note)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tasks)} images could not be dehazed, see above")
+
+
+@app.command()
+def status(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="OUTPUT of a run, or the folder of its outputs.")],
+) -> None:
+    """Print the progress of unfinished work: stage, share, time left, size on disk, and the process."""
+    from dehazexl.cli.leftovers import status as lines
+
+    for line in lines(output.expanduser()):
+        print(line)
+
+
+@app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of outputs.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it without a question.")] = False,
+) -> None:
+    """List the work that killed runs have left in a folder, and remove it after a question.
+
+    Complete images and work in progress are kept.
+    """
+    from dehazexl.cli import leftovers
+
+    if not folder.expanduser().is_dir():
+        raise ValueError(f"{folder} is not a folder: give the folder of the outputs")
+    found = []
+    for each in leftovers.unfinished_in(folder.expanduser()):
+        leftovers.settle(each)
+        if each.folder.is_dir():
+            print(leftovers.describe(each))
+            found += [] if each.busy() else [each]
+    if not found:
+        print(f"{folder}: nothing to remove")
+    elif yes or (sys.stdin.isatty() and typer.confirm("Remove what is not in progress?")):
+        for each in found:
+            print(leftovers.clean(each))
+    else:
+        print("nothing was removed: give --yes to remove what is not in progress")
 
 
 def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Path], DehazeXL]:
@@ -295,14 +342,18 @@ def explain(
     bands: Annotated[str, typer.Option(metavar="R,G,B", help="Red, green and blue bands, as in run.")] = "",
     nor: Annotated[bool, typer.Option("--nor", help="The official .pth file was trained with --nor.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing explanation.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start again, instead of going on with a command that was stopped.")
+    ] = False,
 ) -> None:
     """Show which parts of an image the network used for a window of its output.
 
     The Dehazing Attribution Map of the paper, by integrated gradients in float32: what each pixel contributes to the
-    difference that the image makes to the window, compared with a baseline. An interrupted command resumes.
+    difference that the image makes to the window, compared with a baseline. A command that was
+    stopped or killed goes on when it is given again.
     """
     from dehazexl.cli import parse
-    from dehazexl.cli.explain import explain_to_folder
+    from dehazexl.cli.explain import explain_to_folder, remaining
     from dehazexl.engine.attribution import prepare_float32
     from dehazexl.image.grid import Window
     from dehazexl.model.weights import find_weights
@@ -320,12 +371,12 @@ def explain(
     place = Window(y0 or 0, job.grid.height if y1 is None else y1, x0 or 0, job.grid.width if x1 is None else x1)
     try:
         for line in explain_to_folder(
-            job, place, out.expanduser(), overwrite=overwrite,
+            job, place, out.expanduser(), overwrite=overwrite, fresh=fresh,
             detector=detector, baseline=baseline, steps=steps, sigma=sigma, with_curves=curves,
         ):  # fmt: skip
             print(line, flush=True)
     except KeyboardInterrupt:
-        raise interrupted("run it again to resume") from None
+        raise interrupted(remaining(out.expanduser())) from None
 
 
 @app.command()

@@ -53,7 +53,7 @@ def make_demo(
     source, output = folder / "hazy.tif", folder / "clear.ome.zarr"
     to_tiff(hazy, source, overwrite=True)
     yield f"hazy image:    {source}"
-    result = dehaze_file(Task(source, weights, output), model, Settings(overwrite=True))
+    result = dehaze_file(Task(source, weights, output), model, Settings(overwrite=True, fresh=True))
     yield f"dehazed:       {result}"
     clear = np.asarray(open_image(output).levels[0])
     shown = to_photo(side_by_side(hazy, clear), folder / "before-after.png", overwrite=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dehazexl.cli.figures import heat_map, plot_curves
-from dehazexl.cli.progress import bar
-from dehazexl.engine.attribution import Attribution, Explanation
+from dehazexl.cli.progress import bar, tell
+from dehazexl.engine.attribution import STATE, Attribution, Explanation
 from dehazexl.engine.baselines import NAMES
 from dehazexl.engine.decode import decode
-from dehazexl.engine.dehaze import fingerprint, open_tokens
+from dehazexl.engine.dehaze import open_tokens
+from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.measures import squares
 from dehazexl.engine.run import Stage, stages
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Image, colors
+from dehazexl.io.content import describe_files
 from dehazexl.io.disk import paths_overlap
-from dehazexl.io.open import open_image
-from dehazexl.io.unfinished import LOCK, begin, locked, remove, rename
-from dehazexl.io.write import part_of, to_tiff
+from dehazexl.io.unfinished import IMAGE, Unfinished, held, part_of, remove
+from dehazexl.io.write import to_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +40,9 @@ PERCENTILE = 99.5
 
 FILES = ("attribution.tif", "tiles.tif", "tokens.tif", "heatmap.png", "curves.png", "explanation.json")
 """Files of a folder; a folder that holds others as well is not replaced."""
+
+WORK = "attribution"
+"""Name of the folder for intermediate results in that of the unfinished output."""
 
 
 def check_folder(out: Path, image: Image, overwrite: bool) -> None:
@@ -65,10 +69,12 @@ def check_folder(out: Path, image: Image, overwrite: bool) -> None:
         raise FileExistsError(f"{out} holds other files than an explanation, and is not replaced: choose another name")
 
 
-def explain_to_folder(job: Job, window: Window, out: Path, *, overwrite: bool = False, **options: Any) -> Iterator[str]:
+def explain_to_folder(
+    job: Job, window: Window, out: Path, *, overwrite: bool = False, fresh: bool = False, **options: Any
+) -> Iterator[str]:
     """Compute an explanation, with progress bars on stderr, and write it into a folder.
 
-    What is computed is kept in the folder ``.NAME.part`` beside it until then, from which the same call goes on.
+    What is computed is kept in the folder ``.NAME.part`` next to it until then, from which the same call goes on.
 
     Parameters
     ----------
@@ -79,6 +85,8 @@ def explain_to_folder(job: Job, window: Window, out: Path, *, overwrite: bool = 
         ``tiles.tif`` and ``tokens.tif``, ``heatmap.png``, ``curves.png``, and all numbers, ``explanation.json``.
     overwrite
         Replace an explanation in the folder, once the new one is complete.
+    fresh
+        Start again, instead of going on with unfinished work.
 
     Yields
     ------
@@ -88,36 +96,65 @@ def explain_to_folder(job: Job, window: Window, out: Path, *, overwrite: bool = 
     Raises
     ------
     FileExistsError, FileNotFoundError, ValueError, OSError
-        See `check_folder`, `Attribution`; OSError also if another process writes into the folder.
+        See `check_folder`, `Attribution` and `Unfinished.begin`; OSError also if another process writes into the
+        folder.
     """
     check_folder(out, job.image, overwrite)
-    Attribution(job, window, **options)  # raises before the folder is made
-    part = part_of(out)
-    with locked(part, out):
-        begin(part, _fingerprint(job, window, options))
-        work, made = Attribution(job, window, folder=part, **options), part / "maps"
-        for stage in work.stages():
-            _show(stage)
-        found = work.result()
-        yield from describe(found)
-        factor = -(-max(found.attribution.shape) // PANEL)
-        dehazed = part / "baseline.npy" if work.baseline == "dehazed" else None
-        clear = _dehazed(job, factor) if dehazed is None else _shown(job, np.load(dehazed, "r")[::factor, ::factor])
-        del work  # closes its files
-        remove(made)
-        made.mkdir()
-        _write(made, job, window, found, clear, factor)
-        rename(made, out, overwrite)
-        for each in part.iterdir():
-            if each.name != LOCK:
-                remove(each)
+    description = _description(Attribution(job, window, **options))  # raises before the folder is made
+    with held(out) as unfinished:
+        if unfinished.begin(description, fresh):
+            tell(f"going on with {unfinished.folder} ({unfinished.progress or 'at the beginning'})")
+        if not (unfinished.complete or unfinished.moved):
+            yield from describe(_explain(job, window, unfinished, options))
+        unfinished.finish(overwrite)
     yield f"maps and numbers: {out}"
 
 
-def _show(stage: Stage) -> None:
+def remaining(out: Path) -> str:
+    """Return a message about the unfinished work after the command was stopped."""
+    part = part_of(out)
+    if not part.is_dir():
+        return "nothing was done yet"
+    return f"the same command goes on, dehazexl clean {out.parent} removes {part}"
+
+
+def _explain(job: Job, window: Window, unfinished: Unfinished, options: dict[str, Any]) -> Explanation:
+    """Compute an explanation and write it into the folder of the unfinished output."""
+    folder, made = unfinished.folder / WORK, unfinished.folder / IMAGE
+    folder.mkdir(exist_ok=True)
+    with _discarded_if_empty(unfinished):
+        work = Attribution(job, window, folder=folder, **options)
+        for stage in work.stages():
+            _show(stage, unfinished)
+        found = work.result()
+        factor = -(-max(found.attribution.shape) // PANEL)
+        dehazed = folder / "baseline.npy" if work.baseline == "dehazed" else None
+        clear = _dehazed(job, factor) if dehazed is None else _shown(job, np.load(dehazed, "r")[::factor, ::factor])
+        remove(made)
+        made.mkdir()
+        _write(made, job, window, found, clear, factor)
+    return found
+
+
+@contextmanager
+def _discarded_if_empty(unfinished: Unfinished) -> Iterator[None]:
+    """Empty the folder after an error if nothing was completed in it."""
+    try:
+        yield
+    except BaseException:
+        if not (unfinished.folder / WORK / STATE).exists():
+            unfinished.clear()
+        raise
+
+
+def _show(stage: Stage, unfinished: Unfinished | None = None) -> None:
     """Go through a stage with a progress bar."""
+    total_done = 0
     with bar(stage.name, stage.total) as advance:
         for done in stage.steps:
+            total_done += done
+            if unfinished is not None:
+                unfinished.note(stage.name, total_done, stage.total)
             advance(done)
 
 
@@ -136,13 +173,24 @@ def describe(found: Explanation) -> Iterator[str]:
         yield f"{name + ':':<17} area {curve.area:.3f}, tiles at random {chance:.3f}"
 
 
-def _fingerprint(job: Job, window: Window, options: dict[str, Any]) -> str:
-    """Identify the computation, so that no other one goes on from its intermediate results."""
-    baseline = options.get("baseline", NAMES[0])
-    file = None if baseline in NAMES else open_image(baseline).fingerprint
+def _description(work: Attribution) -> dict[str, Any]:
+    """Describe the computation in words, so that no other one goes on from its intermediate results."""
+    window = work.window
+    words: dict[str, Any] = {
+        "output": "explanation",
+        "window": f"{window.y0}:{window.y1},{window.x0}:{window.x1}",
+        "detector": work.detector,
+        "baseline": work.baseline,
+        "steps": work.steps,
+    }
+    if work.baseline == "blur":
+        words["sigma"] = work.sigma
+    if work.baseline not in NAMES:
+        path = Path(work.baseline).expanduser()
+        words |= {"baseline": str(path.resolve())}
+        words |= {f"baseline {name}": value for name, value in describe_files(path).items()}
     # The curves come last, from what is complete by then.
-    rest = sorted((name, str(value)) for name, value in options.items() if name != "with_curves")
-    return hashlib.sha256(repr((fingerprint(job), window, rest, file)).encode()).hexdigest()
+    return {**describe_tokens(work.job), **words}
 
 
 def _dehazed(job: Job, factor: int) -> NDArray[np.uint8]:

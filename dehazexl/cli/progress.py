@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+def tell(text: str) -> None:
+    """Print a message in one line on stderr."""
+    print("dehazexl:", " ".join(text.split()), file=sys.stderr)
+
+
 @contextmanager
 def bar(stage: str, total: int, keep: bool = True) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on stderr, with tiles per second and the remaining time.

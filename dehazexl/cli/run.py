@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dehazexl.cli.progress import bar
+from dehazexl.cli.progress import bar, tell
 from dehazexl.engine.tokens import check_apart
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
+from dehazexl.io.level0 import share_done
 from dehazexl.io.open import open_image
 from dehazexl.io.tiff_write import Compression
-from dehazexl.io.write import PHOTO, TIFF, ZARR, check, part_of, write
+from dehazexl.io.unfinished import MARKS, TOKENS, Unfinished, held, part_of
+from dehazexl.io.write import PHOTO, TIFF, ZARR, check, check_absent, write
 from dehazexl.io.zarr_write import Ngff
 
 if TYPE_CHECKING:
+    from dehazexl.engine.job import Job
     from dehazexl.model import DehazeXL
 
 KINDS = (*TIFF, ".btf", *PHOTO, *ZARR)
@@ -38,6 +42,8 @@ class Settings:
         Rows and columns to dehaze, (y0, y1, x0, x1); None means to the end of the image.
     resize
         Height and width to resize the images to first, or None.
+    fresh
+        Start again instead of going on with unfinished work.
     """
 
     overlap: int | None = None
@@ -50,6 +56,7 @@ class Settings:
     ngff: Ngff = "0.5"
     compression: Compression = "deflate"
     overwrite: bool = False
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
@@ -296,9 +303,12 @@ def check_task(task: Task, settings: Settings) -> None:
 
 
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
-    """Dehaze an image from file to file, with a progress bar on stderr for each stage."""
-    from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
-    from dehazexl.engine.run import stages
+    """Dehaze an image from file to file, with a progress bar on stderr for each stage.
+
+    Everything is kept in the folder of the unfinished output, and the same work goes on there, whenever it was killed.
+    """
+    from dehazexl.engine.dehaze import prepare
+    from dehazexl.engine.description import describe_tokens
     from dehazexl.image.resize import resized
 
     started = time.perf_counter()
@@ -306,13 +316,75 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     if settings.resize is not None:
         image = resized(image, *settings.resize)
     job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
-    store = open_tokens(job, task.tokens)
-    for stage in stages(job, store):
-        with bar(stage.name, stage.total, keep_bars) as advance:
-            for done in stage.steps:
-                advance(done)
-    with bar("decode", job.grid.count, keep_bars) as advance:
-        for _ in write(decode_lazily(job, store, advance), task.output, image, **settings.writing):
-            pass
+    tokens = describe_tokens(job)
+    with held(task.output) as unfinished:
+        if unfinished.begin({**tokens, **described(task, settings)}, settings.fresh):
+            tell(f"going on with {unfinished.folder} ({unfinished.progress or 'at the beginning'})")
+        if unfinished.complete or unfinished.moved:
+            unfinished.finish(settings.overwrite)
+        else:
+            with discarded_if_empty(unfinished):
+                check_absent(task.output, settings.overwrite)
+                work(job, tokens, task, settings, unfinished, keep_bars)
     height, width, _ = image.levels[0].shape
     return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)
+
+
+def remaining(output: Path, tokens: Path | None) -> str:
+    """Return a message about the unfinished work in or next to OUTPUT, after a run was stopped."""
+    if is_folder(output):
+        folder, goes_on, parts = output, "the same command with --skip-existing goes on", sorted(output.glob(".*.part"))
+    else:
+        folder, goes_on, parts = output.parent, "the same command goes on", [part_of(output)]
+    if tokens is not None and tokens.is_dir():
+        goes_on += f" from the tokens in {tokens}"
+    elif not is_folder(output) and not parts[0].is_dir():
+        return "nothing was done yet"
+    if not any(part.is_dir() for part in parts):
+        return goes_on
+    return f"{goes_on}, dehazexl clean {folder} removes {parts[0]}"
+
+
+@contextmanager
+def discarded_if_empty(unfinished: Unfinished) -> Iterator[None]:
+    """Empty the folder after an error if nothing was recorded in it."""
+    try:
+        yield
+    except BaseException:
+        if not unfinished.recorded:
+            unfinished.clear()
+        raise
+
+
+def described(task: Task, settings: Settings) -> dict[str, Any]:
+    """Describe what the output depends on, but not the tokens."""
+    suffix = task.output.suffix.lower()
+    words: dict[str, Any] = {"output": suffix, "strength": settings.strength}
+    if suffix in ZARR:
+        words["ngff"] = settings.ngff
+    if suffix in TIFF:
+        words["compression"] = settings.compression
+    return words
+
+
+def work(
+    job: Job, description: dict[str, Any], task: Task, settings: Settings, unfinished: Unfinished, keep_bars: bool
+) -> None:
+    """Encode, fuse, decode and write; `description` is that of the tokens."""
+    from dehazexl.engine.dehaze import decode_lazily, open_tokens
+    from dehazexl.engine.run import stages
+
+    with made(task.tokens and task.tokens.parent), held(task.tokens) if task.tokens else nullcontext():
+        store = open_tokens(job, task.tokens or unfinished.folder / TOKENS, description)
+        for stage in stages(job, store):
+            total_done = 0
+            with bar(stage.name, stage.total, keep_bars) as advance:
+                for done in stage.steps:
+                    total_done += done
+                    unfinished.note(stage.name, total_done, stage.total)
+                    advance(done)
+        left = math.ceil(job.grid.count * (1 - share_done(unfinished.folder / MARKS)))
+        with bar("decode", left, keep_bars) as advance:
+            clear = decode_lazily(job, store, advance)
+            for _ in write(clear, task.output, job.image, **settings.writing, resume=unfinished):
+                pass

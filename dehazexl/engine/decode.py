@@ -48,7 +48,10 @@ def decode(
     with job.remainders.lock:
         with computing():
             clear = torch.zeros(3, window.height, window.width, device=job.model.device)
-            missing = [cell for cell in read.tiles.cells() if not _add_kept(job, cell, window, clear)]
+            full = [cell for cell in read.tiles.cells() if read.has_data(job, *cell)]
+            missing = [cell for cell in full if not _add_kept(job, cell, window, clear)]
+        if on_progress is not None:
+            on_progress(_count_empty(job, read, window))
         for batch in decode_tiles(job, store, read, missing, on_progress):
             with computing():
                 for cell, tile, weighted in batch.weighted(job.grid, batch.clear):
@@ -56,6 +59,13 @@ def decode(
                     job.remainders.put(cell, tile, weighted, window, whole)
     inside = window.to_slices(read.window)
     return _finished(job, read.raw[inside], clear, read.valid[inside])
+
+
+def _count_empty(job: Job, read: Tiles, window: Window) -> int:
+    """Count the tiles without data; a tile counts for the window that contains its first pixel."""
+    corners = {cell: job.grid.tile(*cell).intersection(window) for cell in read.tiles.cells()}
+    first = [cell for cell, part in corners.items() if (part.y0, part.x0) == tuple(s * job.grid.stride for s in cell)]
+    return sum(not read.has_data(job, *cell) for cell in first)
 
 
 def _add_kept(job: Job, cell: tuple[int, int], window: Window, total: Tensor) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,15 +12,17 @@ import numpy as np
 import torch
 
 from dehazexl.engine.decode import decode
+from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.job import Job
 from dehazexl.engine.memory import TilesAtOnce
 from dehazexl.engine.run import stages
-from dehazexl.engine.tokens import FORMAT, MemoryTokens, TokenStore, ZarrTokens, check_apart
+from dehazexl.engine.tokens import MemoryTokens, TokenStore, ZarrTokens, check_apart
 from dehazexl.image.grid import TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray
 from dehazexl.io.open import open_image
+from dehazexl.io.unfinished import held
 from dehazexl.model import DehazeXL
 from dehazexl.model.weights import load_model
 
@@ -77,12 +79,15 @@ def dehaze(
     ------
     FileNotFoundError, TypeError, ValueError
         See `open_image`; ValueError also for arguments out of range.
+    OSError
+        If another process works on the same folder of tokens.
     """
     job = prepare(source, model, overlap, strength, value_range, bands, batch)
-    store = open_tokens(job, tokens)
-    for stage in stages(job, store):
-        for _ in stage.steps:
-            pass
+    with nullcontext() if tokens is None else held(Path(tokens).expanduser()):
+        store = open_tokens(job, tokens)
+        for stage in stages(job, store):
+            for _ in stage.steps:
+                pass
     return decode_lazily(job, store)
 
 
@@ -143,8 +148,10 @@ def choose_batch(batch: int | Literal["auto"], model: DehazeXL) -> int:
     return int(min(64, max(1, free // 2 // tile)))
 
 
-def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
+def open_tokens(job: Job, path: str | Path | None = None, description: dict[str, Any] | None = None) -> TokenStore:
     """Return an empty token store in memory, or the store in a folder, which may contain tokens already.
+
+    `description` is that of `describe_tokens`, if it is known.
 
     Raises
     ------
@@ -156,17 +163,8 @@ def open_tokens(job: Job, path: str | Path | None = None) -> TokenStore:
     folder = Path(path).expanduser()
     if job.image.path is not None:
         check_apart(folder, job.image.path)
-    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, fingerprint(job))
-
-
-def fingerprint(job: Job) -> str:
-    """Return a hash of everything the tokens depend on: image, bands, range, grid, weights, precision, code."""
-    parts = (job.image.fingerprint, job.image.rgb, job.image.nodata, job.image.alpha, job.value_range, job.grid)
-    digest = hashlib.sha256(repr((FORMAT, parts, job.model.spec, str(job.model.dtype))).encode())
-    for name, tensor in sorted(job.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    description = describe_tokens(job) if description is None else description
+    return ZarrTokens(folder, job.grid, job.channels, job.token_dtype, description)
 
 
 def decode_lazily(job: Job, store: TokenStore, on_progress: Callable[[int], object] | None = None) -> da.Array:

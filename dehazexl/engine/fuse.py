@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dehazexl.engine.job import Job, computing
-from dehazexl.engine.tokens import TokenStore
-from dehazexl.image.grid import SIDE
+from dehazexl.engine.memory import FUSE_TILES, budget
+from dehazexl.engine.tokens import FUSED, TOKENS, TokenStore
+from dehazexl.image.grid import SIDE, TileGrid, Window
+from dehazexl.model.fusing import KeysValues, join_keys_values
 from dehazexl.model.network import grid_to_tiles, tiles_to_grid
-from dehazexl.model.tokens import Tokens
-from dehazexl.model.windows import Local, repeat_edges
+from dehazexl.model.tokens import Tokens, Votes
+from dehazexl.model.windows import Local
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-T = TypeVar("T")
 
 
 def fuse(job: Job, store: TokenStore) -> Iterator[int]:
     """Let the tokens of all tiles attend to each other, exactly.
 
-    The device holds the keys and values of one layer and the tokens of some tiles, at most of a row of tiles.
+    Keys and values, and the features after each layer, are stored. An interrupted run goes on with the tiles that it
+    lacks; the result is the same to the bit. Tiles without data are left out.
 
     Yields
     ------
     int
         Tiles done since the last; each tile is done once a layer. 0 after other parts of the work.
+
+    Raises
+    ------
+    OSError
+        If stored tokens were damaged after they were encoded.
     """
     if store.fused():
         yield job.grid.count * len(job.model.context.layers)
         return
-    array, valid = store.tokens()
-    steps = job.model.fuse_grid(StreamedTokens(job, array, valid))
+    steps = job.model.fuse_grid(StreamedTokens(job, store)) if _has_data(store) else _fuse_nothing(job, store)
     while True:
         # Leave inference mode at each yield; otherwise it would stay on in the caller.
         with computing():
@@ -43,99 +49,296 @@ def fuse(job: Job, store: TokenStore) -> Iterator[int]:
         if done is None:
             break
         yield done
-    store.put_fused(array)
+    store.finish()
+
+
+def _has_data(store: TokenStore) -> bool:
+    """Return whether any token has data."""
+    return any(store.get(block)[1].any() for block in store.grid.blocks(store.grid.block))
+
+
+def _fuse_nothing(job: Job, store: TokenStore) -> Iterator[int]:
+    """Store fused tokens of an image without data, which nothing depends on."""
+    for block in job.grid.blocks(job.grid.block):
+        store.put(block, *store.get(block), FUSED)
+        yield block.height * block.width * len(job.model.context.layers)
 
 
 class StreamedTokens:
-    """All tokens of an image in the processor's memory, taken to the network's device some tiles at a time.
+    """All tokens of an image in a store, taken to the network's device some tiles at a time.
 
-    See `dehazexl.model.fusing.TokenGrid`.
+    See `dehazexl.model.fusing.TokenGrid`. What is computed from each token, or the tokens near it, is not stored but
+    computed when they are read.
 
     Parameters
     ----------
-    job
-        The image.
-    array
-        Its tokens ``(rows, cols, 64, channels)`` by tile, to be overwritten.
-    valid
-        Tokens with data ``(rows, cols, 64)``; without any, all count.
+    job, store
+        The image, and its tokens. They are kept; the features after each layer have names of their own.
     """
 
     origin = (0, 0)
 
-    def __init__(self, job: Job, array: NDArray[Any], valid: NDArray[Any]) -> None:
-        self.job = job
-        tokens = torch.from_numpy(array).view(-1, SIDE, SIDE, job.channels)
-        width = job.model.spec.widths[-1]
-        self.features, self.extra = tokens.split([width, job.channels - width], -1)
-        self.valid = torch.from_numpy(valid).view(-1, SIDE, SIDE)
-        if not self.valid.any():
-            self.valid = torch.ones_like(self.valid)
+    def __init__(self, job: Job, store: TokenStore) -> None:
+        self.job, self.store = job, store
+        self.width = job.model.spec.widths[-1]
         self.shape = (1, job.grid.rows * SIDE, job.grid.cols * SIDE)
         self.overlap = job.grid.overlap / job.model.spec.scale
+        self.groups = list(_groups(job.grid))
+        self.layer = 0
+        self._embed: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self._local: Local | None = None
+        self._finished = next((n for n in range(len(job.model.context.layers), 0, -1) if self._is_finished(n)), 0)
 
-    def map(self, compute: Callable[[Tokens], T]) -> Generator[int, None, list[T]]:
-        """See `TokenGrid.map`."""
-        results = []
-        for chunk, result in self._each(compute):
-            results.append(result)
-            yield chunk.stop - chunk.start
-        return results
+    def bands(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """See `TokenGrid.bands`: rows of tiles."""
+        for row in range(self.job.grid.rows):
+            tokens, valid = self.store.get(Window(row, row + 1, 0, self.job.grid.cols))
+            extra = torch.from_numpy(tokens[..., self.width :])
+            yield as_grid(extra), as_grid(torch.from_numpy(valid[..., None]))[..., 0]
 
-    def update(self, compute: Callable[[Tokens], Tensor]) -> Generator[int, None, None]:
+    def embed(self, compute: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """See `TokenGrid.embed`."""
+        self._embed = compute
+
+    def convolve(self, layer: Local) -> None:
+        """See `TokenGrid.convolve`."""
+        self._local = layer
+
+    def keys_values(
+        self, compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], further: tuple[Tensor, Tensor] | None
+    ) -> Generator[int, None, KeysValues]:
+        """See `TokenGrid.keys_values`."""
+        if self.layer < self._finished:
+            return []
+        pool, name = self.job.model.spec.context_pool, f"keys{self.layer}"
+        for group in self.groups:
+            if not all(self.store.done(block, name) for block in group):
+                features, valid = self._read(group)
+                squares = valid.reshape(-1, SIDE // pool, pool, SIDE // pool, pool).any((2, 4)).reshape(len(valid), -1)
+                found = np.zeros((*squares.shape, 2 * self.width), self._keys_dtype)
+                if squares.any():
+                    found[squares] = np.concatenate(list(self._keys(compute, features, valid)))
+                self._put(group, name, found, squares)
+            yield 0
+        return StoredKeys(self, name, further)
+
+    def update(self, compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
         """See `TokenGrid.update`."""
-        for chunk, result in self._each(compute):
-            self.features[chunk] = result.view(-1, *self.features.shape[1:]).to(self.features)
-            yield chunk.stop - chunk.start
+        before, after = self._name(self.layer), self._name(self.layer + 1)
+        for group in self.groups:
+            count = sum(block.height * block.width for block in group)
+            finished = self.layer < self._finished
+            if not finished and not all(self.store.done(block, after) for block in group):
+                features, valid = self._read(group)
+                out = np.zeros((count, SIDE**2, self.width), self.job.token_dtype)
+                data = np.flatnonzero(valid.any(1))
+                own = features[torch.from_numpy(data).to(features.device)]
 
-    def convolve(self, layer: Local) -> Iterator[int]:
-        """See `TokenGrid.convolve`: in place, a row of tiles at a time."""
-        margin = layer.conv.kernel_size[0] // 2
-        cols = self.job.grid.cols
-        rows = self.features.view(self.job.grid.rows, cols, *self.features.shape[1:])
-        above = None  # the last tokens of the row above, as they were before
-        for row in range(len(rows)):
-            here = tiles_to_grid(rows[row], 1, cols)
-            last = row + 1 == len(rows)
-            below = here[:, -1:].expand(-1, margin, -1, -1) if last else tiles_to_grid(rows[row + 1], 1, cols)
-            above = here[:, :1].expand(-1, margin, -1, -1) if above is None else above
-            band = torch.cat([above, here, below[:, :margin]], dim=1)
-            above = here[:, -margin:].clone()
-            wide = repeat_edges(self._on_device(band), margin)[:, margin:-margin]
-            rows[row] = grid_to_tiles(layer.inside(wide)).to(self.features)
+                def compute_part(part: slice, own: Tensor = own) -> Tensor:
+                    return compute(_stack(own[part]))
+
+                for part, result in self.job.memory.each(len(own), compute_part, "fuse"):
+                    out[data[part]] = _to_numpy(result.view(-1, SIDE**2, self.width))
+                    yield part.stop - part.start
+                    count -= part.stop - part.start
+                self._put(group, after, out, valid)
+            yield count
+        self.store.drop(f"keys{self.layer}", *([before] if self.layer else []))
+        self.layer, self._local = self.layer + 1, None
+
+    def remember(self, compute: Callable[[], Tensor]) -> Tensor:
+        """See `TokenGrid.remember`."""
+        name, place = f"overview{self.layer + 1}", Window(0, 1, 0, 1)
+        if not self.store.done(place, name):
+            found = _to_numpy(compute().view(1, 1, SIDE**2, self.width))
+            self.store.put(place, found, np.ones(found.shape[:3], bool), name)
+        found, _ = self.store.get(place, name)
+        return self._on_device(torch.from_numpy(found)).view(1, SIDE, SIDE, self.width)
+
+    def vote(self, compute: Callable[[Tokens], Votes]) -> Generator[int, None, list[Votes]]:
+        """See `TokenGrid.vote`."""
+        votes = []
+        for group in self.groups:
+            features, valid = self._read(group)
+            extra = torch.cat([_by_tile(self.store.get(block)[0][..., self.width :]) for block in group])
+            data = np.flatnonzero(valid.any(1))
+
+            def compute_part(
+                part: slice, features: Tensor = features, extra: Tensor = extra, valid: Any = valid, data: Any = data
+            ) -> Votes:
+                which = torch.from_numpy(data[part])
+                own, carried = features[which.to(features.device)], self._on_device(extra[which])
+                return compute(Tokens(_stack(own), _stack(carried), self._valid(valid[data[part]])))
+
+            for _, result in self.job.memory.each(len(data), compute_part, "fuse"):
+                votes.append(result)
+                yield 0
+        return votes
+
+    def carry(self, compute: Callable[[Tokens], Tensor]) -> Generator[int, None, None]:
+        """See `TokenGrid.carry`: a block at a time, with the tiles around it."""
+        for block in self.job.grid.blocks(self.job.grid.block):
+            if not self.store.done(block, FUSED):
+                around = block.expand(1).intersection(self.job.grid.tiles)
+                features, valid = self.store.get(around, self._name(self.layer))
+                tokens, _ = self.store.get(around)
+                grids = (self._on_device(as_grid(torch.from_numpy(x))) for x in (features, tokens[..., self.width :]))
+                rows, cols = block.to_slices(around)
+                fused = np.zeros((*features.shape[:3], self.job.channels), self.job.token_dtype)
+                fused[..., : self.width] = features
+                if valid[rows, cols].any():
+                    carried = _to_numpy(grid_to_tiles(compute(Tokens(*grids))))
+                    fused[..., self.width : self.width + carried.shape[-1]] = carried.reshape(*fused.shape[:3], -1)
+                self.store.put(block, fused[rows, cols], valid[rows, cols], FUSED)
             yield 0
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """See `TokenGrid.join`; in the processor's memory."""
-        tiles = torch.cat([part.cpu() for part in parts], dim=1).view(-1, SIDE, SIDE, parts[0].shape[-1])
-        return tiles_to_grid(tiles, self.job.grid.rows, self.job.grid.cols)
+    def read_keys(self, group: list[Window], name: str) -> tuple[Tensor, Tensor]:
+        """Return the keys and values ``(1, heads, tokens, channels)`` of a group of blocks, on the device."""
+        parts = [values[valid] for values, valid in (self.store.get(block, name) for block in group)]
+        found = self._on_device(torch.from_numpy(np.concatenate(parts)))  # (tokens, 2 * width)
+        heads = self.job.model.spec.context_heads
+        keys, values = found.view(1, -1, 2, heads, self.width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return keys, values
 
-    def whole(self) -> tuple[Tensor, Tensor | None]:
-        """See `TokenGrid.whole`."""
-        rows, cols = self.job.grid.rows, self.job.grid.cols
-        valid = None if self.valid.all() else tiles_to_grid(self.valid[..., None], rows, cols)[..., 0]
-        return tiles_to_grid(self.extra, rows, cols), valid
+    @property
+    def keys_fit(self) -> bool:
+        """Whether keys and values of all tokens may lie on the device at once."""
+        tokens = self.shape[1] * self.shape[2] // self.job.model.spec.context_pool**2
+        return tokens * 2 * self.width * self.job.model.dtype.itemsize <= budget(self.job.model.device)
 
-    def put(self, extra: Tensor) -> None:
-        """See `TokenGrid.put`."""
-        count = extra.shape[-1]
-        self.extra[..., :count] = grid_to_tiles(extra).to(self.extra)
-        self.extra[..., count:] = 0
+    def _keys(
+        self, compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], features: Tensor, valid: NDArray[Any]
+    ) -> Iterator[NDArray[Any]]:
+        """Yield keys and values ``(tokens, 2 * width)`` of tiles, those of the squares that have data."""
 
-    def _each(self, compute: Callable[[Tokens], T]) -> Iterator[tuple[slice, T]]:
-        """Compute all tiles, some at a time."""
-        return self.job.memory.each(self.job.grid.count, lambda chunk: compute(self._part(chunk)), "fuse")
+        def compute_part(part: slice) -> Tensor:
+            keys, values = compute(_stack(features[part]), self._valid(valid[part]))
+            return torch.stack([keys, values], dim=1)[0].permute(2, 0, 1, 3).flatten(1)
 
-    def _part(self, chunk: slice) -> Tokens:
-        """Return consecutive tiles as a grid, one above the other ``(1, 8 tiles, 8, c)``."""
-        features, extra = (self._on_device(each[chunk]).flatten(0, 1)[None] for each in (self.features, self.extra))
-        tiles = torch.arange(chunk.start, chunk.stop, device=features.device)
-        inside = torch.arange(SIDE, device=features.device)
-        rows = ((tiles // self.job.grid.cols * SIDE)[:, None] + inside).view(-1, 1).expand(-1, SIDE)
-        cols = ((tiles % self.job.grid.cols * SIDE)[:, None, None] + inside).expand(-1, SIDE, -1).reshape(-1, SIDE)
-        valid = self.valid[chunk].to(features.device).view(1, -1, SIDE)
-        return Tokens(features, extra, rows, cols, None if bool(valid.all()) else valid)
+        for _, found in self.job.memory.each(len(features), compute_part, "fuse"):
+            yield _to_numpy(found)
+
+    def _read(self, group: list[Window]) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return features ``(tiles, 8, 8, c)`` of blocks on the device, and validity ``(tiles, 64)``."""
+        features, valid = zip(*map(self._read_block, group), strict=True)
+        return torch.cat(features), np.concatenate(valid)
+
+    def _read_block(self, block: Window) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Read, embed and convolve the features of a block."""
+        margin = 0 if self._local is None else self._local.conv.kernel_size[0] // 2
+        grid, (rows, cols) = self.job.grid, block.to_slices(Window(0, 0, 0, 0))
+        ys = torch.arange(rows.start * SIDE - margin, rows.stop * SIDE + margin).clamp(0, grid.rows * SIDE - 1)
+        xs = torch.arange(cols.start * SIDE - margin, cols.stop * SIDE + margin).clamp(0, grid.cols * SIDE - 1)
+        around = Window(int(ys[0]) // SIDE, int(ys[-1]) // SIDE + 1, int(xs[0]) // SIDE, int(xs[-1]) // SIDE + 1)
+        tokens, valid = self.store.get(around, self._name(self.layer))
+        x = as_grid(torch.from_numpy(tokens[..., : self.width]))
+        if margin:  # borders repeat
+            x = x[:, ys - SIDE * around.y0][:, :, xs - SIDE * around.x0]
+        x = self._on_device(x)
+        if self.layer == 0:
+            assert self._embed is not None
+            x = self._embed(x, *torch.meshgrid(ys.to(x.device), xs.to(x.device), indexing="ij"))
+        data = torch.from_numpy(valid.any(-1))
+        if not data.all():
+            there = data[ys // SIDE - around.y0][:, xs // SIDE - around.x0]
+            x = torch.where(there[None, ..., None].to(x.device), x, 0)
+        if self._local is not None:
+            x = self._local.inside(x)
+        rows, cols = block.to_slices(around)
+        return grid_to_tiles(x), valid[rows, cols].reshape(-1, SIDE**2)
+
+    def _put(self, group: list[Window], name: str, values: NDArray[Any], valid: NDArray[Any]) -> None:
+        """Store values ``(tiles, n, c)`` and validity ``(tiles, n)`` of a group of blocks."""
+        start = 0
+        for block in group:
+            stop, shape = start + block.height * block.width, (block.height, block.width)
+            own, marks = values[start:stop], valid[start:stop]
+            self.store.put(block, own.reshape(*shape, *own.shape[1:]), marks.reshape(*shape, -1), name)
+            start = stop
+
+    def _name(self, layer: int) -> str:
+        """Return the name of the features after some layers."""
+        if layer == len(self.job.model.context.layers) and not self.job.model.head.votes:
+            return FUSED
+        return f"features{layer}" if layer else TOKENS
+
+    def _is_finished(self, layer: int) -> bool:
+        """Return whether a run before this one got as far as to the end of a layer."""
+        overviews = range(1, layer + 1) if self.job.model.spec.overview else ()
+        remembered = all(self.store.done(Window(0, 1, 0, 1), f"overview{n}") for n in overviews)
+        return remembered and self.store.complete(self._name(layer))
+
+    def _valid(self, valid: NDArray[np.bool_]) -> Tensor | None:
+        """Return the validity of tiles ``(tiles, 64)``, one above the other ``(1, 8 tiles, 8)``; None for all."""
+        return None if valid.all() else torch.from_numpy(valid).view(1, -1, SIDE).to(self.job.model.device)
 
     def _on_device(self, tokens: Tensor) -> Tensor:
         """Bring tokens to the network's device and precision."""
         return tokens.to(self.job.model.device, self.job.model.dtype)
+
+    @property
+    def _keys_dtype(self) -> type[np.floating[Any]]:
+        """Precision in which keys and values are stored: that of the network, or one that contains it."""
+        return np.float16 if self.job.model.dtype == torch.float16 else np.float32
+
+
+class StoredKeys:
+    """Keys and values of all tokens, on the device if they fit, else read block by block each time.
+
+    Parameters
+    ----------
+    tokens, name
+        The tokens, and the name of keys and values in their store.
+    further
+        Further keys and values.
+    """
+
+    def __init__(self, tokens: StreamedTokens, name: str, further: tuple[Tensor, Tensor] | None) -> None:
+        self.tokens, self.name, self.further = tokens, name, further
+        self._all = [join_keys_values(self._blocks())] if tokens.keys_fit else None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._blocks() if self._all is None else iter(self._all)
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for group in self.tokens.groups:
+            keys, values = self.tokens.read_keys(group, self.name)
+            if keys.shape[2]:
+                yield keys, values
+        if self.further is not None:
+            yield self.further
+
+
+def _groups(grid: TileGrid) -> Iterator[list[Window]]:
+    """Yield consecutive blocks that are read together: as many as fit `FUSE_TILES`, at least one."""
+    group: list[Window] = []
+    count = 0
+    for block in grid.blocks(grid.block):
+        tiles = block.height * block.width
+        if group and count + tiles > FUSE_TILES:
+            yield group
+            group, count = [], 0
+        group.append(block)
+        count += tiles
+    yield group
+
+
+def as_grid(tokens: Tensor) -> Tensor:
+    """Arrange the tokens of a rectangle of tiles ``(rows, cols, 64, c)`` as a grid ``(1, 8 rows, 8 cols, c)``."""
+    rows, cols, _, channels = tokens.shape
+    return tiles_to_grid(tokens.reshape(-1, SIDE, SIDE, channels), rows, cols)
+
+
+def _by_tile(tokens: NDArray[Any]) -> Tensor:
+    """Return the tokens of a rectangle of tiles ``(rows, cols, 64, c)`` as ``(tiles, 8, 8, c)``."""
+    return torch.from_numpy(tokens).reshape(-1, SIDE, SIDE, tokens.shape[-1])
+
+
+def _stack(tiles: Tensor) -> Tensor:
+    """Arrange tiles ``(tiles, 8, 8, c)`` one above the other ``(1, 8 tiles, 8, c)``."""
+    return tiles.flatten(0, 1)[None]
+
+
+def _to_numpy(values: Tensor) -> NDArray[Any]:
+    """Convert values to an array; numpy has no bfloat16."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()

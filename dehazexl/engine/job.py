@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,35 @@ from dehazexl.model.spec import MAPS
 
 # One network computes at a time: two would only share the same cores, or the memory of the same device.
 _network = threading.Lock()
+_forked = threading.Event()
+_computed = threading.Event()
+
+
+def _after_fork() -> None:
+    """Remember in a child that torch's threads, and whoever held the lock, stayed in the parent."""
+    if _computed.is_set():
+        _forked.set()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
 def computing(gradients: bool = False) -> Iterator[None]:
-    """Compute alone, and without gradients unless they are asked for."""
+    """Compute alone, and without gradients unless they are asked for.
+
+    Raises
+    ------
+    RuntimeError
+        If this process was forked from one in which a network had computed: it would wait for threads that it lacks.
+    """
+    if _forked.is_set():
+        raise RuntimeError(
+            "this process was forked after a network had computed, and would hang: start it by spawn instead, e.g. "
+            "multiprocessing.get_context('spawn')"
+        )
+    _computed.set()
     with _network, torch.inference_mode(not gradients), torch.set_grad_enabled(gradients):
         yield
 

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
 
 FUSE_TILES, FUSE_SHARE = 256, 64
 """Tiles whose tokens are fused at once: the maximum, and the number per tile of a batch."""
+
+SHARE = 1 / 8
+"""Share of a memory that the tokens of an image may take, and that keys and values may take: beyond it they stay on
+disk, and pass through memory in blocks."""
+
+
+def budget(device: torch.device) -> int:
+    """Return the bytes of a device's memory that tokens, or keys and values, may take."""
+    import psutil
+    import torch  # imported late: a viewer starts without it
+
+    if device.type == "cuda":
+        return int(SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return int(SHARE * psutil.virtual_memory().total)
 
 
 class TilesAtOnce:

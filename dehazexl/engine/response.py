@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ from dehazexl.engine.encode import valid_tokens
 from dehazexl.engine.job import Job, computing
 from dehazexl.engine.tiles import Tiles
 from dehazexl.image.grid import SIDE, Window, reflect
-from dehazexl.model.fusing import TokenTensor
+from dehazexl.model.fusing import KeysValues, TokenTensor, join_keys_values
 from dehazexl.model.network import crop, grid_to_tiles, tiles_to_grid
-from dehazexl.model.tokens import Tokens
+from dehazexl.model.tokens import Tokens, Votes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,6 +112,8 @@ class Path:
 class RecomputedTokens(TokenTensor):
     """The tokens of one image; what is computed of them is computed again in the backward pass, a row of tiles each.
 
+    Tiles without data are left out, as in `dehazexl.engine.fuse.StreamedTokens`.
+
     Parameters
     ----------
     tokens, width
@@ -122,41 +125,80 @@ class RecomputedTokens(TokenTensor):
     """
 
     def __init__(self, tokens: Tensor, width: int, valid: Tensor, overlap: float) -> None:
-        super().__init__(tokens, width)
+        has_gaps = bool(valid.any()) and not bool(valid.all())
+        self.valid = valid if has_gaps else None
+        self._shown = by_tile(valid) if has_gaps else None
+        super().__init__(tokens if self._shown is None else torch.where(self._shown, tokens, 0), width)
         self.overlap = overlap
-        self.valid = None if bool(valid.all()) or not bool(valid.any()) else valid
 
-    def map(self, compute: Callable[[Tokens], T]) -> Generator[int, None, list[T]]:
-        """See `TokenGrid.map`."""
-        results = []
-        for row in range(0, self.shape[1], SIDE):
-            rows = slice(row, row + SIDE)
-            valid = None if self.valid is None or bool(self.valid[:, rows].all()) else self.valid[:, rows]
-            part = Tokens(self.features[:, rows], self.extra[:, rows], self.rows[rows], self.cols[rows], valid)
-            if torch.is_grad_enabled():
-                results.append(checkpoint(_apply, compute, part, part.features, part.extra, use_reentrant=False))
-            else:
-                results.append(compute(part))
-            yield self.shape[2] // SIDE
-        return results
+    def bands(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """See `TokenGrid.bands`."""
+        yield self.extra, self.valid
 
-    def update(self, compute: Callable[[Tokens], Tensor]) -> Generator[int, None, None]:
+    def embed(self, compute: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """See `TokenGrid.embed`."""
+        super().embed(compute)
+        if self._shown is not None:
+            self.features = torch.where(self._shown, self.features, 0)
+
+    def keys_values(
+        self, compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], further: tuple[Tensor, Tensor] | None
+    ) -> Generator[int, None, KeysValues]:
+        """See `TokenGrid.keys_values`."""
+        parts = []
+        for rows in self._rows():
+            valid = self._valid(rows)
+            if valid is None or bool(valid.any()):
+                parts.append(_recomputed(compute, self.features[:, rows], valid))
+            yield 0
+        return [join_keys_values(parts if further is None else [*parts, further])]
+
+    def update(self, compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
         """See `TokenGrid.update`."""
-        parts = yield from self.map(compute)
-        self.features = self.join(parts)
+        parts = []
+        for rows in self._rows():
+            parts.append(_recomputed(compute, self.features[:, rows]))
+            yield self.shape[2] // SIDE
+        features = torch.cat(parts, dim=1)
+        self.features = features if self._shown is None else torch.where(self._shown, features, 0)
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """See `TokenGrid.join`."""
-        return torch.cat(parts, dim=1)
+    def vote(self, compute: Callable[[Tokens], Votes]) -> Generator[int, None, list[Votes]]:
+        """See `TokenGrid.vote`."""
+        votes = []
+        for rows in self._rows():
+            valid = self._valid(rows)
+            if valid is None or bool(valid.any()):
+                votes.append(_recomputed(_count, compute, self.features[:, rows], self.extra[:, rows], valid))
+            yield 0
+        return votes
 
-    def whole(self) -> tuple[Tensor, Tensor | None]:
-        """See `TokenGrid.whole`."""
-        return self.extra, self.valid
+    def _rows(self) -> Iterator[slice]:
+        """Yield the rows of tokens of each row of tiles."""
+        for row in range(0, self.shape[1], SIDE):
+            yield slice(row, row + SIDE)
+
+    def _valid(self, rows: slice) -> Tensor | None:
+        """Return which of some rows' tokens have data; None for all."""
+        return None if self.valid is None or bool(self.valid[:, rows].all()) else self.valid[:, rows]
 
 
-def _apply(compute: Callable[[Tokens], T], tokens: Tokens, features: Tensor, extra: Tensor) -> T:
-    """Compute something of tokens whose features and extra channels are passed on their own, for `checkpoint`."""
-    return compute(tokens._replace(features=features, extra=extra))
+def by_tile(valid: Tensor) -> Tensor:
+    """Return which tokens ``(1, h, w, 1)`` lie in tiles with data, from which tokens ``(1, h, w)`` have data."""
+    tiles = valid.unflatten(2, (-1, SIDE)).unflatten(1, (-1, SIDE)).any(4).any(2)
+    return tiles.repeat_interleave(SIDE, 1).repeat_interleave(SIDE, 2)[..., None]
+
+
+def _count(compute: Callable[[Tokens], Votes], features: Tensor, extra: Tensor, valid: Tensor | None) -> Votes:
+    """Count the votes of some tokens, which are passed as tensors on their own, for `checkpoint`."""
+    return compute(Tokens(features, extra, valid))
+
+
+def _recomputed(compute: Callable[..., T], *inputs: Any) -> T:
+    """Compute something, and with gradients again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return compute(*inputs)
+    result: T = checkpoint(compute, *inputs, use_reentrant=False)
+    return result
 
 
 class Response:
@@ -188,20 +230,22 @@ class Response:
             tokens = torch.zeros(grid.count, SIDE, SIDE, self.job.channels, device=model.device, dtype=model.dtype)
         for block in grid.blocks(grid.block):
             pair, cells = self.path.read(block), list(block.cells())
-            places = self._places(cells)
-
-            def encode(part: slice, pair: Pair = pair, cells: list[Cell] = cells) -> tuple[Tensor, Tensor]:
-                _, valid = pair.image.stack(self.job, cells[part])
-                with computing():
-                    x = pair.between(cells[part], shares[self._places(cells[part])])
-                    return model.encode(x.clamp(0, 1))[-1], torch.from_numpy(valid_tokens(valid, model.spec))
-
-            for part, (found, valid) in self.job.memory.each(len(cells), encode):
+            for part, (found, valid) in self.job.memory.each(len(cells), partial(self._encode, pair, cells, shares)):
+                places = self._places(cells[part])
                 with torch.no_grad():
-                    tokens[places[part]] = found
-                self._valid[places[part]] = valid.view(-1, SIDE, SIDE)
+                    tokens[places] = found
+                self._valid[places] = valid
                 yield part.stop - part.start
         return tokens
+
+    def _encode(self, pair: Pair, cells: list[Cell], shares: NDArray[np.float32], part: slice) -> tuple[Tensor, Tensor]:
+        """Return tokens ``(n, 8, 8, channels)`` of some tiles, and which of them have data ``(n, 8, 8)``."""
+        model = self.job.model
+        _, valid = pair.image.stack(self.job, cells[part])
+        with computing():
+            x = pair.between(cells[part], shares[self._places(cells[part])])
+            found = model.encode(x.clamp(0, 1))[-1]
+        return found, torch.from_numpy(valid_tokens(valid, model.spec)).view(-1, SIDE, SIDE)
 
     def value(self, tokens: Tensor, shares: NDArray[np.float32]) -> Generator[int, None, float]:
         """Return the response to tiles with these tokens."""
@@ -320,19 +364,22 @@ class Response:
         self, shares: NDArray[np.float32], passed: Tensor, total: NDArray[np.float32]
     ) -> Iterator[int]:
         """Encode all tiles with gradients, given those of their tokens."""
-        model, grid = self.job.model, self.job.grid
+        grid = self.job.grid
         for block in grid.blocks(grid.block):
             pair, cells = self.path.read(block), list(block.cells())
             contributions = np.zeros(pair.image.valid.shape, np.float32)
-
-            def gradients(part: slice, pair: Pair = pair, cells: list[Cell] = cells) -> Tensor:
-                places = self._places(cells[part])
-                with computing(gradients=True):
-                    x = pair.between(cells[part], shares[places]).requires_grad_()
-                    (pixels,) = torch.autograd.grad(model.encode(x.clamp(0, 1))[-1], x, passed[places])
-                return pixels
-
+            gradients = partial(self._encoded_gradients, pair, cells, shares, passed)
             for part, pixels in self.job.memory.each(len(cells), gradients):
                 pair.contribute(cells[part], pixels, contributions)
                 yield part.stop - part.start
             add_reflected(contributions, pair.image.window, total)
+
+    def _encoded_gradients(
+        self, pair: Pair, cells: list[Cell], shares: NDArray[np.float32], passed: Tensor, part: slice
+    ) -> Tensor:
+        """Return the gradient ``(n, 3, side, side)`` of some tiles, given those of all tokens."""
+        places = self._places(cells[part])
+        with computing(gradients=True):
+            x = pair.between(cells[part], shares[places]).requires_grad_()
+            (pixels,) = torch.autograd.grad(self.job.model.encode(x.clamp(0, 1))[-1], x, passed[places])
+        return pixels

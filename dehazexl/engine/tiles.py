@@ -69,6 +69,10 @@ class Tiles:
             rgb = np.where(valid[..., None], rgb, mean)
         return rgb, valid
 
+    def has_data(self, job: Job, row: int, col: int) -> bool:
+        """Return whether any pixel of a tile has data, apart from its halo."""
+        return bool(self.valid[job.grid.tile(row, col).to_slices(self.window)].any())
+
     def stack(self, job: Job, cells: list[tuple[int, int]]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return tiles ``(n, 3, side, side)`` on the network's device and their validity ``(n, side, side)``.
 

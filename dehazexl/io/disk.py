@@ -62,6 +62,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise OSError(reason.errno, text) from error
 
 
+def synchronize(path: Path) -> None:
+    """Wait until a file is on the disk, where it outlasts a power failure."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def paths_overlap(one: Path, other: Path) -> bool:
     """Return whether two paths are the same, or one contains the other."""
     one, other = one.expanduser().resolve(), other.expanduser().resolve()

@@ -1,27 +1,30 @@
 """The finest level of an image while it is written: tiles in a Zarr array, and marks of the finished tiles.
 
-A tile is marked after its pixels are written, so writing that was interrupted at any moment resumes with the tiles that
-are not marked.
+A tile is marked after its pixels are on the disk, so writing that was interrupted at any moment resumes with the tiles
+that are not marked.
 """
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from dehazexl.io.blocks import computed
+from dehazexl.io.disk import synchronize
 from dehazexl.io.pyramid import Assembler, Levels, Tile
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
     import dask.array as da
     import zarr
+    from numpy.typing import NDArray
 
     from dehazexl.io.blocks import Block
 
@@ -44,8 +47,7 @@ class Level0:
 
     def __init__(self, array: zarr.Array[Any], marks: Path, levels: Levels) -> None:
         self.array, self.levels = array, levels
-        self._marks = _open_marks(marks, levels)
-        self._done = np.asarray(self._marks[:])
+        self._marks, self._done = _open_marks(marks, levels)
 
     def done(self, y: int, x: int, height: int, width: int) -> bool:
         """Return whether all tiles that a block touches are done."""
@@ -103,21 +105,38 @@ class Level0:
         self._marks[place] = self._done[place]
 
 
-def _open_marks(path: Path, levels: Levels) -> zarr.Array[Any]:
-    """Open the array of marks, or create it where there is none that can be read."""
+def _open_marks(path: Path, levels: Levels) -> tuple[zarr.Array[Any], NDArray[np.bool_]]:
+    """Open and read the array of marks, or create it where there is none that can be read."""
     import zarr
 
     try:
-        return zarr.open_array(path, mode="r+")
+        marks = zarr.open_array(path, mode="r+")
+        return marks, np.asarray(marks[:])
     except (OSError, ValueError):
         side, shape = max(1, BLOCK // levels.tile), levels.grid(0)
-        return zarr.create_array(
+        marks = zarr.create_array(
             path, shape=shape, chunks=(side, side), dtype=bool, fill_value=False, compressors=None, overwrite=True
         )
+        return marks, np.zeros(shape, bool)
+
+
+def share_done(marks: Path) -> float:
+    """Return the share of the tiles that are marked; 0 if there are no marks that can be read."""
+    import zarr
+
+    try:
+        return float(np.asarray(zarr.open_array(marks, mode="r")[:]).mean())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def put(array: zarr.Array[Any], side: int, tile: Tile) -> None:
-    """Write a tile into an array ``(c, y, x)`` of tiles."""
+    """Write a tile into an array ``(c, y, x)`` of tiles on a local disk; it is on the disk when this returns."""
     height, width = tile.pixels.shape[:2]
     y, x = tile.row * side, tile.col * side
     array[:, y : y + height, x : x + width] = np.moveaxis(tile.pixels, 2, 0)
+    root: str = cast("Any", array.store).root
+    chunk = Path(root) / array.path / array.metadata.encode_chunk_key((0, tile.row, tile.col))
+    # A chunk of the fill value has no file.
+    with suppress(FileNotFoundError):
+        synchronize(chunk)

@@ -15,7 +15,7 @@ from dask.base import tokenize
 from dehazexl.image.image import Image
 from dehazexl.io.bands import array_roles, describe_bands
 from dehazexl.io.photo_read import open_jpeg, open_png
-from dehazexl.io.source import CHUNK, axes_by_shape, check_pixels, lazy, strided, to_yxc
+from dehazexl.io.source import CHUNK, axes_by_shape, check_pixels, check_regular, lazy, strided, to_yxc
 from dehazexl.io.tiff_read import open_tiff
 from dehazexl.io.zarr_read import open_zarr, open_zarr_path
 
@@ -59,8 +59,9 @@ def open_image(
         If the source is none of the above.
     ValueError
         If the file is not an image, is damaged or truncated, has more than 8 bands in addition to alpha, or has
-        further axes (z, t); if its dtype is not uint8, uint16, float16, float32 or float64; or if ``bands`` names a
-        band that does not exist.
+        further axes (z, t); if it can only be read in blocks larger than 600 MB, or has a side longer than 2**24
+        pixels; if its dtype is not uint8, uint16, float16, float32 or float64; or if ``bands`` names a band that
+        does not exist.
 
     Notes
     -----
@@ -116,6 +117,7 @@ def _band_index(band: int | str, names: tuple[str, ...]) -> int:
 def open_path(path: Path) -> Image:
     """Open a file by its first bytes, or a Zarr folder."""
     check_exists(path)
+    check_regular(path)
     if path.is_dir():
         if not any((path / name).exists() for name in ZARR_FILES):
             raise ValueError(f"{path} is a folder but not a Zarr: it contains none of {', '.join(ZARR_FILES)}")

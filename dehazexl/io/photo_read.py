@@ -14,12 +14,27 @@ import numpy as np
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import RGB_ROLES, describe_bands
-from dehazexl.io.source import Guard, Source, check_pixels, file_token, lazy, report_damage, short_name
+from dehazexl.io.source import (
+    MAX_BLOCK,
+    RETILE,
+    Guard,
+    Source,
+    check_block,
+    check_pixels,
+    file_token,
+    lazy,
+    report_damage,
+    short_name,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXIF_ORIENTATION = 274
+MAX_PNG_CHUNKS = 10_000
+"""Chunks between the header of a PNG and its pixels that are looked at."""
+STRIP_ROWS = 512
+"""Rows that are converted at once from the form of Pillow, which has four bytes for each pixel."""
 PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Number of bands after decoding, by the color type in the header."""
 
@@ -50,9 +65,10 @@ def open_png(path: Path) -> Image:
 
 def png_has(file: BinaryIO, wanted: bytes) -> bool:
     """Return whether a chunk of type `wanted` exists between the header of a PNG and its pixels."""
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        if kind in (wanted, b"IDAT"):
+    for _ in range(MAX_PNG_CHUNKS):
+        head = file.read(8)
+        length, kind = struct.unpack(">I4s", head.ljust(8, b"\0"))
+        if kind in (wanted, b"IDAT") or not kind.isalpha():
             return bool(kind == wanted)
         file.seek(length + 4, 1)
     return False
@@ -63,6 +79,8 @@ def decode_png(path: Path) -> NDArray[Any]:
     import imagecodecs
 
     with report_damage(path, "PNG"):
+        if (size := path.stat().st_size) > MAX_BLOCK:
+            raise ValueError(f"{path} has {size} bytes, more than are read at once: {RETILE}")
         return np.asarray(imagecodecs.png_decode(path.read_bytes()))
 
 
@@ -82,13 +100,20 @@ def open_jpeg(path: Path) -> Image:
 
 
 def decode_jpeg(path: Path) -> NDArray[Any]:
-    """Decode a JPEG to gray ``(y, x)`` or RGB ``(y, x, 3)`` in upright orientation."""
+    """Decode a JPEG to gray ``(y, x, 1)`` or RGB ``(y, x, 3)`` in upright orientation."""
     from PIL import ImageOps
     from PIL.JpegImagePlugin import JpegImageFile
 
     with report_damage(path, "JPEG"), JpegImageFile(path) as file:
-        upright = ImageOps.exif_transpose(file)
-        return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
+        # In place, because a copy of a large photograph would take a gigabyte.
+        ImageOps.exif_transpose(file, in_place=True)
+        width, height = file.size
+        mode = "L" if file.mode == "L" else "RGB"
+        pixels = np.empty((height, width, len(mode)), np.uint8)
+        for top in range(0, height, STRIP_ROWS):
+            strip = file.crop((0, top, width, min(top + STRIP_ROWS, height)))
+            pixels[top : top + STRIP_ROWS] = np.asarray(strip.convert(mode)).reshape(-1, width, len(mode))
+        return pixels
 
 
 def describe_photo(
@@ -112,6 +137,7 @@ def describe_photo(
         Function that decodes the file.
     """
     check_pixels(shape, dtype, str(path))
+    check_block(shape, shape, dtype.itemsize, str(path), RETILE)
     token = file_token([path])
     level = lazy(Source(shape, dtype, partial(read_whole, decode, path, shape)), shape[:2], f"file-{token}")
     bands, rgb, alpha = describe_bands([None] * len(roles), roles)

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 MAX_BANDS = 8
 CHUNK = 1024  # pixels along a side of a dask chunk at least; an image of 100,000 pixels a side has 10,000 chunks
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
+MAX_SIDE = 2**24
+"""Pixels along a side of an image at most: dask lists the chunks along each."""
+MAX_BLOCK = 600 * 2**20
+"""Bytes at most that are decoded at once (a chunk, tile, strip or whole photograph), so that 2 GB of memory suffice."""
+MAX_METADATA = 16 * 2**20
+"""Bytes of metadata at most (a zarr.json, a tag of a TIFF): parsing takes ten times the memory, and a second."""
+MAX_PIECES = 1024
+"""Chunks of a file in a dask chunk at most, where they are smaller than usual."""
+MIN_PIECE = 64
+"""Pixels of a chunk or tile at least, in images of more than a million of them: each costs a call."""
+RETILE = "write it in tiles first, e.g. gdal_translate -co TILED=YES IMAGE tiled.tif"
 SUFFIXES = (".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg")
 
 
@@ -84,6 +95,14 @@ def chunk_length(tile: int) -> int:
     return math.ceil(CHUNK / tile) * tile
 
 
+def chunk_sides(height: int, width: int) -> tuple[int, int]:
+    """Return rows and columns of a chunk of at most `MAX_PIECES` chunks of the file, see `chunk_length`."""
+    down, across = math.ceil(CHUNK / height), math.ceil(CHUNK / width)
+    while down * across > MAX_PIECES:
+        down, across = (math.ceil(down / 2), across) if down > across else (down, math.ceil(across / 2))
+    return down * height, across * width
+
+
 def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     """Wrap a source in a dask array.
 
@@ -111,7 +130,7 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
 def read_chunk(source: Source, index: tuple[slice, slice, slice]) -> NDArray[Any]:
     """Read the chunk of a dask task in native byte order."""
     block = source.read(index[0], index[1])[..., index[2]]
-    return np.array(block, dtype=source.dtype, order="C")
+    return np.ascontiguousarray(block, source.dtype)
 
 
 def strided(array: Any, axes: str) -> Source:
@@ -130,9 +149,10 @@ def strided(array: Any, axes: str) -> Source:
 
 
 def read_strided(array: Any, axes: str, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window ``(y, x, c)`` of an array with its axes in any order."""
+    """Read a window ``(y, x, c)`` of an array with its axes in any order; the pixels of a numpy array are copied."""
     window = {"y": rows, "x": cols, "c": slice(None)}
-    block: NDArray[Any] = to_yxc(np.asarray(array[tuple(window.get(axis, 0) for axis in axes)]), axes)
+    pixels = array[tuple(window.get(axis, 0) for axis in axes)]
+    block: NDArray[Any] = to_yxc(np.array(pixels) if isinstance(array, np.ndarray) else np.asarray(pixels), axes)
     return block
 
 
@@ -150,8 +170,8 @@ def check_pixels(shape: Sequence[int], dtype: np.dtype[Any], name: str) -> None:
     Raises
     ------
     ValueError
-        If it has fewer than two axes, no pixels, chunks of unknown length, or a dtype that is not supported. The
-        message starts with `name`.
+        If it has fewer than two axes, no pixels, a side longer than `MAX_SIDE`, chunks of unknown length, or a dtype
+        that is not supported. The message starts with `name`.
     """
     if len(shape) < 2:
         raise ValueError(f"{name} has {len(shape)} axes, shape {tuple(shape)}: an image needs (y, x) or (y, x, bands)")
@@ -159,12 +179,55 @@ def check_pixels(shape: Sequence[int], dtype: np.dtype[Any], name: str) -> None:
         raise ValueError(f"{name} has chunks of unknown length: call its compute_chunk_sizes() first")
     if 0 in shape:
         raise ValueError(f"{name} is empty, shape {tuple(shape)}: an image needs at least one pixel")
+    if max(shape) > MAX_SIDE:
+        raise ValueError(f"{name} has shape {tuple(shape)}, more than {MAX_SIDE:,} pixels along a side: crop it first")
     if dtype.kind == "b":
         raise ValueError(f"{name} is a 1-bit mask, not an image: pass the image that it belongs to")
     if dtype.name not in DTYPES:
         convert = "convert it, e.g. with astype('float32') or gdal_translate -ot Float32"
         remedy = "take its absolute value" if dtype.kind == "c" else convert
         raise ValueError(f"{name} has {dtype.name} pixels, not {', '.join(DTYPES)}: {remedy}")
+
+
+def check_block(block: Sequence[int], shape: Sequence[int], itemsize: int, name: str, remedy: str) -> None:
+    """Check the size of what must be decoded at once.
+
+    Parameters
+    ----------
+    block
+        Shape of a chunk, tile or strip of the file.
+    shape
+        Shape of the image.
+    itemsize
+        Bytes of a number.
+    name, remedy
+        Start and end of the message.
+
+    Raises
+    ------
+    ValueError
+        If a block has more than `MAX_BLOCK` bytes, or fewer than `MIN_PIECE` pixels in a large image.
+    """
+    sides = " x ".join(map(str, block))
+    if (size := math.prod(block) * itemsize) > MAX_BLOCK:
+        raise ValueError(
+            f"{name} can only be read in blocks of {sides}, {size / 1e9:.1f} GB, more than {MAX_BLOCK / 1e9:.1f}: "
+            f"{remedy}"
+        )
+    if 0 < math.prod(block) < MIN_PIECE and math.prod(shape) > MIN_PIECE * MAX_PIECES * math.prod(block):
+        raise ValueError(f"{name} is stored in blocks of {sides}, each of which takes a read: {remedy}")
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is a file or a folder: a pipe would be waited for, and a device has no end.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is not a regular file but a pipe or a device: save it to a file first")
 
 
 def check_bands(count: int, name: str) -> None:

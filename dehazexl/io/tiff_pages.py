@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.io.source import report_damage
+from dehazexl.io.embedded import embedded_sides
+from dehazexl.io.source import MAX_BLOCK, RETILE, check_block, report_damage
 
 if TYPE_CHECKING:
     import tifffile
@@ -21,18 +22,24 @@ JPEG = (6, 7, 34892, 33007)  # compressions that store tables outside the tiles
 
 
 def check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, key: tifffile.TiffPage) -> None:
-    """Check, from the table of tiles, that no tile or strip of a page extends beyond the end of the file.
+    """Check that the tiles or strips of a page can be read, and from their table that none extends beyond the end.
 
     Raises
     ------
     ValueError
-        If the file is truncated.
+        If the file is truncated, or a tile is too large to be read at once.
     """
     path = tiff_path(page)
+    samples = key.samplesperpixel if key.planarconfig == 1 else 1
+    check_block((*segment_sides(key), samples), key.shape, np.dtype(key.dtype).itemsize, str(path), RETILE)
     size, count = path.stat().st_size, math.prod(key.chunked)
     if min(len(page.dataoffsets), len(page.databytecounts)) < count:
         raise ValueError(f"{path} is cut short: its list of tiles is missing; copy or download it again")
-    ends = np.asarray(page.dataoffsets[:count], np.uint64) + np.asarray(page.databytecounts[:count], np.uint64)
+    lengths = np.asarray(page.databytecounts[:count], np.uint64)
+    if (longest := int(lengths.max())) > MAX_BLOCK:
+        name = segment_name(key, int(lengths.argmax()))
+        raise ValueError(f"{path} is damaged: {name} holds {longest} bytes, more than is read at once: {RETILE}")
+    ends = np.asarray(page.dataoffsets[:count], np.uint64) + lengths
     (beyond,) = np.nonzero(ends > size)
     if beyond.size:
         first = segment_name(key, int(beyond[0]))
@@ -53,7 +60,9 @@ def segment_name(page: tifffile.TiffPage, index: int) -> str:
 
 def segment_sides(page: tifffile.TiffPage) -> tuple[int, int]:
     """Return height and width of a tile or strip in pixels."""
-    return (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
 
 
 def segment_grid(page: tifffile.TiffPage) -> tuple[int, int]:
@@ -177,9 +186,13 @@ class Plane:
         Raises
         ------
         ValueError
-            If the tile is damaged, or its compression is not supported.
+            If the tile is damaged or claims to be larger than can be read, or its compression is not supported.
         """
         page = self.page
+        if (sides := embedded_sides(data)) is not None:
+            check_block(
+                (*sides, page.samplesperpixel), page.shape, np.dtype(page.dtype).itemsize, str(self.path), RETILE
+            )
         tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in JPEG else {}
         try:
             block, position, _ = page.decode(data, index, **tables)

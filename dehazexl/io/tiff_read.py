@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,8 @@ from dehazexl.io.source import (
     short_name,
     strided,
 )
-from dehazexl.io.tiff_pages import Mapped, Plane, check_segments, read_planes, tiff_path
+from dehazexl.io.tiff_pages import Mapped, Plane, check_segments, read_planes, segment_sides, tiff_path
+from dehazexl.io.tiff_scan import check_companions, scan_directories
 
 if TYPE_CHECKING:
     import tifffile
@@ -65,36 +65,19 @@ def open_tiff(path: Path) -> Image:
     Raises
     ------
     ValueError
-        If the file is damaged or truncated, or its axes, colors or dtype are not supported.
+        If the file is damaged, truncated or not safe to read, or its axes, colors or dtype are not supported.
     """
     import tifffile
 
     # Errors of a damaged file are raised; a handler keeps the same notes of tifffile from appearing on stderr.
     logging.getLogger("tifffile").addHandler(QUIET)
-    with report_damage(path, "TIFF"), tifffile.TiffFile(path) as tif:
-        check_directories(tif, path)
-        return describe_tiff(tif, path)
-
-
-def check_directories(tif: tifffile.TiffFile, path: Path) -> None:
-    """Raise ValueError if the list of pages continues beyond the end of the file; tifffile would silently drop them."""
-    form, file = tif.tiff, tif.filehandle
-    truncated = f"{path} is cut short: {{}} lies past the end of its {file.size} bytes; copy or download it again"
-    if not len(tif.pages):
-        raise ValueError(truncated.format("its list of tiles"))
-    offset, seen = tif.pages.first.offset, set[int]()
-    while offset and offset not in seen:
-        seen.add(offset)
-        if offset + form.tagnosize > file.size:
-            raise ValueError(truncated.format(f"page {len(seen) - 1}"))
-        file.seek(offset)
-        (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-        file.seek(offset + form.tagnosize + tags * form.tagsize)
-        link = file.read(form.offsetsize)
-        offset = struct.unpack(form.offsetformat, link)[0] if len(link) == form.offsetsize else file.size
-    for number, overview in enumerate(tif.pages.first.subifds or ()):
-        if overview > file.size:
-            raise ValueError(truncated.format(f"overview {number + 1}"))
+    with report_damage(path, "TIFF"):
+        scan_directories(path)
+        with tifffile.TiffFile(path) as tif:
+            if not len(tif.pages):
+                raise ValueError(f"{path} is cut short: its list of tiles is missing; copy or download it again")
+            check_companions(path, tif.ome_metadata)
+            return describe_tiff(tif, path)
 
 
 def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
@@ -240,8 +223,8 @@ def tiff_chunk(page: tifffile.TiffPage) -> tuple[int, int]:
     """Return rows and columns of a chunk: several tiles, or strips of whole rows."""
     if page.is_tiled:
         return chunk_length(page.tilelength), chunk_length(page.tilewidth)
-    rows = max(STRIP_ROWS, min(CHUNK, STRIP_AREA // page.imagewidth))
-    return math.ceil(rows / page.rowsperstrip) * page.rowsperstrip, page.imagewidth
+    rows, strip = max(STRIP_ROWS, min(CHUNK, STRIP_AREA // page.imagewidth)), segment_sides(page)[0]
+    return math.ceil(rows / strip) * strip, page.imagewidth
 
 
 def tiff_mask(tif: tifffile.TiffFile, path: Path) -> dict[tuple[int, ...], Source] | None:

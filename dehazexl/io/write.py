@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,7 +16,7 @@ from dehazexl.io.disk import disk_full_message, paths_overlap
 from dehazexl.io.open import ZARR_FILES
 from dehazexl.io.photo_write import check_photo, write_photo
 from dehazexl.io.tiff_write import Compression, write_tiff
-from dehazexl.io.unfinished import JOB, begin, locked, rename
+from dehazexl.io.unfinished import IMAGE, LEVEL0, MARKS, Unfinished, held, part_of
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 ZARR, TIFF, PHOTO = (".zarr",), (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
 _BLOCK = 2048  # pixels along a side of the blocks of a numpy array
-_IMAGE, _MARKS = "image", "done"  # in the folder of an unfinished image
 
 
 def to_zarr(
@@ -122,7 +122,7 @@ def write(
     compression: Compression = "deflate",
     overwrite: bool = False,
     blocks_at_once: int = 2,
-    resume: str | None = None,
+    resume: Unfinished | None = None,
 ) -> Generator[int, None, None]:
     """Write an image in the format that the suffix names, block by block.
 
@@ -156,8 +156,9 @@ def write(
         Blocks computed at the same time: 2 keep a network busy while the next block is read and the last
         is written; on a dask cluster, take two for each worker.
     resume
-        Identifies the work. The folder is then kept when the work fails, is closed or killed, and the same work goes on
-        from there: blocks that were written are not computed again. None removes the folder.
+        The folder, held, and begun with a description of the work. It is kept when the work fails, is closed or killed,
+        and the same work goes on from there: blocks that were written are not computed again. None holds a folder
+        that is removed when the work fails.
 
     Yields
     ------
@@ -173,9 +174,10 @@ def write(
         If the folder of `path` does not exist.
     ValueError
         If the suffix, the dtype or the number of bands does not fit, if `like` has another shape, or if
-        `path` and the opened image overlap on disk.
+        `path` and the opened image overlap on disk; while iterating, without `resume`, if there is unfinished work
+        on `path` that can go on.
     OSError
-        While iterating, if the disk is full.
+        While iterating, if the disk is full, or another process writes `path`.
     """
     if blocks_at_once < 1:
         raise ValueError(f"blocks_at_once={blocks_at_once} computes nothing: give 1 or more")
@@ -183,10 +185,10 @@ def write(
     target = check(clear, path, like, ngff=ngff, compression=compression, overwrite=overwrite)
     part = part_of(path)
     if path.suffix.lower() in ZARR:
-        steps = write_ome_zarr(part / _IMAGE, target, ngff, blocks_at_once, part / _MARKS)
+        steps = write_ome_zarr(part / IMAGE, target, ngff, blocks_at_once, part / MARKS)
     else:
         steps = _write_file(path, part, target, compression, blocks_at_once, resume is not None)
-    return _written(steps, part, path, total(clear), resume, overwrite)
+    return _written(steps, path, total(clear), resume, overwrite)
 
 
 def _write_file(
@@ -194,13 +196,13 @@ def _write_file(
 ) -> Generator[int, None, None]:
     """Write a file block by block; `staged`, from a temporary Zarr of the finest level."""
     blocks: Generator[Block, None, None]
-    begun = (part / _MARKS).exists()
+    begun = (part / MARKS).exists()
     if staged and (begun or target.levels[0].nbytes < shutil.disk_usage(path.parent).free / 2):
-        level0 = yield from write_level0(part / "level0", target, at_once, part / _MARKS)
+        level0 = yield from write_level0(part / LEVEL0, target, at_once, part / MARKS)
         blocks, counts = level0.read(), False
     else:
         blocks, counts = computed(target.levels[0], at_once), True
-    suffix, image = path.suffix.lower(), part / _IMAGE
+    suffix, image = path.suffix.lower(), part / IMAGE
     if suffix in TIFF:
         steps = write_tiff(blocks, image, target, compression)
     else:
@@ -244,11 +246,6 @@ def check(
 def total(clear: da.Array | NDArray[Any]) -> int:
     """Return the number of pixels of an image ``(y, x, c)``, which `write` counts up to."""
     return int(clear.shape[0]) * int(clear.shape[1])
-
-
-def part_of(path: Path) -> Path:
-    """Return the folder of an unfinished image."""
-    return path.with_name(f".{path.name}.part")
 
 
 def _drained(
@@ -311,24 +308,36 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
     except OSError as error:
         said = f"{error.strerror}, nothing can be written there: choose another folder"
         raise OSError(error.errno, said, str(path.parent)) from None
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)")
+    check_absent(path, overwrite)
     if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ZARR_FILES):
         raise ValueError(f"{path} is a folder of other files, not a Zarr, and is not replaced: choose another name")
 
 
+def check_absent(path: Path, overwrite: bool) -> None:
+    """Raise FileExistsError if there is something at `path` that may not be replaced."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)")
+
+
 def _written(
-    steps: Generator[int, None, None], part: Path, path: Path, pixels: int, resume: str | None, overwrite: bool
+    steps: Generator[int, None, None], path: Path, pixels: int, resume: Unfinished | None, overwrite: bool
 ) -> Generator[int, None, None]:
     """Do the steps, then rename the result; remove the folder if that fails and the work cannot be resumed."""
     done = reported = 0
     left = "which is kept, so make room and run it again" if resume else "which was removed"
     remedy = f"make room, or write {path.name} to another disk"
-    with disk_full_message(f"writing {part}, {left}", remedy), locked(part, path):
+    with (
+        disk_full_message(f"writing {part_of(path)}, {left}", remedy),
+        held(path) if resume is None else nullcontext(resume) as folder,
+    ):
+        if resume is None:
+            check_absent(path, overwrite)  # holding the folder may have finished an earlier replacement
+            folder.begin(None)
+        folder.note("decode", 0, 0)
         try:
-            begin(part, resume)
             for step in steps:
                 done += step
+                folder.note("decode" if done < pixels else "finish", done, pixels if done < pixels else 0)
                 # The total is reported only after the result is renamed.
                 reported = done if done < pixels else reported
                 yield reported
@@ -336,11 +345,9 @@ def _written(
             # Stop the threads and close the file first.
             steps.close()
             if resume is None:
-                shutil.rmtree(part, ignore_errors=True)
+                with suppress(OSError):
+                    folder.clear()
             raise
         # From here on the image is complete, and kept whatever happens.
-        rename(part / _IMAGE, path, overwrite)
-        # First the description, without which nobody resumes: the folder no longer holds all that its marks say.
-        (part / JOB).unlink(missing_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
+        folder.finish(overwrite)
     yield pixels

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import uuid
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,7 +24,7 @@ from dehazexl.io.source import (
     axes_by_shape,
     check_bands,
     check_pixels,
-    chunk_length,
+    chunk_sides,
     file_token,
     lazy,
     report_damage,
@@ -52,13 +50,17 @@ def open_zarr_path(path: Path) -> Image:
     Raises
     ------
     ValueError
-        If it is damaged, or does not contain exactly one image.
+        If it is damaged, does not contain exactly one image, or is not safe to read, see `zarr_store`.
     """
     import zarr
 
+    from dehazexl.io.zarr_store import open_store
+
     try:
-        node = zarr.open(zarr.storage.ZipStore(path, mode="r") if path.is_file() else path, mode="r")
-    except (ValueError, KeyError, TypeError, FileNotFoundError, zipfile.BadZipFile) as error:
+        node = zarr.open(open_store(path), mode="r")
+    except MemoryError:
+        raise
+    except Exception as error:  # zarr trusts its metadata: a nested one is a RecursionError, a list an AttributeError
         raise ValueError(f"{path} is not a readable Zarr ({error}): check its zarr.json or .zarray") from error
     return open_zarr(node, path)
 
@@ -107,6 +109,9 @@ def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, wher
     image = ome["multiscales"][0] if ome["multiscales"] else None
     if not image or not image["datasets"]:
         raise ValueError(f"{where} is an OME-Zarr without an image: its multiscales list no level; write it again")
+    for dataset in image["datasets"]:
+        if ".." in str(dataset["path"]).split("/"):
+            raise ValueError(f"{where} lists the level {dataset['path']!r}, which leaves the Zarr: write it again")
     try:
         arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
     except KeyError as error:
@@ -182,7 +187,7 @@ def describe_zarr(
     bands, rgb, alpha = describe_bands(*zarr_bands(attrs, channels, count))
     saved = attrs.get("dehazexl") or {}
     if saved:
-        rgb, alpha = tuple(saved["rgb"]), saved["alpha"]
+        rgb, alpha = saved_bands(saved, count, where)
     check_bands(count - (alpha is not None), where)
     return Image(
         levels=tuple(lazy(*level, f"zarr-{token}-{number}") for number, level in enumerate(levels)),
@@ -199,13 +204,31 @@ def describe_zarr(
     )
 
 
+def saved_bands(saved: Mapping[str, Any], count: int, where: str) -> tuple[tuple[int, int, int], int | None]:
+    """Read the indices of red, green and blue, and of alpha, from the attribute that `zarr_write` writes.
+
+    Raises
+    ------
+    ValueError
+        If they are not bands of the image.
+    """
+    rgb, alpha = saved["rgb"], saved["alpha"]
+    known = all(type(band) is int and 0 <= band < count for band in [*rgb, 0 if alpha is None else alpha])
+    if len(rgb) != 3 or not known:
+        raise ValueError(f"{where} has an attribute dehazexl with bands that do not exist: remove the attribute")
+    return (rgb[0], rgb[1], rgb[2]), alpha
+
+
 def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> list[tuple[Source, tuple[int, int]]]:
     """Return a source and a chunk for each array that is smaller than the one before."""
     import zarr
 
+    from dehazexl.io.zarr_store import check_array
+
     levels: list[tuple[Source, tuple[int, int]]] = []
     for array in arrays:
         check_pixels(array.shape, array.dtype, where)
+        check_array(array, where)
         plain = strided(array, axes)
         source = Source(plain.shape, plain.dtype, partial(read_checked, plain, where))
         finest = levels[0][0] if levels else source
@@ -216,7 +239,7 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
             # decompress the whole shard.
             zipped = isinstance(array.store, zarr.storage.ZipStore)
             stored = dict(zip(axes, (zipped and array.shards) or array.chunks, strict=True))
-            levels.append((source, (chunk_length(stored["y"]), chunk_length(stored["x"]))))
+            levels.append((source, chunk_sides(stored["y"], stored["x"])))
     return levels
 
 
@@ -224,7 +247,9 @@ def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArra
     """Read a window; raise ValueError with its position if a chunk in it cannot be decoded."""
     try:
         return source.read(rows, cols)
-    except (RuntimeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a codec fails in any way on what it did not write
         position = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
         raise ValueError(f"{where} has a damaged chunk in {position} ({error}): copy or download it again") from error
 
@@ -299,6 +324,6 @@ def folder_times(folder: Path, depth: int) -> Iterator[tuple[str, int]]:
     yield str(folder), folder.stat().st_mtime_ns
     if depth:
         with os.scandir(folder) as entries:
-            below = sorted(entry.path for entry in entries if entry.is_dir())
+            below = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
         for path in below:
             yield from folder_times(Path(path), depth - 1)

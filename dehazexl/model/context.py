@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import cast
 
 import torch
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 
 from dehazexl.image.grid import SIDE
 from dehazexl.model.spec import Spec
-from dehazexl.model.tokens import Tokens
 from dehazexl.model.windows import Local
 
 
@@ -73,11 +73,56 @@ class GlobalAttention(nn.Module):
         k, v = self._project(x, 1, 2)
         return k, v
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend from tokens ``(n, queries, c)`` to keys and values ``(n, heads, tokens, channels)``."""
+    def forward(self, x: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Attend from tokens ``(n, queries, c)`` to keys and values in blocks, see `attend`."""
         (q,) = self._project(x, 0, 1)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, keys_values).transpose(1, 2).flatten(2))
+
+
+SCORES = 2**24
+"""Scores of queries and keys that are computed at once where keys and values come in several blocks."""
+
+
+def attend(q: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Exact softmax attention to keys and values that come in blocks.
+
+    The blocks are merged by a running log-sum-exp (Rabe and Staats, Self-attention does not need O(n^2) memory, 2021).
+
+    Parameters
+    ----------
+    q
+        Queries ``(n, heads, queries, channels)``.
+    keys_values
+        Blocks of keys and values, each ``(n, heads, tokens, channels)``; any number of tokens. One block is attended to
+        by torch, and the others come into memory one by one.
+
+    Returns
+    -------
+    Tensor
+        Like `q`.
+    """
+    blocks = iter(keys_values)
+    first, second = next(blocks), next(blocks, None)
+    if second is None:
+        return F.scaled_dot_product_attention(q, *first)
+    mean, log_sum = _attend_block(q, *first)
+    for block in chain([second], blocks):
+        other, other_sum = _attend_block(q, *block)
+        both = torch.logaddexp(log_sum, other_sum)
+        mean = mean * (log_sum - both).exp() + other * (other_sum - both).exp()
+        log_sum = both
+    return mean.to(q.dtype)
+
+
+def _attend_block(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend to some of the keys; return the means of their values, and the logarithms of their weights' sums."""
+    parts = []
+    for some in (q * q.shape[-1] ** -0.5).split(max(1, SCORES // (q.shape[1] * k.shape[2])), dim=2):
+        scores = (some @ k.transpose(2, 3)).float()
+        log_sum = scores.logsumexp(-1, keepdim=True)
+        parts.append((((scores - log_sum).exp().to(v.dtype) @ v).float(), log_sum))
+    means, log_sums = zip(*parts, strict=True)
+    return torch.cat(means, dim=2), torch.cat(log_sums, dim=2)
 
 
 class GatedMlp(nn.Module):
@@ -152,9 +197,9 @@ class ContextLayer(nn.Module):
         """
         return self.attn.keys_values(pool(self.input_layernorm(x), side or self.pool, valid))
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Update tokens ``(n, queries, c)``, given the keys and values of all tokens."""
-        x = x + self.attn(self.input_layernorm(x), k, v)
+    def forward(self, x: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Update tokens ``(n, queries, c)``, given the keys and values of all tokens in blocks, see `attend`."""
+        x = x + self.attn(self.input_layernorm(x), keys_values)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -175,15 +220,18 @@ class Context(nn.Module):
         """Iterate over the layers."""
         return iter(cast("list[ContextLayer]", self.layers))
 
-    def embed(self, tokens: Tokens) -> Tensor:
-        """Project the features of tokens and add the code of their positions: ``(n, h, w, c)``."""
-        x: Tensor = self.input_proj(tokens.features)
-        return x + positions(tokens.rows, tokens.cols, x.shape[-1]).to(x.dtype)
+    def embed(self, features: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Project features of tokens ``(n, h, w, c)`` and add the code of their positions ``(h, w)``, in tokens."""
+        x: Tensor = self.input_proj(features)
+        return x + positions(rows, cols, x.shape[-1]).to(x.dtype)
 
-    def embed_overview(self, tokens: Tokens) -> Tensor:
-        """Embed the tokens of the shrunk image as `embed` does, and add a learned code that marks them."""
+    def embed_overview(self, features: Tensor, size: tuple[int, int], origin: tuple[int, int]) -> Tensor:
+        """Embed the tokens ``(n, 8, 8, c)`` of a shrunk image of h x w tokens, and add a learned code that marks them.
+
+        `origin` is the row and column of the first token.
+        """
         assert self.whole is not None
-        return self.embed(tokens) + self.whole
+        return self.embed(features, *overview_positions(*size, origin, features.device)) + self.whole
 
 
 def overview_positions(h: int, w: int, origin: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dehazexl.image.grid import SIDE, TILE, reflect
-from dehazexl.model.context import Context, overview_positions
+from dehazexl.model.context import Context
 from dehazexl.model.decoder import Decoder
 from dehazexl.model.encoder import Encoder
-from dehazexl.model.fusing import TokenGrid, TokenTensor, fuse
+from dehazexl.model.fusing import Bands, TokenGrid, TokenTensor, fuse
 from dehazexl.model.haze import Haze
 from dehazexl.model.heads import Affine, channels, head_of
 from dehazexl.model.spec import DARK_RADIUS, Spec
@@ -217,36 +217,25 @@ class DehazeXL(nn.Module):
         # The numbers of an image are those of any of its tiles.
         return Affine(gain, bias, Haze(joined(thickness), *(torch.cat(each)[:: rows * cols] for each in numbers)))
 
-    def encode_overview(self, extra: Tensor, valid: Tensor | None = None, origin: tuple[int, int] = (0, 0)) -> Tokens:
+    def encode_overview(self, bands: Bands) -> Tokens:
         """Encode a whole image, shrunk to one tile.
 
         Parameters
         ----------
-        extra
-            What the image's tokens carry ``(n, h, w, extra)``, see `Head.colors`.
-        valid
-            Tokens with data ``(n, h, w)``; the others show the mean color of these. None for all.
-        origin
-            Row and column of the first token.
+        bands
+            What the image's tokens carry, see `Head.colors`. Tokens without data show the mean color of the others.
 
         Returns
         -------
         Tokens
             The shrunk image's ``(n, 8, 8, c)``, on the network's device.
         """
-        _, h, w, _ = extra.shape
-        shown = None
-        if valid is not None and not valid.all():
-            extra = torch.where(valid[..., None], extra, extra[valid].float().mean(0).to(extra))
-            shown = F.adaptive_max_pool2d(valid[:, None].float(), SIDE)[:, 0].to(self.device) > 0
-            shown = None if bool(shown.all()) else shown
-        # Shrunk where the tokens lie, which may be more than the network's device holds.
-        image = F.interpolate(self.head.colors(extra), size=(TILE, TILE), mode="bilinear", antialias=True)
+        image, shown = shrink(bands, self.head.colors)
         image = image.to(self.device)
         features = self.encoder(self.inputs(F.pad(image, (self._halo,) * 4, mode="reflect")))[-1]
         described = self.head.describe(image)
         assert described is not None
-        return Tokens(features, described, *overview_positions(h, w, origin, self.device), shown)
+        return Tokens(features, described, None if shown is None else shown.to(self.device))
 
     @staticmethod
     def _kept(stage: Callable[..., Any], *inputs: Any) -> Any:
@@ -271,6 +260,46 @@ def grid_to_tiles(grid: Tensor) -> Tensor:
     n, h, w, c = grid.shape
     tiles = grid.view(n, h // SIDE, SIDE, w // SIDE, SIDE, c).transpose(2, 3)
     return tiles.reshape(-1, SIDE, SIDE, c)
+
+
+def shrink(bands: Bands, colors: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Shrink an image to one tile, a band at a time, where the tokens lie: it may be more than a device holds.
+
+    Parameters
+    ----------
+    bands
+        What the image's tokens carry.
+    colors
+        Returns the pixels of a band, see `Head.colors`.
+
+    Returns
+    -------
+    image : Tensor
+        ``(n, 3, 256, 256)``.
+    shown : Tensor or None
+        Whether there are data in each of its tokens ``(n, 8, 8)``; None for all.
+    """
+    mean = _mean_of_valid(bands)
+    images, shown = [], []
+    for extra, valid in bands():
+        if valid is not None:
+            extra = torch.where(valid[..., None], extra, mean.to(extra))
+            shown.append(F.adaptive_max_pool2d(valid[:, None].float(), (valid.shape[1], SIDE)))
+        image = colors(extra)
+        images.append(F.interpolate(image, size=(image.shape[2], TILE), mode="bilinear", antialias=True))
+    image = F.interpolate(torch.cat(images, dim=2), size=(TILE, TILE), mode="bilinear", antialias=True)
+    seen = F.adaptive_max_pool2d(torch.cat(shown, dim=2), SIDE)[:, 0] > 0 if shown else None
+    return image, None if seen is None or bool(seen.all()) else seen
+
+
+def _mean_of_valid(bands: Bands) -> Tensor:
+    """Return the mean of what tokens with data carry ``(extra,)``; NaN where all have data."""
+    total, count = torch.zeros(()), 0
+    for extra, valid in bands():
+        if valid is not None:
+            total = total + extra[valid].double().sum(0)
+            count += int(valid.sum())
+    return total / count
 
 
 def crop(x: Tensor, margin: int) -> Tensor:

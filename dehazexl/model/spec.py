@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,6 +11,9 @@ from dehazexl.image.grid import TILE
 
 DARK_RADIUS = 7
 """Radius in pixels of the neighborhood of the dark channel (15 x 15, He et al. 2009)."""
+
+MAX_WIDTH, MAX_DEPTH = 512, 64
+"""Channels of the first stage and layers of a stage at most: more would fill the memory before the weights are read."""
 
 INPUTS = ("dark", "bright")
 AIRLIGHTS = ("pixels", "picture")
@@ -97,6 +101,8 @@ class Spec:
     def __post_init__(self) -> None:
         if unknown := set(self.inputs) - set(INPUTS):
             raise ValueError(f"unknown inputs {sorted(unknown)}; choose among {', '.join(INPUTS)}")
+        if len(set(self.inputs)) < len(self.inputs):
+            raise ValueError(f"inputs {self.inputs} names a channel twice")
         if self.head_stride not in (1, 4):
             raise ValueError(f"head_stride is 1 or 4, not {self.head_stride}")
         if self.airlight not in AIRLIGHTS:
@@ -115,7 +121,24 @@ class Spec:
         for name in ("widths", "depths", "heads", "decoder_depths", "decoder_heads"):
             if len(getattr(self, name)) != 4:
                 raise ValueError(f"{name} needs four numbers, one a stage, not {getattr(self, name)}")
+        self._check_sizes()
         self._check_widths()
+
+    def _check_sizes(self) -> None:
+        """Check the numbers of which a network could be built that does not fit into memory."""
+        context = {"context_layers": (self.context_layers,), "context_heads": (self.context_heads,)}
+        for name, limit in (
+            ("widths", 8 * MAX_WIDTH),
+            ("depths", MAX_DEPTH),
+            ("decoder_depths", MAX_DEPTH),
+            ("context_layers", MAX_DEPTH),
+            ("heads", 16 * MAX_WIDTH),
+            ("decoder_heads", 16 * MAX_WIDTH),
+            ("context_heads", 16 * MAX_WIDTH),
+        ):
+            numbers = context.get(name) or getattr(self, name)
+            if not all(type(number) is int and 1 <= number <= limit for number in numbers):
+                raise ValueError(f"{name} must be whole numbers from 1 to {limit}, not {getattr(self, name)}")
 
     def _check_widths(self) -> None:
         """Check what else would only show as an error of shapes somewhere in the network."""
@@ -130,8 +153,9 @@ class Spec:
             if any(width % count for width, count in zip(widths, heads, strict=True)):
                 raise ValueError(f"{name} {heads} must divide the channels {tuple(widths)}")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
-                raise ValueError(f"{name} needs three numbers, one a color, std above 0, not {numbers}")
+            finite = len(numbers) == 3 and all(map(math.isfinite, numbers))
+            if not finite or (name == "std" and min(numbers) <= 0):
+                raise ValueError(f"{name} needs three finite numbers, one a color, std above 0, not {numbers}")
 
     @property
     def halo(self) -> int:
@@ -148,6 +172,13 @@ class Spec:
         """Channels of the decoder's features."""
         return 2 * self.widths[0] if self.head_stride == 4 else self.widths[0] // 8
 
+    @property
+    def least_parameters(self) -> int:
+        """Number of weights in the matrices of attention and MLP, which are most of a network: 12 squared widths."""
+        decoder = zip(reversed(self.widths), self.decoder_depths, strict=True)  # of joined maps, twice as wide
+        layers = [*zip(self.widths, self.depths, strict=True), (self.widths[-1], self.context_layers)]
+        return 12 * sum(width**2 * depth for width, depth in [*layers, *((2 * w, depth) for w, depth in decoder)])
+
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` is the inverse."""
         return json.dumps(asdict(self))
@@ -161,7 +192,10 @@ class Spec:
         ValueError
             If the text is not such a spec, or names a field this version does not know.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("not a DehazeXL spec: it is nested without end") from None
         known = {f.name for f in fields(cls)}
         if not isinstance(values, dict) or not set(values) <= known:
             extra = sorted(set(values) - known) if isinstance(values, dict) else values

@@ -17,16 +17,12 @@ class Tokens(NamedTuple):
         ``(n, h, w, c)``.
     extra
         What the head asks tokens to carry, such as their colors: ``(n, h, w, k)``.
-    rows, cols
-        Their position in the image's grid of tokens ``(h, w)``, integers.
     valid
         Tokens with data ``(n, h, w)``, bool, where n is 1; None for all.
     """
 
     features: Tensor
     extra: Tensor
-    rows: Tensor
-    cols: Tensor
     valid: Tensor | None = None
 
     def select(self) -> tuple[Tensor, Tensor]:
@@ -51,7 +47,7 @@ class Votes(NamedTuple):
     mean: Tensor
 
 
-def vote(log_weights: Tensor, numbers: Tensor) -> Votes:
+def count_votes(log_weights: Tensor, numbers: Tensor) -> Votes:
     """Count the votes ``(n, tokens, numbers)`` of tokens with logarithms of weights ``(n, tokens, ways)``."""
     return Votes(log_weights.logsumexp(1), log_weights.softmax(1).transpose(1, 2) @ numbers)
 

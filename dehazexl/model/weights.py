@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "dehazexl"
+MAX_PARAMETERS = 10**9
+"""Twice those of ``official-large``."""
 BUNDLED = Path(__file__).parents[1] / "weights"
 
 # Where the official network names its parts differently: (its name, ours), as regular expressions.
@@ -143,7 +148,7 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: a safetensors file, but not of DehazeXL weights (no spec in its metadata)")
     try:
         return {k: v if k == "format" else json.loads(v) for k, v in about.items()}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its metadata is not JSON ({error}); download or copy it again") from None
 
 
@@ -235,7 +240,9 @@ def _load_safetensors(path: Path) -> DehazeXL:
     from safetensors.torch import load_file
 
     try:
-        model = DehazeXL(Spec.from_json(json.dumps(describe(path)["spec"])))
+        spec = Spec.from_json(json.dumps(describe(path)["spec"]))
+        _check_size(spec, path)
+        model = DehazeXL(spec)
     except (RuntimeError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{path}: its spec makes no network ({error}); download or copy it again") from error
     except ValueError as error:
@@ -244,22 +251,65 @@ def _load_safetensors(path: Path) -> DehazeXL:
     return model
 
 
-def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
+def _check_size(spec: Spec, path: Path) -> None:
+    """Check the header of a safetensors file against its spec, before memory is allocated for the network.
+
+    Raises
+    ------
+    ValueError
+        If the file has fewer numbers than the network, or the network is larger than any of this project.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    needed = spec.least_parameters
+    if needed > MAX_PARAMETERS:
+        raise ValueError(f"{path}: its network has {needed:,} weights, more than {MAX_PARAMETERS:,}; use a smaller one")
+    if needed > found:
+        raise ValueError(f"{path}: does not fit the network, which has {needed:,} weights or more; it holds {found:,}")
+
+
+def _check_archive(path: Path) -> bool:
+    """Check how a file of ``torch.save`` is packed; return whether it is a zip file, rather than a bare pickle.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or a zip file that could inflate to any size. torch does not compress.
+    """
+    with path.open("rb") as file:
+        head = file.read(2)
+    # torch would unpack a tar file, as it wrote them long ago, into a temporary folder.
+    if not head.startswith((b"PK", b"\x80")) or (head != b"PK" and tarfile.is_tarfile(path)):
+        raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth")
+    if head != b"PK":
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path}: not a weights file, or cut short ({error}); copy it again") from None
+    if any(part.compress_type != zipfile.ZIP_STORED or part.file_size > path.stat().st_size for part in parts):
+        raise ValueError(f"{path}: not a weights file of torch, which are not compressed; unpack and save it again")
+    return True
+
+
+def read_pickle(path: Path, device: str | torch.device = "cpu", *, mapped: bool = False) -> Any:
     """Read a file of ``torch.save``, tensors and plain values only.
+
+    With `mapped`, tensors are read when they are used, and the file must not change until then.
 
     Raises
     ------
     ValueError
         If the file is something else, is damaged, or wants to run code.
     """
-    with path.open("rb") as file:
-        # A zip, or a bare pickle. torch fails in many ways on what is neither.
-        if not file.read(2).startswith((b"PK", b"\x80")):
-            raise ValueError(f"{path}: not a weights file; give a .safetensors or an official .pth")
+    zipped = _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch did not write; they fail, too
-            return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True, mmap=mapped and zipped)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise ValueError(
@@ -273,7 +323,7 @@ def read_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
 
 def _load_official(path: Path, normalized: bool) -> DehazeXL:
     """Load a ``.pth`` of the official code, which is a state dict."""
-    state = read_pickle(path)
+    state = read_pickle(path, mapped=True)
     entries = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries):
         raise ValueError(f"{path}: holds no state dict of tensors; save the network's state_dict() alone")
@@ -289,19 +339,24 @@ def _load_official(path: Path, normalized: bool) -> DehazeXL:
 
 def _fill(model: DehazeXL, state: dict[str, Tensor], path: Path) -> None:
     """Load a state dict strictly, with an error that names the entries that do not fit."""
-    own = model.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    _check_fit(own, {name: tuple(value.shape) for name, value in state.items()}, path)
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {name} holds values that are no numbers: the training diverged; take another")
+    model.load_state_dict(state)
+
+
+def _check_fit(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Compare the names and shapes of a network with those in a file."""
+    missing, extra = sorted(set(own) - set(found)), sorted(set(found) - set(own))
     if missing or extra:
         raise ValueError(
             f"{path}: does not fit the network: {_some('missing', missing)}{_some('unknown', extra)}".rstrip("; ")
         )
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            expected, found = tuple(own[name].shape), tuple(value.shape)
-            raise ValueError(f"{path}: {name} has shape {found}, the network needs {expected}")
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {name} holds values that are no numbers: the training diverged; take another")
-    model.load_state_dict(state)
+    for name, shape in found.items():
+        if shape != own[name]:
+            raise ValueError(f"{path}: {name} has shape {shape}, the network needs {own[name]}")
 
 
 def _some(word: str, names: list[str]) -> str:

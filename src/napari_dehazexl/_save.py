@@ -46,8 +46,8 @@ def save(
 ) -> Steps:
     """Dehaze a whole image into a file, as `dehazexl run` does.
 
-    Until the file is complete, its tokens are kept next to it (see `tokens_of`) in squares of 8 x 8 tiles. A save that
-    was stopped or failed continues from them if it is repeated with the same settings. A file at `path` is replaced
+    Until the file is complete, its tokens are kept next to it (see `tokens_of`). A save that was stopped or
+    failed continues from them if it is repeated with the same settings. A file at `path` is replaced
     only at the end. If the device runs out of memory, fewer tiles are computed at once.
 
     Parameters
@@ -89,7 +89,7 @@ def save(
         try:
             return (yield from _passes(job, store, path, overwrite, stopped))
         finally:
-            if not any(store.done(block) for block in job.grid.blocks(job.grid.block)):
+            if not store.begun():
                 shutil.rmtree(tokens_of(path), ignore_errors=True)
 
 
@@ -160,7 +160,7 @@ def _holds_tokens(folder: Path) -> bool:
     import zarr
 
     try:
-        return "fingerprint" in zarr.open_group(folder, mode="r").attrs
+        return "job" in zarr.open_group(folder, mode="r").attrs
     except (OSError, ValueError):
         return False
 

@@ -66,7 +66,7 @@ def test_a_folder_gets_maps_figures_and_numbers(
 
 
 def test_an_interrupted_command_goes_on(
-    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = Response.gradient
     points = []
@@ -79,14 +79,36 @@ def test_an_interrupted_command_goes_on(
 
     monkeypatch.setattr(Response, "gradient", stopped)
     assert command("--steps", "3", "--no-curves", "") == 143
+    assert "the same command goes on, dehazexl clean" in capsys.readouterr().err
     assert not (tmp_path / "maps").exists()
+    assert main(["status", str(tmp_path / "maps")]) == 0
+    assert "maps: path, " in capsys.readouterr().out
+    assert command("--steps", "4", "--no-curves", "") == 2
+    assert "differs in steps (3 then, 4 now)" in capsys.readouterr().err
     assert command("--steps", "3", "--no-curves", "") == 0
+    assert "going on with" in capsys.readouterr().err
     assert sorted(points[:1] + points[2:]) == pytest.approx([1 / 6, 1 / 2, 5 / 6])
     points.clear()
     resumed = open_image(tmp_path / "maps" / "attribution.tif").levels[0].compute()
     monkeypatch.setattr(Response, "gradient", whole)
     assert command("--steps", "3", "--no-curves", "", "--overwrite", "") == 0
     assert np.array_equal(resumed, open_image(tmp_path / "maps" / "attribution.tif").levels[0].compute())
+
+
+@pytest.mark.parametrize("way", ["fresh", "clean"])
+def test_unfinished_work_is_given_up(
+    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Response, "gradient", lambda *_: signal.raise_signal(signal.SIGTERM) or iter([0]))
+        assert command("--no-curves", "") == 143
+    assert (tmp_path / ".maps.part").is_dir()
+    if way == "clean":
+        assert main(["clean", str(tmp_path), "--yes"]) == 0
+        assert not (tmp_path / ".maps.part").exists()
+    assert command("--window", "30:60,100:150", "--no-curves", "", *(["--fresh", ""] if way == "fresh" else [])) == 0
+    assert json.loads((tmp_path / "maps" / "explanation.json").read_text())["window"] == [30, 60, 100, 150]
+    assert not (tmp_path / ".maps.part").exists()
 
 
 BAD = [

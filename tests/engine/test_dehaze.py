@@ -469,7 +469,7 @@ def test_kept_tokens_are_not_encoded_again(tiny: DehazeXL, tmp_path: Path) -> No
     assert np.allclose(dehazed(pixels, tiny, overlap=32), first, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stop", "encoded", "kept"), [(5, 72, True), (64 + 2, 8, True), (64 + 2, 8, False)])
+@pytest.mark.parametrize(("stop", "encoded", "kept"), [(5, 67, True), (64 + 2, 6, True), (64 + 2, 6, False)])
 def test_encoding_goes_on_after_it_was_stopped(tmp_path: Path, stop: int, encoded: int, kept: bool) -> None:
     # 9 x 8 tiles are two blocks; the smallest network there is, as they are many.
     spec = replace(SPECS["tiny"], depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1), inputs=())
@@ -495,7 +495,7 @@ def test_encoding_goes_on_after_it_was_stopped(tmp_path: Path, stop: int, encode
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_fusing_starts_again_after_it_was_stopped(tiny: DehazeXL, tmp_path: Path, kept: bool) -> None:
+def test_fusing_goes_on_after_it_was_stopped(tiny: DehazeXL, tmp_path: Path, kept: bool) -> None:
     pixels = hazy(300, 600)
     job = prepare(pixels, tiny, 0, value_range=(0, 1))
     store = open_tokens(job, tmp_path / "tokens" if kept else None)
@@ -568,7 +568,7 @@ def test_tokens_of_other_code_are_refused(tiny: DehazeXL, tmp_path: Path, monkey
         "tokens": tmp_path / "tokens",
     }
     dehazexl.dehaze(**options)
-    monkeypatch.setattr("dehazexl.engine.dehaze.FORMAT", FORMAT + 1)
+    monkeypatch.setattr("dehazexl.engine.description.FORMAT", FORMAT + 1)
     with pytest.raises(ValueError, match="another version of dehazexl"):
         dehazexl.dehaze(**options)
 

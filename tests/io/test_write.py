@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ from dehazexl.image.georeference import Geo
 from dehazexl.image.image import Image
 from dehazexl.io.open import open_image
 from dehazexl.io.pyramid import Levels, Pyramid, halve
+from dehazexl.io.unfinished import held
 from dehazexl.io.write import check, to_photo, to_tiff, to_zarr, total, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -478,7 +480,7 @@ def test_a_zarr_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monkeyp
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.parent.name.endswith(".part"):
+        if self.parent.name.endswith(".part") and self.name == "image":
             raise PermissionError(13, "in use")
         return rename(self, target)
 
@@ -536,7 +538,7 @@ def test_two_cannot_write_one_image(tmp_path: Path, name: str) -> None:
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
         "import sys, time, numpy as np, dask.array as da; from dehazexl.io.write import write\n"
-        "w = write(da.zeros((2048, 2048, 3), chunks=(512, 512, 3), dtype='uint8'), sys.argv[1], resume='x'); next(w)\n"
+        "w = write(da.zeros((2048, 2048, 3), chunks=(512, 512, 3), dtype='uint8'), sys.argv[1]); next(w)\n"
         "print('writing', flush=True); time.sleep(600)"
     )
     path = tmp_path / "clear.zarr"
@@ -544,17 +546,25 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         zeros = da.zeros((2048, 2048, 3), chunks=(512, 512, 3), dtype="uint8")
         with pytest.raises(OSError, match=rf"is being written by process {process.pid} on"):
-            list(write(zeros, path, resume="x"))
+            list(write(zeros, path))
         process.kill()
-    list(write(zeros, path, resume="x"))
+    list(write(zeros, path))
     assert_same(open_image(path).levels[0].compute(), np.zeros((2048, 2048, 3), "uint8"))
 
 
 # ---- going on -------------------------------------------------------------------------------------
 
 
-def stopped_after(blocks: int, clear: da.Array, path: Path, resume: str | None = "this work") -> None:
-    writing = write(clear, path, resume=resume)
+def resumable(
+    clear: da.Array, path: Path, work: str = "this", fresh: bool = False, **options: Any
+) -> Generator[int, None, None]:
+    with held(path) as folder:
+        folder.begin({"work": work}, fresh)
+        yield from write(clear, path, resume=folder, **options)
+
+
+def stopped_after(blocks: int, clear: da.Array, path: Path) -> None:
+    writing = resumable(clear, path)
     for _ in range(blocks):
         next(writing)
     writing.close()
@@ -568,7 +578,7 @@ def test_work_that_was_stopped_goes_on(tmp_path: Path, name: str, sides: tuple[i
     stopped_after(5, clear, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == [f".{name}.part"]
     again, counts = counted(pixels, sides)
-    done = list(write(again, tmp_path / name, resume="this work"))
+    done = list(resumable(again, tmp_path / name))
     # Blocks that hold whole tiles are computed twice only where they ran ahead of the writer.
     most = again.npartitions - 5 if sides == (512, 512) else again.npartitions - 1
     assert len(first) >= 5 and len(counts) <= most
@@ -585,10 +595,17 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["clear.zarr", "clear.tif"])
-def test_work_of_another_kind_starts_again(tmp_path: Path, name: str) -> None:
+def test_other_work_is_kept_until_it_is_given_up(tmp_path: Path, name: str) -> None:
     stopped_after(5, lazy(scene((1500, 1400, 3)), (512, 512)), tmp_path / name)
+    begun = contents(tmp_path / f".{name}.part" / "done")
     other, counts = counted(scene((1500, 1400, 3), seed=1), (512, 512))
-    list(write(other, tmp_path / name, resume="other work"))
+    words = r"holds unfinished work that differs in work \(this then, other now\): .* start again with --fresh"
+    with pytest.raises(ValueError, match=words):
+        list(resumable(other, tmp_path / name, "other"))
+    with pytest.raises(ValueError, match=r"holds unfinished work on .*: repeat its command to go on, or remove it"):
+        list(write(other, tmp_path / name))
+    assert not counts and contents(tmp_path / f".{name}.part" / "done") == begun
+    list(resumable(other, tmp_path / name, "other", fresh=True))
     assert len(counts) == other.npartitions
     assert_same(open_image(tmp_path / name).levels[0].compute(), other.compute())
 
@@ -603,7 +620,7 @@ def test_an_unfinished_tile_is_not_done(tmp_path: Path) -> None:
     level = zarr.open_group(part / "image", mode="r+")["0"]
     level[:, :512, :512], marks[0, 0] = 7, False
     path = tmp_path / "clear.zarr"
-    list(write(lazy(pixels, (512, 512)), path, resume="this work"))
+    list(resumable(lazy(pixels, (512, 512)), path))
     assert_same(open_image(path).levels[0].compute(), pixels)
 
 
@@ -619,7 +636,7 @@ def test_damaged_work_starts_again(tmp_path: Path, name: str, damage: str) -> No
         shutil.rmtree(place)
     else:
         place.write_text("")
-    list(write(lazy(pixels, (512, 512)), path, resume="this work"))
+    list(resumable(lazy(pixels, (512, 512)), path))
     assert_same(open_image(path).levels[0].compute(), pixels)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -635,12 +652,12 @@ def test_an_interrupted_clean_up_is_no_work_to_resume(tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         rmtree(folder, *args, **options)
 
-    monkeypatch.setattr("dehazexl.io.write.shutil.rmtree", interrupted)
+    monkeypatch.setattr("dehazexl.io.unfinished.shutil.rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(write(lazy(pixels), path, resume="this work"))
+        list(resumable(lazy(pixels), path))
     monkeypatch.undo()
     assert_same(open_image(path).levels[0].compute(), pixels)
-    list(write(lazy(pixels), path, resume="this work", overwrite=True))
+    list(resumable(lazy(pixels), path, overwrite=True))
     assert_same(open_image(path).levels[0].compute(), pixels)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -650,7 +667,7 @@ def test_a_full_disk_keeps_work_that_can_go_on(small_disk: Path, name: str) -> N
     pixels = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), "uint8")
     clear, counts = counted(pixels, (512, 512))
     with pytest.raises(OSError, match="which is kept, so make room and run it again"):
-        list(write(clear, small_disk / name, resume="this work"))
+        list(resumable(clear, small_disk / name))
     assert [p.name for p in small_disk.iterdir()] == [f".{name}.part"]
     assert counts
 

@@ -18,7 +18,6 @@ from dehazexl.image.grid import TILE
 from dehazexl.model import SPECS, DehazeXL, Spec
 from dehazexl.model.context import positions
 from dehazexl.model.network import from_tiles, grid_to_tiles, pad, tiles_to_grid, to_tiles
-from dehazexl.model.tokens import Tokens
 from dehazexl.model.weights import OFFICIAL_MEAN, OFFICIAL_STD, from_official
 from dehazexl.model.windows import CachedBias, partition, shift_mask, unpartition, window_and_shift
 
@@ -313,10 +312,10 @@ def test_an_offset_is_that_of_the_tokens_positions(tiny: DehazeXL) -> None:
     wide = torch.zeros(1, 24, 24, 64)
     wide[:, 16:, 8:] = tokens
     rows, cols = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
-    embedded = tiny.context.embed(Tokens(wide, wide[..., :0], rows, cols))
+    embedded = tiny.context.embed(wide, rows, cols)
     x = embedded[:, 16:, 8:].flatten(1, 2)
     for layer in tiny.context.layers:
-        x = layer(x, *layer.keys_values(x.view(1, 8, 16, 64)))
+        x = layer(x, [layer.keys_values(x.view(1, 8, 16, 64))])
     assert relative(tiny.fuse(tokens, (16, 8)), x.view(1, 8, 16, 64)) < 1e-6
     assert relative(tiny.fuse(tokens), x.view(1, 8, 16, 64)) > 1e-3
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,6 +174,21 @@ def test_code_in_a_plain_pickle_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(pickle.dumps({"weight": Code(tmp_path / "made")}))
     refused(tmp_path / "w.pth", "not a weights file")
     assert not (tmp_path / "made").exists()
+
+
+def test_a_tar_file_is_refused_before_torch_opens_it(tmp_path: Path) -> None:
+    """Releases of torch before 2.6 unpack it into a temporary folder, and run the code in it."""
+    with tarfile.open(tmp_path / "w.pth", "w", format=tarfile.GNU_FORMAT) as file:
+        for name in ("\udc80", "storages", "pickle"):
+            file.addfile(tarfile.TarInfo(name), io.BytesIO())
+    assert (tmp_path / "w.pth").read_bytes().startswith(b"\x80")
+    refused(tmp_path / "w.pth", "not a weights file; give a .safetensors")
+
+
+@pytest.mark.parametrize("name", ["compact", "fast", "tiny", "tiny-field"])
+def test_a_network_has_the_weights_that_its_spec_needs_at_least(name: str) -> None:
+    count = sum(weights.numel() for weights in DehazeXL(SPECS[name]).parameters())
+    assert SPECS[name].least_parameters <= count < 1.5 * SPECS[name].least_parameters
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -41,8 +41,8 @@ def test_cancel_and_go_on(widget, long, gate, weights, tmp_path, monkeypatch, qt
     click(widget.cancel)
     gate.go.set()
     saved(widget, qtbot)
-    assert gate.tiles[:1] == [48] and not path.exists()
     done = sum(gate.tiles)
+    assert 0 < done < 48 and not path.exists()  # it ended within a batch, not within a block of 48 tiles
     save_as(widget, path, monkeypatch)
     saved(widget, qtbot)
     assert sum(gate.tiles) == 54, f"{done} tiles were encoded, of them some once more"

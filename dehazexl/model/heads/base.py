@@ -34,27 +34,12 @@ class Affine(NamedTuple):
     haze: Haze | None = None
 
 
-class Survey(NamedTuple):
-    """Findings of a head about some tokens, see `Head.survey`.
-
-    Attributes
-    ----------
-    votes
-        On numbers of the whole image.
-    cells
-        Numbers of each token ``(n, h, w, k)``, or None.
-    """
-
-    votes: Votes
-    cells: Tensor | None = None
-
-
 class Head(nn.Module):
     """Maps the decoder's features to gain and bias of each pixel.
 
     A head may ask tokens to carry more than their features: `describe` gives what they carry to the attention over
-    the whole image. Afterwards `survey` looks at the fused tokens part by part, and `carried` gives what they carry to
-    the decoder instead, once the votes of all parts have been counted.
+    the whole image. Afterwards the fused tokens `vote` part by part, and `carried` gives what they carry to the decoder
+    instead, once the votes of all parts have been counted.
 
     Attributes
     ----------
@@ -62,8 +47,8 @@ class Head(nn.Module):
         Numbers that the last layer computes for each cell.
     scattering
         Whether gain and bias follow the atmospheric scattering model.
-    surveys
-        Whether `survey` is to be called.
+    votes
+        Whether `vote` is to be called.
     known
         Channels of `guide`.
     overlap
@@ -74,7 +59,7 @@ class Head(nn.Module):
     overlap: ClassVar[int] = OVERLAP
     known: ClassVar[int] = 0
     outputs = 0
-    surveys = False
+    votes = False
 
     mean: Tensor
     std: Tensor
@@ -116,21 +101,19 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def survey(self, tokens: Tokens) -> Survey:
-        """Look at some fused tokens."""
+    def vote(self, tokens: Tokens) -> Votes:
+        """Return the votes of some fused tokens on numbers of the whole image."""
         raise NotImplementedError
 
-    def carried(self, votes: Tensor, cells: Tensor | None, shape: tuple[int, int, int], overlap: float) -> Tensor:
+    def carried(self, votes: Tensor, tokens: Tokens, overlap: float) -> Tensor:
         """Return what fused tokens carry to the decoder.
 
         Parameters
         ----------
         votes
             Weighted mean of the votes of all tokens ``(n, ways, numbers)``.
-        cells
-            Those of the surveys, of the whole grid of tokens ``(n, h, w, k)``.
-        shape
-            n, h and w.
+        tokens
+            A rectangle of tiles; the result depends on the tiles around a tile, too.
         overlap
             Of the tiles, in pixels as the network sees them.
 

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from dehazexl.image.grid import SIDE, TILE, TOKEN
 from dehazexl.model.haze import Haze, to_light
-from dehazexl.model.heads.base import Affine, Head, Survey, convolution, enlarge, haziness, linear, logits
-from dehazexl.model.tokens import Tokens, vote
+from dehazexl.model.heads.base import Affine, Head, convolution, enlarge, haziness, linear, logits
+from dehazexl.model.tokens import Tokens, Votes, count_votes
 
 if TYPE_CHECKING:
     from dehazexl.model.spec import Spec
@@ -68,7 +68,7 @@ class Field(Head):
     scattering = True
     overlap = 0
     known = 5  # logits of the thickness, the airlight, the tone
-    surveys = True
+    votes = True
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -124,40 +124,32 @@ class Field(Head):
         colors = patches(extra).float().view(n, h, w, PATCHES, PATCHES, 3).permute(0, 5, 1, 3, 2, 4)
         return colors.reshape(n, 3, h * PATCHES, w * PATCHES)
 
-    def survey(self, tokens: Tokens) -> Survey:
-        """Return each token's cells of the field, and the votes of all, see `Head.survey`.
-
-        With the prior, the cells are followed by their trust in it and their darkest values.
-        """
+    def vote(self, tokens: Tokens) -> Votes:
+        """Let tokens vote on the numbers of the whole image, see `Head.vote`."""
         with torch.autocast(tokens.features.device.type, enabled=False):
             features, extra = tokens.select()
             features, colors = self.normalized_features(features), mean_colors(patches(extra))
             weights = linear(self.score, features) + F.pad(haziness(colors), (0, VOTERS - 1))
-            votes = vote(weights, torch.cat([features, logits(colors)], dim=-1))
-            every = self.normalized_features(tokens.features)
-            cells = linear(self.coarse, every)
-            if self.trust is not None:
-                darkest = tokens.extra[..., 3 * PATCHES**2 :].float()
-                cells = torch.cat([cells, linear(self.trust, every), darkest], dim=-1)
-            return Survey(votes, cells)
+            return count_votes(weights, torch.cat([features, logits(colors)], dim=-1))
 
     def normalized_features(self, fused: Tensor) -> Tensor:
         """Normalize fused tokens ``(..., c)``, in float32."""
         weight, bias = self.norm.weight.float(), self.norm.bias.float()
         return F.layer_norm(fused.float(), self.norm.normalized_shape, weight, bias)
 
-    def carried(self, votes: Tensor, cells: Tensor | None, shape: tuple[int, int, int], overlap: float) -> Tensor:
+    def carried(self, votes: Tensor, tokens: Tokens, overlap: float) -> Tensor:
         """Return the window of cells around each token, and the numbers of the whole image, see `Head.carried`."""
-        assert cells is not None
-        n, h, w, _ = cells.shape
+        n, h, w, _ = tokens.features.shape
         with torch.autocast(votes.device.type, enabled=False):
+            features = self.normalized_features(tokens.features)
+            cells = linear(self.coarse, features)
             first, _, last = self.elect
             assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
             values = linear(last, F.gelu(linear(first, votes.flatten(1))))
-            values = torch.cat([values[:, :3] + votes[:, 0, -3:], values[:, 3:]], dim=1).to(cells.device)
+            values = torch.cat([values[:, :3] + votes[:, 0, -3:], values[:, 3:]], dim=1)
             if self.trust is not None:
-                cells, trust, darkest = cells.split([CELLS**2, CELLS**2, 3 * CELLS**2], dim=-1)
-                cells = cells + trust * prior(darkest.unflatten(-1, (CELLS**2, 3)), values)
+                darkest = tokens.extra[..., 3 * PATCHES**2 :].float().unflatten(-1, (CELLS**2, 3))
+                cells = cells + linear(self.trust, features) * prior(darkest, values)
             field = cells.unflatten(-1, (CELLS, CELLS)).transpose(2, 3).reshape(n, h * CELLS, w * CELLS)
             return torch.cat([windows(field, overlap / CELL), values[:, None, None].expand(n, h, w, -1)], dim=-1)
 
@@ -325,10 +317,11 @@ def thickness(cells: Tensor, correction: Tensor, colors: Tensor) -> Tensor:
     ratio = CELL // STRIDE
     with torch.inference_mode(False):
         inside = fade(correction.device)
-    added, slopes = (correction * inside).split([1, CORRECTION - 1], dim=1)
+    added, slopes = correction.split([1, CORRECTION - 1], dim=1)
     # Low frequencies are left to the cells; a single tile cannot determine them.
     low = F.pad(F.avg_pool2d(added, ratio), (1, 1, 1, 1), mode="replicate")
-    added = added - upsample(low[:, 0], ratio)[:, None]
+    # Faded out last: tiles meet where nothing of the correction is left.
+    added, slopes = (added - upsample(low[:, 0], ratio)[:, None]) * inside, slopes * inside
     scale = side // added.shape[-1]
     detail = colors - enlarge(F.avg_pool2d(colors, scale), side)
     logits = upsample(cells, side // (SIDE * CELLS))[:, None] + enlarge(added, side)

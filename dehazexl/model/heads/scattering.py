@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from dehazexl.image.grid import TOKEN
 from dehazexl.model.context import RMSNorm
-from dehazexl.model.heads.base import Affine, Head, Survey, convolution, enlarge, haziness, linear, logits
-from dehazexl.model.tokens import Tokens, vote
+from dehazexl.model.heads.base import Affine, Head, convolution, enlarge, haziness, linear, logits
+from dehazexl.model.tokens import Tokens, Votes, count_votes
 
 if TYPE_CHECKING:
     from dehazexl.model.spec import Spec
@@ -52,7 +52,7 @@ class Scattering(Head):
         super().__init__(spec)
         self.prior = spec.prior
         self.airlight = Airlight(spec.widths[-1]) if spec.airlight == "picture" else None
-        self.surveys = self.airlight is not None
+        self.votes = self.airlight is not None
         self.slopes = nn.Conv2d(spec.features, 3, kernel_size=1) if spec.guided else None
 
     @classmethod
@@ -90,16 +90,16 @@ class Scattering(Head):
         """Return the mean colors of tokens, see `Head.describe`."""
         return None if self.airlight is None else F.avg_pool2d(tiles, TOKEN).permute(0, 2, 3, 1)
 
-    def survey(self, tokens: Tokens) -> Survey:
-        """Let tokens vote on the airlight, see `Head.survey`."""
+    def vote(self, tokens: Tokens) -> Votes:
+        """Let tokens vote on the airlight, see `Head.vote`."""
         assert self.airlight is not None
         with torch.autocast(tokens.features.device.type, enabled=False):
             features, colors = tokens.select()
-            return Survey(vote(*self.airlight(features, colors.float())))
+            return count_votes(*self.airlight(features, colors.float()))
 
-    def carried(self, votes: Tensor, cells: Tensor | None, shape: tuple[int, int, int], overlap: float) -> Tensor:
+    def carried(self, votes: Tensor, tokens: Tokens, overlap: float) -> Tensor:
         """Return the logits of the airlight, everywhere the same, see `Head.carried`."""
-        return votes[:, None].expand(*shape, -1)  # one way to weigh
+        return votes[:, None].expand(*tokens.features.shape[:3], -1)  # one way to weigh
 
     def forward(self, features: Tensor, carried: Tensor, inputs: Tensor, tiles: Tensor) -> Affine:
         """See `Head.forward`."""

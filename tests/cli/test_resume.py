@@ -1,0 +1,260 @@
+"""Runs that are killed: the same command goes on, and its output is that of a run that was not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tifffile
+import zarr
+from killed import Run, Runs
+from make_pictures import smooth
+from reference import randomised
+
+from dehazexl.cli.app import main
+from dehazexl.io.unfinished import Unfinished, held
+from dehazexl.model import SPECS
+from dehazexl.model.weights import save_model
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows neither forks nor sends signals")
+
+SPEC = replace(SPECS["tiny"], depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1), inputs=())
+"""The smallest network there is."""
+OPTIONS = ["--weights", "least.safetensors", "--device", "cpu", "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights, and images of two blocks each."""
+    folder = tmp_path_factory.mktemp("material")
+    save_model(randomised(SPEC), folder / "least.safetensors", licence="BSD-3-Clause")
+    pixels = smooth(height=270, width=2300)
+    tifffile.imwrite(folder / "in.tif", (pixels / 255).astype("float32"), tile=(256, 256), photometric="rgb")
+    zarr.create_array(folder / "in.zarr", data=pixels, chunks=(128, 1024, 3))
+    return folder
+
+
+@pytest.fixture
+def inside(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own for a test, with the material."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(material, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def run(inside: Path) -> Iterator[Runs]:
+    runs = Runs(inside)
+    yield runs
+    runs.close()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Return the bytes of all files of an image."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def succeeded(end: Run) -> Run:
+    assert end.code == 0, end.err
+    return end
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("source", "output"), [("in.tif", "out.tif"), ("in.zarr", "out.ome.zarr")])
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(inside: Path, run: Runs, source: str, output: str) -> None:
+    """Killed at changes of its files that are spread over all stages, each time in another run."""
+    command = ["run", source, output, *OPTIONS]
+    whole = succeeded(run(*command))
+    expected = contents(Path(output))
+    went_on = []
+    moments = [len(whole.changes) * step // 7 for step in range(1, 7)]
+    (complete,) = (number for number, change in enumerate(whole.changes) if change.endswith("/complete"))
+    for kill_at in (*moments, complete):
+        shutil.rmtree(output) if Path(output).is_dir() else Path(output).unlink()
+        assert run(*command, kill_at=kill_at).code == -9
+        assert not Path(output).exists()
+        again = succeeded(run(*command))
+        went_on += [line for line in again.err.splitlines() if line.startswith("dehazexl: going on with .out.")]
+        assert contents(Path(output)) == expected, f"killed before {whole.changes[kill_at]}"
+        assert not Path(f".{output}.part").exists()
+    stages = "encode", "fuse", "decode", "finish"
+    assert {stage for stage in stages for line in went_on if f"({stage}" in line} == set(stages)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_keep_the_work(inside: Path, run: Runs, name: str, code: int) -> None:
+    command = ["run", "in.zarr", "out.ome.zarr", *OPTIONS]
+    stopped = run(*command, kill_in="part/image/0/c/0/0/4", end=getattr(signal, name))
+    assert stopped.code == code
+    said = "dehazexl: error: stopped; the same command goes on, dehazexl clean . removes .out.ome.zarr.part"
+    assert stopped.err.splitlines()[-1] == said and not Path("out.ome.zarr").exists()
+    again = succeeded(run(*command))
+    assert "dehazexl: going on with .out.ome.zarr.part (decode, 89 %)" in again.err
+    # Each stage counts the tiles that were done before.
+    assert re.search(r"encode: 100%.* 22/22 ", again.err) and not Path(".out.ome.zarr.part").exists()
+
+
+def test_tokens_elsewhere_are_kept(inside: Path, run: Runs) -> None:
+    command = ["run", "in.zarr", "out.tif", *OPTIONS, "--tokens", "a/tokens"]
+    # As soon as something else than the tokens is written.
+    stopped = run(*command, kill_in=".out.tif.part/level0", end=signal.SIGTERM)
+    assert stopped.err.splitlines()[-1].startswith("dehazexl: error: stopped; the same command goes on from the tokens")
+    assert not Path(".out.tif.part/tokens").exists() and Path("a/tokens").is_dir()
+    succeeded(run(*command))
+    assert sorted(each.name for each in Path("a").iterdir()) == ["tokens"]
+
+
+OTHERS = {
+    "strength": (["--strength", "0.5"], "strength (1.0 then, 0.5 now)"),
+    "overlap": (["--overlap", "16"], "overlap (32 then, 16 now)"),
+    "precision": (["--dtype", "bfloat16"], "precision (float32 then, bfloat16 now)"),
+    "region": (["--region", "0:200,:"], "region (all then, [0:200,0:2300] now); height (270 then, 200 now)"),
+    "ngff": (["--ngff", "0.4"], "ngff (0.5 then, 0.4 now)"),
+}
+
+
+@pytest.fixture
+def killed(inside: Path, run: Runs) -> list[str]:
+    """The command of a run that was killed while it wrote."""
+    command = ["run", "in.zarr", "out.ome.zarr", *OPTIONS]
+    assert run(*command, kill_in="part/image/0/c/0/0/1").code == -9
+    return command
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_differs_is_named_and_nothing_is_lost(run: Runs, killed: list[str], other: str) -> None:
+    given, words = OTHERS[other]
+    before = contents(Path(".out.ome.zarr.part/image"))
+    end = run(*killed, *given)
+    (line,) = (line for line in end.err.splitlines() if line.startswith("dehazexl: error: "))
+    assert end.code == 2 and words in line and line.endswith("or start again with --fresh")
+    assert contents(Path(".out.ome.zarr.part/image")) == before
+    fresh = succeeded(run(*killed, *given, "--fresh"))
+    assert "going on" not in fresh.err
+
+
+def test_an_input_that_changed_is_told_though_its_times_are_as_before(run: Runs, killed: list[str]) -> None:
+    chunk = Path("in.zarr/c/0/1/0")
+    times, folder_times = chunk.stat(), chunk.parent.stat()
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    os.utime(chunk, ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.utime(chunk.parent, ns=(folder_times.st_atime_ns, folder_times.st_mtime_ns))
+    end = run(*killed)
+    assert end.code == 2 and re.search(
+        r"holds unfinished work that differs in input content \(\w+ then, \w+ now\):", end.err
+    )
+
+
+def test_the_second_of_two_runs_is_told_who_holds_the_output(inside: Path, run: Runs) -> None:
+    for given, name in (([], "out.tif"), (["--tokens", "tokens"], "tokens")):
+        command = ["run", "in.tif", "out.tif", *OPTIONS, *given]
+        with held(Path(name)):
+            end = run(*command)
+        said = rf"dehazexl: error: {name} is being written by process {os.getpid()} on \S+ since .*: wait for it"
+        assert end.code == 2 and re.search(said, end.err)
+    assert sorted(each.name for each in inside.iterdir()) == [
+        "changes",
+        "err",
+        "in.tif",
+        "in.zarr",
+        "least.safetensors",
+    ]
+
+
+# ---- An output that is replaced -----------------------------------------------------------------
+
+
+@pytest.fixture
+def swapped(inside: Path, run: Runs) -> tuple[list[str], dict[str, bytes]]:
+    """The command of a run that was killed between the two renames of a Zarr, and the result it had."""
+    command = ["run", "in.zarr", "out.ome.zarr", *OPTIONS, "--overwrite"]
+    assert main(["run", "in.zarr", "out.ome.zarr", *OPTIONS, "--strength", "0"]) == 0
+    succeeded(run("run", "in.zarr", "other.ome.zarr", *OPTIONS))
+    assert run(*command, kill_in="os.rename out.ome.zarr").code == -9
+    assert not Path("out.ome.zarr").exists()
+    expected = contents(Path("other.ome.zarr"))
+    return command, {name: data.replace(b"other", b"out") for name, data in expected.items()}
+
+
+def test_a_replacement_that_was_killed_is_finished_by_the_same_command(
+    run: Runs, swapped: tuple[list[str], dict[str, bytes]]
+) -> None:
+    command, expected = swapped
+    again = succeeded(run(*command))
+    assert "encode" not in again.err.replace("going on with .out.ome.zarr.part (encode", "")
+    assert contents(Path("out.ome.zarr")) == expected and not Path(".out.ome.zarr.part").exists()
+
+
+def test_a_replacement_that_was_killed_is_finished_by_any_other(
+    run: Runs, swapped: tuple[list[str], dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, expected = swapped
+    other = run("run", "in.tif", "out.ome.zarr", *OPTIONS)
+    assert other.code == 2 and "out.ome.zarr exists" in other.err
+    assert contents(Path("out.ome.zarr")) == expected and not Path(".out.ome.zarr.part").exists()
+
+
+@pytest.mark.parametrize("command", ["status out.ome.zarr", "clean .", "clean . --yes"])
+def test_status_and_clean_finish_a_replacement(
+    run: Runs, swapped: tuple[list[str], dict[str, bytes]], command: str
+) -> None:
+    _, expected = swapped
+    assert main(command.split()) == 0
+    assert contents(Path("out.ome.zarr")) == expected and not Path(".out.ome.zarr.part").exists()
+
+
+def test_an_old_output_comes_back_without_a_new_one(run: Runs, swapped: tuple[list[str], dict[str, bytes]]) -> None:
+    shutil.rmtree(".out.ome.zarr.part/image")
+    assert main(["clean", ".", "--yes"]) == 0
+    _, expected = swapped
+    assert contents(Path("out.ome.zarr")).keys() == expected.keys() and not Path(".out.ome.zarr.part").exists()
+    assert contents(Path("out.ome.zarr")) != expected
+
+
+# ---- status and clean ---------------------------------------------------------------------------
+
+
+def test_status_of_work(run: Runs, killed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    holder = Unfinished(Path("out.ome.zarr")).holder
+    assert main(["status", "out.ome.zarr"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith(f"({holder})\n") and f"process {os.getpid()} " not in out
+    assert re.fullmatch(
+        r"out\.ome\.zarr: decode, [\d.,]+ MB in \.out\.ome\.zarr\.part, "
+        r"stopped \d+ s ago \(process \d+ on \S+ since .*\)\n",
+        out,
+    )
+    with held(Path("out.ome.zarr")) as folder:
+        folder.note("encode", 10, 100)
+        folder.note("encode", 100, 100)
+        assert main(["status", "."]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("out.ome.zarr: encode, 100 %, about 0 s left of encode, ")
+        assert f"process {os.getpid()} on " in out and out.count("\n") == 1
+        assert main(["clean", ".", "--yes"]) == 0
+        assert "nothing to remove" in capsys.readouterr().out
+    succeeded(run(*killed))
+    assert main(["status", "out.ome.zarr"]) == 0
+    assert capsys.readouterr().out == "out.ome.zarr: complete, nothing is unfinished\n"
+    assert main(["status", "nothing.tif"]) == 2
+
+
+def test_clean_lists_and_removes(run: Runs, killed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".mine.part").mkdir()
+    assert main(["clean", "."]) == 0
+    assert Path(".out.ome.zarr.part").is_dir()
+    assert "nothing was removed: give --yes" in capsys.readouterr().out
+    assert main(["clean", ".", "--yes"]) == 0
+    assert capsys.readouterr().out.endswith(".out.ome.zarr.part was removed\n")
+    assert not Path(".out.ome.zarr.part").exists() and Path(".mine.part").is_dir() and Path("in.zarr").is_dir()
+    assert main(["clean", "nowhere"]) == 2
