@@ -71,6 +71,17 @@ def test_attribution_equals_that_of_the_whole_image_at_once(spec: Any, batch: in
     assert np.abs(expected[:, 512:]).max() > 0
 
 
+def test_attribution_of_a_network_that_sees_half_the_resolution() -> None:
+    model, x = randomised("tiny-field"), interleaved(picture(530, 600))
+    assert model.spec.scale == 2
+    window = Window(490, 525, 480, 550)  # in four tiles of 512 pixels
+    found = explained(x, model, (490, 525, 480, 550), baseline="black", steps=2)
+    expected = autograd(model, x, np.zeros_like(x), window, "sum", 2)
+    assert relative(found.attribution, expected) < 1e-4
+    assert found.tiles.shape == (2, 2) and found.tokens.shape == (9, 10)
+    assert found.tokens.sum() == pytest.approx(expected.sum(), rel=1e-3)
+
+
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_each_detector_is_attributed(detector: str) -> None:
     model, x = randomised(COMPACT), interleaved(picture(260, 300))
