@@ -341,6 +341,78 @@ def loader(device: str, dtype: str = "auto", nor: bool = False) -> Callable[[Pat
 
 
 @app.command()
+def explain(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A TIFF, Zarr, PNG or JPEG.")],
+    window: Annotated[str, typer.Option(metavar="Y0:Y1,X0:X1", help="Rows and columns of the output to explain.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder for maps, figures and numbers.")],
+    detector: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Explain the sum of the window, its mean-variance, or its gradient (edge strength)."
+        ),
+    ] = "sum",
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH", help="Compare with dehazed, black, blur, or an image of the same size without haze."
+        ),
+    ] = "dehazed",
+    steps: Annotated[int, typer.Option(metavar="N", help="Number of points on the path from the baseline.")] = 100,
+    sigma: Annotated[float, typer.Option(metavar="PIXELS", help="Standard deviation of the baseline blur.")] = 32.0,
+    curves: Annotated[
+        bool, typer.Option("--curves/--no-curves", help="Compute deletion and insertion curves of tiles.")
+    ] = True,
+    weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="Bundled weights by name, or a file.")] = "compact",
+    device: Device = "auto",
+    batch: Annotated[str, typer.Option(metavar="N", help="Number of tiles computed at once, or auto.")] = "auto",
+    overlap: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Overlap of tiles, 0 to 128. [default: that of the weights]"),
+    ] = None,
+    value_range: Annotated[
+        str, typer.Option("--range", metavar="LOW,HIGH", help="Values of black and white, as in run.")
+    ] = "",
+    bands: Annotated[str, typer.Option(metavar="R,G,B", help="Red, green and blue bands, as in run.")] = "",
+    nor: Annotated[bool, typer.Option("--nor", help="The official .pth file was trained with --nor.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing explanation.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start again, instead of going on with a command that was stopped.")
+    ] = False,
+) -> None:
+    """Show which parts of an image the network used for a window of its output.
+
+    The Dehazing Attribution Map of the paper, by integrated gradients in float32: what each pixel contributes to the
+    difference that the image makes to the window, compared with a baseline. A command that was
+    stopped or killed goes on when it is given again.
+    """
+    from dehazexl.cli import parse
+    from dehazexl.cli.explain import explain_to_folder, remaining
+    from dehazexl.engine.attribution import prepare_float32
+    from dehazexl.image.grid import Window
+    from dehazexl.model.weights import find_weights
+
+    y0, y1, x0, x1 = parse.region(window, "--window")
+    model = loader(device, "float32", nor)(find_weights(weights))
+    job = prepare_float32(
+        source.expanduser(),
+        model,
+        overlap,
+        parse.value_range(value_range) if value_range else None,
+        parse.bands(bands) if bands else None,
+        parse.batch(batch),
+    )
+    place = Window(y0 or 0, job.grid.height if y1 is None else y1, x0 or 0, job.grid.width if x1 is None else x1)
+    try:
+        for line in explain_to_folder(
+            job, place, out.expanduser(), overwrite=overwrite, fresh=fresh,
+            detector=detector, baseline=baseline, steps=steps, sigma=sigma, with_curves=curves,
+        ):  # fmt: skip
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        raise interrupted(remaining(out.expanduser())) from None
+
+
+@app.command()
 def info(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="An image, a weights file, or the name of bundled weights.")

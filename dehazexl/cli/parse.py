@@ -30,11 +30,11 @@ def batch(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def region(text: str) -> tuple[int | None, int | None, int | None, int | None]:
+def region(text: str, option: str = "--region") -> tuple[int | None, int | None, int | None, int | None]:
     """Parse ``Y0:Y1,X0:X1``, rows and columns; None for an omitted end, which means that of the image."""
     found = re.fullmatch(r"(-?\d*):(-?\d*),(-?\d*):(-?\d*)", text.replace(" ", ""))
     if not found or "-" in found.groups():
-        raise ValueError(f"--region {text!r}: write rows and columns Y0:Y1,X0:X1, as in --region 0:1024,512:2048")
+        raise ValueError(f"{option} {text!r}: write rows and columns Y0:Y1,X0:X1, as in {option} 0:1024,512:2048")
     y0, y1, x0, x1 = (int(word) if word else None for word in found.groups())
     return y0, y1, x0, x1
 

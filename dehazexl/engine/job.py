@@ -40,8 +40,8 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def computing() -> Iterator[None]:
-    """Compute alone, and without gradients.
+def computing(gradients: bool = False) -> Iterator[None]:
+    """Compute alone, and without gradients unless they are asked for.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def computing() -> Iterator[None]:
             "multiprocessing.get_context('spawn')"
         )
     _computed.set()
-    with _network, torch.inference_mode():
+    with _network, torch.inference_mode(not gradients), torch.set_grad_enabled(gradients):
         yield
 
 
