@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dehazexl.cli.run import Settings, Task
-    from dehazexl.io.tiff_write import Compression
+    from dehazexl.io.raster_write import Compression
     from dehazexl.io.zarr_write import Ngff
     from dehazexl.model import DehazeXL
 
@@ -202,8 +202,20 @@ def run(
     ] = None,
     ngff: Annotated[str, typer.Option(metavar="VERSION", help="Version of OME-Zarr, 0.5 or 0.4.")] = "0.5",
     compression: Annotated[
-        str, typer.Option(metavar="KIND", help="Compression of TIFF files: deflate, zstd or none.")
-    ] = "deflate",
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="Compression of TIFF files: deflate, zstd, lzw, lerc, none; jpeg, webp. [default: as the input]",
+        ),
+    ] = "",
+    nodata: Annotated[float | None, typer.Option(metavar="VALUE", help="Value of pixels without data.")] = None,
+    page: Annotated[int | None, typer.Option(metavar="N", help="Page of a TIFF with several, from 1.")] = None,
+    border: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="ignore: a border of one value does not count; keep: it is part of the image."
+        ),
+    ] = "ignore",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing outputs, once the new ones are complete.")
     ] = False,
@@ -249,8 +261,11 @@ def run(
         context=context,
         resize=parse.size(resize) if resize else None,
         ngff=cast("Ngff", ngff),  # `write` checks both, with one message for the command line and Python
-        compression=cast("Compression", compression),
+        compression=cast("Compression", compression) if compression else None,
         overwrite=overwrite,
+        nodata=nodata,
+        page=page,
+        border=cast("Any", border),
         fresh=fresh,
         skip_existing=skip_existing,
         unchecked=unchecked,
@@ -281,7 +296,8 @@ def dehaze_all(
     for result in work.run(tasks, folder, settings, load, echo_failure):
         print(result, flush=True)
         if result.note:
-            tell(result.note)
+            for line in result.note.splitlines():
+                tell(line)
     if failed:
         names = ", ".join(dict.fromkeys(map(str, failed)))
         echo_error(f"{len(failed)} of {len(tasks)} images could not be dehazed: {names}")

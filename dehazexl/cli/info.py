@@ -53,6 +53,7 @@ def describe_image(path: Path) -> dict[str, Any]:
         "pixel_size": list(image.scale) if image.units != "pixel" else None,
         "units": image.units,
         "geo": _georeference(image),
+        "notes": list(image.notes),
         "tiles": {"rows": grid.rows, "columns": grid.cols, "overlap": grid.overlap},
         "tokens_bytes": grid.count * SIDE**2 * channels(spec) * 4,  # in single precision
     }
@@ -79,13 +80,13 @@ def _georeference(image: Image) -> dict[str, Any] | None:
     if image.geo is None:
         return None
     if image.geo.affine is None:
-        return {"epsg": image.geo.epsg, "transform": None, "bounds": None}
+        return {"crs": image.geo.code, "epsg": image.geo.epsg, "transform": None, "bounds": None}
     height, width, _ = image.levels[0].shape
     a, b, c, d, e, f = image.geo.affine
     xs = [a * col + b * row + c for col in (0, width) for row in (0, height)]
     ys = [d * col + e * row + f for col in (0, width) for row in (0, height)]
     bounds = [min(xs), min(ys), max(xs), max(ys)]
-    return {"epsg": image.geo.epsg, "transform": list(image.geo.affine), "bounds": bounds}
+    return {"crs": image.geo.code, "epsg": image.geo.epsg, "transform": list(image.geo.affine), "bounds": bounds}
 
 
 def describe_weights(source: str) -> dict[str, Any]:
@@ -142,6 +143,7 @@ def _image_lines(properties: dict[str, Any]) -> list[tuple[str, str]]:
             "tokens",
             f"{_format_bytes(properties['tokens_bytes'])} in memory with the bundled weights, half in half precision",
         ),
+        *(("note", note) for note in properties["notes"]),
     ]
     return lines
 
@@ -153,7 +155,7 @@ def _georeference_lines(properties: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("pixel", f"{x:g} x {y:g} {properties['units']}"))
     if geo is None:
         return [*lines, ("place", "no georeference")]
-    system = f"EPSG:{geo['epsg']}" if geo["epsg"] else "a coordinate system without an EPSG code"
+    system = geo["crs"] or "a coordinate system without a code"
     if geo["transform"] is None:
         return [*lines, ("place", f"{system}, no affine transform from pixels to the ground")]
     a, b, _, d, e, _ = geo["transform"]

@@ -17,10 +17,11 @@ from dehazexl.engine.context import check_context, crop_to_context
 from dehazexl.engine.tokens import check_apart
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
+from dehazexl.io.carried import not_carried_over
 from dehazexl.io.disk import FULL
 from dehazexl.io.level0 import share_done
 from dehazexl.io.open import open_image
-from dehazexl.io.tiff_write import Compression
+from dehazexl.io.raster_write import Compression
 from dehazexl.io.unfinished import MARKS, TOKENS, Unfinished, held, part_of
 from dehazexl.io.write import PHOTO, TIFF, ZARR, check, check_absent, check_choices, write
 from dehazexl.io.zarr_write import Ngff
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dehazexl.engine.run import Stage
     from dehazexl.model import DehazeXL
 
-KINDS = (*TIFF, ".btf", *PHOTO, *ZARR)
+KINDS = (*TIFF, ".btf", *PHOTO, *ZARR, ".jp2", ".vrt", ".img", ".webp")
 """Suffixes of the images in a folder."""
 
 WEIGHTS = (".safetensors", ".pth")
@@ -68,8 +69,11 @@ class Settings:
     context: str = "all"
     resize: tuple[int, int] | None = None
     ngff: Ngff = "0.5"
-    compression: Compression = "deflate"
+    compression: Compression | None = None
     overwrite: bool = False
+    nodata: float | None = None
+    page: int | None = None
+    border: Literal["ignore", "keep"] = "ignore"
     fresh: bool = False
     workers: Workers | None = None
     skip_existing: bool = False
@@ -92,7 +96,7 @@ class Settings:
 
     def opened(self, source: Path) -> Image:
         """Open an image and crop it to the region; it is not resized yet."""
-        image = open_image(source, bands=self.bands)
+        image = open_image(source, bands=self.bands, nodata=self.nodata, page=self.page)
         return image if self.region is None else image.cropped(self.window(image))
 
     def in_context(self, source: Path) -> tuple[Image, Window | None]:
@@ -101,7 +105,7 @@ class Settings:
             from dehazexl.image.resize import resized
 
             return resized(self.opened(source), *self.resize), None
-        image = open_image(source, bands=self.bands)
+        image = open_image(source, bands=self.bands, nodata=self.nodata, page=self.page)
         return (image, None) if self.region is None else crop_to_context(image, self.window(image), self.context)
 
     def window(self, image: Image) -> Window:
@@ -369,7 +373,9 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
 
     started = time.perf_counter()
     image, window = settings.in_context(task.source)
-    job = prepare(image, model, settings.overlap, settings.strength, settings.value_range, batch=settings.batch)
+    job = prepare(
+        image, model, settings.overlap, settings.strength, settings.value_range, None, settings.batch, settings.border
+    )
     tokens = describe_tokens(job)
     with held(task.output) as unfinished:
         if unfinished.begin({**tokens, **described(task, settings, window)}, settings.fresh):
@@ -381,7 +387,9 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
                 check_absent(task.output, settings.overwrite)
                 work(job, tokens, task, settings, unfinished, keep_bars, window)
     height, width = (window.height, window.width) if window else image.levels[0].shape[:2]
-    return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, job.memory.note)
+    notes = (*job.image.notes, not_carried_over(task.output, image), job.memory.note)
+    note = "\n".join(f"{task.source.name}: {text}" for text in notes if text)
+    return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, note)
 
 
 def remaining(output: Path, tokens: Path | None) -> str:

@@ -180,7 +180,7 @@ def _finished(
         own = raw[..., band][valid]
         if job.strength != 1:
             color = job.strength * color + (1 - job.strength) * own.astype(np.result_type(raw.dtype, np.float32))
-        output = color if color.dtype == np.uint8 else to_dtype(color, raw.dtype)
+        output = color if color.dtype == np.uint8 else to_dtype(color, raw.dtype, job.image.bits)
         out[valid, band] = _around_nodata(output, own, job.image.nodata)
     return out
 

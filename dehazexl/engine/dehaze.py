@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import torch
 
+from dehazexl.engine.borders import find_border
 from dehazexl.engine.context import check_context, crop_to_context
 from dehazexl.engine.decode import decode
 from dehazexl.engine.description import describe_tokens
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from distributed import Client
     from numpy.typing import NDArray
 
+    from dehazexl.image.image import Image
+
+CHUNK_BYTES = 2**28
 CHUNK = 2048
 """Side of the chunks of a dehazed image, in pixels: a power of two, which the chunks of files divide."""
 
@@ -52,6 +56,7 @@ def dehaze(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] = "auto",
     tokens: str | Path | None = None,
+    border: Literal["ignore", "keep"] = "ignore",
     region: tuple[int, int, int, int] | None = None,
     context: str = "all",
     client: Client | None = None,
@@ -82,6 +87,9 @@ def dehaze(
         Folder for the tokens, so that an interrupted run can be resumed. None keeps them in memory (66 kB per tile with
         the bundled weights in float32, half in half precision; three times as much until they are fused) or, beyond an
         eighth of the memory, in a temporary folder.
+    border
+        ``"ignore"``: a border of one value that touches the edges, black or white, counts as pixels without data also
+        where no metadata declares it. ``"keep"`` dehazes it as part of the image.
     region
         Rows and columns to dehaze, (y0, y1, x0, x1); None for the whole image.
     context
@@ -110,7 +118,7 @@ def dehaze(
     if region is not None:
         source, window = crop_to_context(open_image(source, bands=bands), Window(*region), context)
         bands = None
-    job = prepare(source, model, overlap, strength, value_range, bands, batch)
+    job = prepare(source, model, overlap, strength, value_range, bands, batch, border)
     client = client or current_client()
     if client is not None and tokens is None:
         tokens = temporary_folder() / "tokens"
@@ -159,6 +167,7 @@ def prepare(
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] | TilesAtOnce = "auto",
+    border: Literal["ignore", "keep"] = "ignore",
 ) -> Job:
     """Check the arguments of `dehaze`, open the image and find its value range.
 
@@ -167,7 +176,10 @@ def prepare(
     check_overlap(overlap)
     check_strength(strength)
     check_batch(batch)
+    if border not in ("ignore", "keep"):
+        raise ValueError(f"border={border!r} is not one of ignore, keep")
     image = open_image(source, bands=bands)
+    image = image if border == "keep" or image.border is not None else find_border(image)
     height, width, _ = image.levels[0].shape
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
@@ -258,11 +270,19 @@ def decode_lazily(
 
     return da.from_array(
         Decoded(job, store, on_progress, window or Window(0, job.grid.height, 0, job.grid.width)),
-        chunks=(CHUNK, CHUNK, -1),
+        chunks=(*chunk_side(job.image), -1),
         meta=np.empty((0, 0, 0), job.image.levels[0].dtype),
         # A random name: hashing weights and tokens would take longer than it could save.
         name=f"dehaze-{uuid.uuid4().hex}",
     )
+
+
+def chunk_side(image: Image) -> tuple[int, int]:
+    """Return the sides of a chunk: shorter ones where many bands make pixels large."""
+    pixel, side = image.levels[0].shape[2] * image.levels[0].dtype.itemsize, CHUNK
+    while side > 512 and side * side * pixel > CHUNK_BYTES:
+        side //= 2
+    return side, side
 
 
 class Decoded(WindowedArray):

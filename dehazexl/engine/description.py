@@ -45,6 +45,7 @@ def describe_tokens(job: Job) -> dict[str, Any]:
         "bands": list(image.rgb),
         "alpha": image.alpha,
         "nodata": None if image.nodata is None else as_json(image.nodata),
+        "border": None if image.border is None else [image.border.value, image.border.share],
         "value range": list(job.value_range),
         "weights": hash_weights(job.model),
         "spec": asdict(job.model.spec),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dehazexl.engine.job import Job
     from dehazexl.engine.tokens import ZarrTokens
+    from dehazexl.image.border import Border
     from dehazexl.image.image import Image
     from dehazexl.model import DehazeXL
 
@@ -87,7 +88,7 @@ class Recipe:
         Distinct for each job.
     image
         File of the image, or the pickled image.
-    rgb, alpha, nodata
+    rgb, alpha, nodata, border
         See `Image`.
     weights, device, dtype
         File of the weights, device and precision to compute on, see `load_model`.
@@ -104,6 +105,7 @@ class Recipe:
     rgb: tuple[int, int, int]
     alpha: int | None
     nodata: float | None
+    border: Border | None
     weights: Path
     device: str
     dtype: str
@@ -138,7 +140,7 @@ class Recipe:
         from dehazexl.engine.memory import TilesAtOnce
 
         image = self.image.open() if isinstance(self.image, ImageFile) else pickle.loads(self.image)
-        image = replace(image, rgb=self.rgb, alpha=self.alpha, nodata=self.nodata)
+        image = replace(image, rgb=self.rgb, alpha=self.alpha, nodata=self.nodata, border=self.border)
         # The name of the file contains a hash of the weights: the images of a folder share one network.
         model = once(_networks, (self.weights.name, self.device, self.dtype), self._load)
         memory = TilesAtOnce(self.batch)

@@ -60,6 +60,7 @@ def share(job: Job, store: TokenStore, device: str | None = None, claimed: bool 
         rgb=job.image.rgb,
         alpha=job.image.alpha,
         nodata=job.image.nodata,
+        border=job.image.border,
         weights=_share_weights(job.model, folder),
         device=device or job.model.device.type,
         dtype=str(job.model.dtype).removeprefix("torch."),

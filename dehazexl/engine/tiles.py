@@ -55,7 +55,7 @@ class Tiles:
         if job.image.guard is not None:
             job.image.guard()
         rgb = job.scale.to_unit(colors(raw, job.image))
-        valid = valid_mask(raw, job.image)
+        valid = valid_mask(raw, job.image, window)
         rgb[~valid] = 0  # removes NaN and infinities
         return cls(raw, rgb, valid, tiles, window)
 

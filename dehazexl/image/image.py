@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
+    from dehazexl.image.border import Border
     from dehazexl.image.georeference import Geo
 
 COARSE_AREA = 512 * 512  # pixels of the smallest overview that still represents the value range of an image
@@ -94,6 +95,19 @@ class Image:
         silently reads missing chunks as zeros.
     metadata
         Further metadata by name, such as description, software and date of a TIFF.
+    masked
+        Whether the alpha band is a mask of the file rather than one of its bands; a TIFF is written with a mask.
+    guessed
+        Whether `rgb` are the first three bands because nothing tells the colors; they are then not written as colors.
+    notes
+        A line for the user about each decision that was made in opening the image.
+    zero
+        Value of the pixels at which the measured quantity is 0, from scale and offset: 1000 for reflectance
+        ``1e-4 * value - 0.1``.
+    bits
+        Bits of a value if they are fewer than the dtype has, such as 12 in uint16; or None.
+    border
+        Border of one value without a declaration, which is treated as pixels without data; or None.
     crops
         Windows that the image was cropped to after it was opened, one after the other.
     holes
@@ -114,6 +128,12 @@ class Image:
     fingerprint: str = ""
     guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    masked: bool = False
+    guessed: bool = False
+    notes: tuple[str, ...] = ()
+    zero: float = 0.0
+    bits: int | None = None
+    border: Border | None = field(default=None, compare=False, repr=False)
     crops: tuple[Window, ...] = ()
     holes: Holes | None = field(default=None, compare=False, repr=False)
 
@@ -154,6 +174,7 @@ class Image:
             translate=(self.translate[0] + y0 * self.scale[0], self.translate[1] + x0 * self.scale[1]),
             geo=self.geo.moved(y0, x0) if self.geo else None,
             fingerprint=f"{self.fingerprint}[{y0}:{y1},{x0}:{x1}]",
+            border=None,
             crops=(*self.crops, window),
             holes=self.holes and self.holes.cropped(self.levels[0].name, levels[0].name, y0, x0),
         )
@@ -188,7 +209,9 @@ def colors(pixels: NDArray[Any], image: Image) -> NDArray[Any]:
     return pixels.take(image.rgb, axis=-1)  # indexing with a list would make color the slowest axis in memory
 
 
-def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
+def valid_mask(
+    pixels: NDArray[Any], image: Image, window: Window | None = None, size: tuple[int, int] | None = None
+) -> NDArray[np.bool_]:
     """Return the mask of pixels that hold data.
 
     Parameters
@@ -197,12 +220,15 @@ def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
         A block ``(y, x, c)`` of ``image``, all bands.
     image
         The image that the block belongs to.
+    window, size
+        The window of the block, and height and width of its level, for the border of the image: None leaves it out.
 
     Returns
     -------
     numpy.ndarray
-        ``(y, x)``, False where a color band is NaN or infinite, where the color bands equal ``image.nodata``
-        (all three for integers, where it is often 0; any of them for floats), or where the alpha band is 0.
+        ``(y, x)``, False in `Image.border`, where a color band is NaN or infinite, where the color bands equal
+        ``image.nodata`` (all three for integers, where it is often 0; any of them for floats), or where the alpha band
+        is 0.
     """
     rgb = colors(pixels, image)
     valid = np.isfinite(rgb).all(axis=-1) if rgb.dtype.kind == "f" else np.ones(rgb.shape[:2], bool)
@@ -212,6 +238,8 @@ def valid_mask(pixels: NDArray[Any], image: Image) -> NDArray[np.bool_]:
         valid &= differs.all(axis=-1) if rgb.dtype.kind == "f" else differs.any(axis=-1)
     if image.alpha is not None:
         valid &= pixels[..., image.alpha] != 0
+    if image.border is not None and window is not None:
+        valid &= ~image.border.mask(rgb, window, *(size or image.levels[0].shape[:2]))
     return valid
 
 
@@ -268,9 +296,9 @@ def value_range(image: Image) -> tuple[float, float]:
     Returns
     -------
     tuple of float
-        ``(0, 255)`` for uint8. Otherwise 0, or percentile 0.1 if that is negative, and percentile 99.9 of the
+        ``(0, 255)`` for uint8. Otherwise `Image.zero`, or percentile 0.1 if that is lower, and percentile 99.9 of the
         valid pixels of the three color bands together. If the percentiles are equal, or no valid pixel was read,
-        the range of the dtype for integers and ``(0, 1)`` for floats.
+        from 0 to the white of the dtype for integers and ``(0, 1)`` for floats.
     """
     dtype = image.levels[0].dtype
     if dtype == np.uint8:
@@ -281,8 +309,14 @@ def value_range(image: Image) -> tuple[float, float]:
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
         if low < high:
             # Black is 0 where possible: haze lifts the darkest values, and stretching the range would hide that.
-            return min(0.0, low), high
-    return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" else (0.0, 1.0)
+            return (min(image.zero, low), high) if image.zero < high else (low, high)
+    return (0.0, float(most_of(image))) if dtype.kind in "iu" else (0.0, 1.0)
+
+
+def most_of(image: Image) -> int:
+    """Return the largest value that the pixels of an image of integers can have."""
+    most = int(np.iinfo(image.levels[0].dtype).max)
+    return most if image.bits is None else min(most, 2**image.bits - 1)
 
 
 def _sample_colors(image: Image, count: int, side: int) -> NDArray[np.float64]:
@@ -291,9 +325,19 @@ def _sample_colors(image: Image, count: int, side: int) -> NDArray[np.float64]:
 
     level = next((a for a in reversed(image.levels) if a.shape[0] * a.shape[1] >= COARSE_AREA), image.levels[0])
     height, width = level.shape[:2]
-    blocks = da.compute(*(level[window] for window in _sample_windows(height, width, count, side)))
-    rgb = [colors(block, image)[valid_mask(block, image)].ravel() for block in blocks]
+    windows = list(_sample_windows(height, width, count, side))
+    blocks = da.compute(*(level[window] for window in windows))
+    rgb = [
+        colors(block, image)[valid_mask(block, image, _at(window, block), (height, width))].ravel()
+        for window, block in zip(windows, blocks, strict=True)
+    ]
     return np.concatenate(rgb).astype(np.float64)
+
+
+def _at(place: tuple[slice, slice], block: NDArray[Any]) -> Window:
+    """Return the window of a block that was cut out at two slices."""
+    y, x = place[0].start, place[1].start
+    return Window(y, y + block.shape[0], x, x + block.shape[1])
 
 
 def _sample_windows(height: int, width: int, count: int, side: int) -> Iterator[tuple[slice, slice]]:

@@ -42,12 +42,15 @@ class ValueScale:
         return unit
 
 
-def to_dtype(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round and clip values to an integer dtype, or clip them to the finite range of a float dtype.
+def to_dtype(values: NDArray[np.floating[Any]], dtype: np.dtype[Any], bits: int | None = None) -> NDArray[Any]:
+    """Round and clip values to an integer dtype, of fewer bits if given, or clip them to the finite range of a float.
 
     Infinities would mark pixels without data.
     """
     if dtype.kind == "f":
         return np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
     info = np.iinfo(dtype)
-    return np.clip(np.rint(np.nan_to_num(values)), info.min, info.max).astype(dtype)
+    most = info.max if bits is None else min(info.max, 2**bits - 1)
+    if dtype.itemsize > 2:
+        values = values.astype(np.float64)  # float32 rounds the largest integers of 32 bits beyond their range
+    return np.clip(np.rint(np.nan_to_num(values)), info.min, most).astype(dtype)

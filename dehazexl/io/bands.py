@@ -2,12 +2,126 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 RGB_ROLES = ("red", "green", "blue")
 ALPHA_NAMES = ("alpha", "mask", "transparency", "alpha band", "alpha channel", "valid mask")
 LETTERS = {"r": "red", "g": "green", "b": "blue"}
 NOT_RED = {"edge", "rededge", "infra", "infrared", "nir", "swir"}
+
+
+LANDSAT_TM, MODIS, MSI = (3, 2, 1), (1, 4, 3), (4, 3, 2)
+"""Numbers of red, green and blue: of Landsat 4 to 7, of MODIS, and of Landsat 8 and 9, Sentinel-2 and HLS."""
+
+TM_NAMES = re.compile(r"landsat[ _-]?[457]|\b(e?tm\+?|l[et]0?[457])\b|\bl[et]0[457]_")
+OTHER_NAMES = re.compile(r"sentinel|\bs2|msi|oli|hls|landsat|lc0[89]")
+
+WAVELENGTHS = ((0.6, 0.665, 0.7), (0.5, 0.56, 0.6), (0.43, 0.49, 0.52))
+"""Least, usual and largest central wavelength in micrometers of red, green and blue."""
+
+
+BANDS_HINT = "; --bands changes that"
+
+
+class Bands(NamedTuple):
+    """Names and roles of the bands of an image.
+
+    Attributes
+    ----------
+    names, rgb, alpha, guessed, notes
+        As in `dehazexl.image.image.Image`.
+    coded
+        Whether the colors are known from numbers of bands or wavelengths only, not stated as such.
+    """
+
+    names: tuple[str, ...]
+    rgb: tuple[int, int, int]
+    alpha: int | None
+    guessed: bool
+    notes: tuple[str, ...]
+    coded: bool = False
+
+
+def choose_bands(
+    names: Sequence[str | None],
+    roles: Sequence[str | None],
+    wavelengths: Sequence[float | None] = (),
+    sensor: str = "",
+) -> Bands:
+    """Name every band and find the red, green, blue and alpha bands.
+
+    In this order: by names of colors, by the satellites' names of bands (B04), by wavelength, by role.
+
+    Parameters
+    ----------
+    names, roles
+        As in `describe_bands`.
+    wavelengths
+        Central wavelength of each band in micrometers, where it is known.
+    sensor
+        Text that may name a satellite.
+    """
+    titles, rgb, alpha = describe_bands(names, roles)
+    colors = [band for band in range(len(names)) if band != alpha]
+    if find_rgb([role_from_name(name) for name in names], names) or len(colors) < 3:
+        return Bands(titles, rgb, alpha, False, ())
+    found = find_by_code(names, sensor) or find_by_wavelength(wavelengths)
+    if found is not None:
+        called = ", ".join(f"{band + 1} ({titles[band]})" for band in found)
+        notes = (f"red, green and blue are the bands {called}{BANDS_HINT}",) if found != rgb else ()
+        return Bands(titles, found, alpha, False, notes, True)
+    if find_rgb(roles, [None] * len(roles)) or all(role is None for role in roles):
+        return Bands(titles, rgb, alpha, False, ())
+    plain = tuple(name or f"band {band + 1}" for band, name in enumerate(names))
+    titles = tuple(title if band == alpha else plain[band] for band, title in enumerate(titles))
+    taken = ", ".join(
+        str(band + 1) if titles[band] == f"band {band + 1}" else f"{band + 1} ({titles[band]})" for band in rgb
+    )
+    note = f"nothing tells the colors: the bands {taken} are taken as red, green and blue{BANDS_HINT}"
+    return Bands(titles, rgb, alpha, True, (note,))
+
+
+def find_by_code(names: Sequence[str | None], sensor: str = "") -> tuple[int, int, int] | None:
+    """Find red, green and blue by the numbers that satellites give their bands, such as B04 or SR_B4."""
+    codes = [_band_code(name, place) for place, name in enumerate(names, 1)]
+    at = {int(code): band for band, code in reversed(list(enumerate(codes))) if code.isdecimal()}
+    text, joined = sensor.lower(), " ".join(name or "" for name in names).lower()
+    if "modis" in text or "sur_refl" in joined:
+        numbers = MODIS
+    elif TM_NAMES.search(f"{text} {joined}") or ("sr_b" in joined and 4 not in at):
+        numbers = LANDSAT_TM
+    else:
+        padded = any(code.startswith("0") or code == "8A" for code in codes)
+        known = OTHER_NAMES.search(f"{text} {joined}")
+        if not (padded or known or "sr_b" in joined or len(at) > 6):
+            return None
+        numbers = MSI
+    if not all(number in at for number in numbers):
+        return None
+    red, green, blue = (at[number] for number in numbers)
+    return red, green, blue
+
+
+def _band_code(name: str | None, place: int) -> str:
+    """Return the number in a satellite's name of a band, as it is written; empty for plain numbering ("Band 2")."""
+    text = (name or "").strip()
+    if re.fullmatch(rf"band[ _-]?{place}", text, re.IGNORECASE):
+        return ""
+    found = re.search(r"(?:^|[^a-z0-9])b(?:and)?[ _-]?(\d{1,2}|8a)(?![0-9a-z])", text, re.IGNORECASE)
+    return found[1].upper() if found else ""
+
+
+def find_by_wavelength(wavelengths: Sequence[float | None]) -> tuple[int, int, int] | None:
+    """Find the bands nearest to red, green and blue, by their wavelengths in micrometers."""
+    found = []
+    for least, usual, most in WAVELENGTHS:
+        near = [(abs(each - usual), band) for band, each in enumerate(wavelengths) if each and least <= each <= most]
+        if not near:
+            return None
+        found.append(min(near)[1])
+    return found[0], found[1], found[2]
 
 
 def describe_bands(

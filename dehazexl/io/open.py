@@ -13,8 +13,11 @@ import numpy as np
 from dask.base import tokenize
 
 from dehazexl.image.image import Image
-from dehazexl.io.bands import array_roles, describe_bands
+from dehazexl.io.bands import BANDS_HINT, array_roles, describe_bands
 from dehazexl.io.photo_read import open_jpeg, open_png
+from dehazexl.io.raster_read import open_raster
+from dehazexl.io.remote import open_remote, remote_address
+from dehazexl.io.sidecars import envi_data, with_sidecars
 from dehazexl.io.source import CHUNK, axes_by_shape, check_pixels, check_regular, lazy, strided, to_yxc
 from dehazexl.io.tiff_read import open_tiff
 from dehazexl.io.zarr_read import open_zarr, open_zarr_path
@@ -30,21 +33,27 @@ def open_image(
     source: str | Path | NDArray[Any] | da.Array | zarr.Array[Any] | zarr.Group | Image,
     *,
     bands: Sequence[int | str] | None = None,
+    nodata: float | None = None,
+    page: int | None = None,
 ) -> Image:
     """Open an image without reading its pixels.
 
     Parameters
     ----------
     source
-        A path to a TIFF (also BigTIFF, GeoTIFF, COG, OME-TIFF), a Zarr (version 2 or 3, a folder or a
-        ``.zip``; an array, a group with one image, or OME-Zarr), a PNG or a JPEG; or a numpy, dask or
-        zarr array of 1 to 8 bands; or an `Image`, which is returned unchanged. The format of a file is
-        detected from its first bytes, not from its suffix.
+        A path or address (``https://``, ``s3://``) of a TIFF (also BigTIFF, GeoTIFF, COG, OME-TIFF), a Zarr
+        (version 2 or 3, a folder or a ``.zip``; an array, a group with one image, or OME-Zarr), a JPEG 2000, VRT,
+        ENVI or ERDAS raster, a PNG, JPEG or WebP; or a numpy, dask or zarr array; or an `Image`, which is returned
+        unchanged. The format of a file is detected from its first bytes, not from its suffix.
     bands
         The red, green and blue bands, as numbers from 1 (the convention of GDAL) or names
         (``[4, 3, 2]``, ``["B04", "B03", "B02"]``); or one band, shown as gray. By default they are found by
-        the names of the bands, then by the color interpretation in the file, then the first three bands that
-        are not alpha; an image with fewer bands repeats its first one.
+        the names of the bands, their wavelengths, then by the color interpretation in the file, then the first three
+        bands that are not alpha; an image with fewer bands repeats its first one.
+    nodata
+        Value of pixels without data, in place of the one in the file.
+    page
+        Page of a TIFF with several images, from 1.
 
     Returns
     -------
@@ -58,10 +67,9 @@ def open_image(
     TypeError
         If the source is none of the above.
     ValueError
-        If the file is not an image, is damaged or truncated, has more than 8 bands in addition to alpha, or has
-        further axes (z, t); if it can only be read in blocks larger than 600 MB, or has a side longer than 2**24
-        pixels; if its dtype is not uint8, uint16, float16, float32 or float64; or if ``bands`` names a band that
-        does not exist.
+        If the file is not an image, is damaged or truncated, or has further axes (z, t); if it can only be read in
+        blocks larger than 600 MB, or has a side longer than 2**24 pixels; if its dtype is not an integer of 8, 16 or 32
+        bits or a float; or if ``bands`` names a band that does not exist.
 
     Notes
     -----
@@ -76,16 +84,26 @@ def open_image(
     the content (a second per gigabyte), for a dask array its name. For a Zarr in another store (a URL) it
     depends on address and metadata only, and a Zarr in memory gets a new fingerprint each time.
     """
-    image = source if isinstance(source, Image) else _open_source(source)
-    return image if bands is None else replace(image, rgb=_select_bands(bands, image.bands))
+    image = source if isinstance(source, Image) else _open_source(source, page)
+    if nodata is not None:
+        image = replace(image, nodata=nodata)
+    return image if bands is None else with_bands(image, bands)
 
 
-def _open_source(source: object) -> Image:
+def with_bands(image: Image, bands: Sequence[int | str]) -> Image:
+    """Return the image with other bands as red, green and blue; the lines about those that were found are dropped."""
+    notes = tuple(note for note in image.notes if not note.endswith(BANDS_HINT))
+    return replace(image, rgb=_select_bands(bands, image.bands), guessed=False, notes=notes)
+
+
+def _open_source(source: object, page: int | None = None) -> Image:
     """Open a source other than an `Image` by its type."""
     import zarr
 
     if isinstance(source, (str, Path)):
-        return open_path(Path(source).expanduser())
+        if (url := remote_address(source)) is not None:
+            return open_remote(url)
+        return open_path(Path(source).expanduser(), page)
     if isinstance(source, (np.ndarray, da.Array)):
         return open_array(source)
     if isinstance(source, (zarr.Array, zarr.Group)):
@@ -114,7 +132,7 @@ def _band_index(band: int | str, names: tuple[str, ...]) -> int:
     raise ValueError(f"bands has {band!r}, which this image does not have: choose from {known}")
 
 
-def open_path(path: Path) -> Image:
+def open_path(path: Path, page: int | None = None) -> Image:
     """Open a file by its first bytes, or a Zarr folder."""
     check_exists(path)
     if path.is_dir():
@@ -125,16 +143,24 @@ def open_path(path: Path) -> Image:
         head = file.read(8)
     if not head:
         raise ValueError(f"{path} is empty: copy or download it again")
-    for magic, reader in MAGIC.items():
-        if head.startswith(magic):
-            return reader(path)
+    reader = next((reader for magic, reader in MAGIC.items() if head.startswith(magic)), None)
+    if reader is open_tiff:
+        return open_tiff(path, page)
+    if page is not None:
+        raise ValueError(f"{path} has no pages: leave --page out")
+    if reader in (open_png, open_jpeg):
+        return with_sidecars(reader(path), path)
+    if reader is not None:
+        return reader(path)
+    if (data := envi_data(path)) is not None:
+        return open_raster(data)
     raise ValueError(
         f"{path} is not a TIFF, Zarr, PNG or JPEG: convert it first, e.g. gdal_translate {path.name} out.tif"
     )
 
 
 def check_exists(path: Path) -> None:
-    """Check that a path exists, with a message of its own for remote addresses.
+    """Check that a path exists; an address is checked when it is opened.
 
     Raises
     ------
@@ -143,11 +169,11 @@ def check_exists(path: Path) -> None:
     ValueError
         If it is neither a file nor a folder.
     """
+    if remote_address(path) is not None:
+        return
     if not path.exists():
         if re.match(r"\w{2,}:/|/vsi", str(path)):
-            raise FileNotFoundError(
-                f"{path} is not a local file, and remote addresses are not supported: download it first"
-            )
+            raise FileNotFoundError(f"{path} is not a local file: https:// and s3:// are supported, or download it")
         link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
         raise FileNotFoundError(f"{path} {link}does not exist")
     check_regular(path)
@@ -186,5 +212,10 @@ MAGIC: dict[bytes, Callable[[Path], Image]] = {
     b"\x89PNG": open_png,
     b"\xff\xd8\xff": open_jpeg,
     b"PK\3\4": open_zarr_path,
+    b"\0\0\0\x0cjP  ": open_raster,
+    b"\xff\x4f\xff\x51": open_raster,
+    b"EHFA_HEA": open_raster,
+    b"<VRTData": open_raster,
+    b"RIFF": open_raster,
 }
 """Readers by the first bytes of the file."""

@@ -14,6 +14,8 @@ import numpy as np
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import RGB_ROLES, describe_bands
+from dehazexl.io.exif import exif_of, orientation_of, turned_upright
+from dehazexl.io.photo_metadata import jpeg_metadata, png_metadata
 from dehazexl.io.source import (
     MAX_BLOCK,
     RETILE,
@@ -30,7 +32,6 @@ from dehazexl.io.source import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXIF_ORIENTATION = 274
 MAX_PNG_CHUNKS = 10_000
 """Chunks between the header of a PNG and its pixels that are looked at."""
 STRIP_ROWS = 512
@@ -60,7 +61,9 @@ def open_png(path: Path) -> Image:
     count = PNG_BANDS[colors] + transparent
     roles = ["gray"] if count < 3 else list(RGB_ROLES)
     dtype = np.dtype("uint16" if bits == 16 else "uint8")
-    return describe_photo(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
+    image = describe_photo(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
+    metadata, notes = png_metadata(path)
+    return replace(image, metadata=metadata, notes=notes)
 
 
 def png_has(file: BinaryIO, wanted: bytes) -> bool:
@@ -91,27 +94,25 @@ def open_jpeg(path: Path) -> Image:
     # Not PIL.Image.open, which rejects large images as "decompression bombs".
     with report_damage(path, "JPEG"), JpegImageFile(path) as file:
         (width, height), mode = file.size, file.mode
-        transposed = file.getexif().get(EXIF_ORIENTATION, 1) >= 5
-        metadata = {"icc_profile": profile} if (profile := file.info.get("icc_profile")) else {}
+        transposed = orientation_of(exif_of(file)) >= 5
+        metadata, notes = jpeg_metadata(file)
     size = (width, height) if transposed else (height, width)
     roles = ["gray"] if mode == "L" else list(RGB_ROLES)
     image = describe_photo(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
-    return replace(image, metadata=metadata)
+    return replace(image, metadata=metadata, notes=notes)
 
 
 def decode_jpeg(path: Path) -> NDArray[Any]:
     """Decode a JPEG to gray ``(y, x, 1)`` or RGB ``(y, x, 3)`` in upright orientation."""
-    from PIL import ImageOps
     from PIL.JpegImagePlugin import JpegImageFile
 
     with report_damage(path, "JPEG"), JpegImageFile(path) as file:
-        # In place, because a copy of a large photograph would take a gigabyte.
-        ImageOps.exif_transpose(file, in_place=True)
-        width, height = file.size
-        mode = "L" if file.mode == "L" else "RGB"
+        upright = turned_upright(file)
+        width, height = upright.size
+        mode = "L" if upright.mode == "L" else "RGB"
         pixels = np.empty((height, width, len(mode)), np.uint8)
         for top in range(0, height, STRIP_ROWS):
-            strip = file.crop((0, top, width, min(top + STRIP_ROWS, height)))
+            strip = upright.crop((0, top, width, min(top + STRIP_ROWS, height)))
             pixels[top : top + STRIP_ROWS] = np.asarray(strip.convert(mode)).reshape(-1, width, len(mode))
         return pixels
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.io.tiff_write import color_profile
+from dehazexl.io.photo_metadata import jpeg_markers, png_chunks
+from dehazexl.io.raster_write import color_profile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 _MOST_PIXELS, _LONGEST_SIDE = 2**28, 65500
 _JPEG_QUALITY = 95
-_ORIENTATION, _EXIF_DETAILS, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+_LONGEST_EXIF = 65533
 _REMEDY = "write a .tif or a .zarr instead"
 _FEWER = f"{_REMEDY}, or keep three bands (gdal_translate -b 1 -b 2 -b 3 on the file; pixels[..., :3] in Python)"
 
@@ -37,6 +36,7 @@ def check_photo(path: Path, target: Image) -> None:
     """
     height, width, bands = target.levels[0].shape
     dtype, png = target.levels[0].dtype, path.suffix.lower() == ".png"
+    bands -= target.masked and not png
     if dtype not in ((np.uint8, np.uint16) if png else (np.uint8,)):
         holds = "8 or 16 bits without sign" if png else "8 bits without sign"
         raise ValueError(f"{path} can hold {holds}, not {dtype}: {_REMEDY}, or scale and convert the pixels first")
@@ -58,7 +58,7 @@ def write_photo(blocks: Iterable[Block], path: Path, target: Image, suffix: str)
     path
         Path of the file.
     target
-        The image: its first level has the shape and dtype. The EXIF is copied from a JPEG at its path.
+        The image: its first level has the shape and dtype; its metadata may contain EXIF, XMP and IPTC.
     suffix
         Format: ``.png``, ``.jpg`` or ``.jpeg``.
 
@@ -67,56 +67,31 @@ def write_photo(blocks: Iterable[Block], path: Path, target: Image, suffix: str)
     int
         Number of pixels of each block.
     """
-    exif, profile = _exif(target), color_profile(target)
     pixels = np.empty(target.levels[0].shape, target.levels[0].dtype)
     for y, x, block in blocks:
         pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
         yield block.shape[0] * block.shape[1]
-    path.write_bytes(_png(pixels, exif, profile) if suffix == ".png" else _jpeg(pixels, exif, profile))
+    path.write_bytes(
+        _png(pixels, target) if suffix == ".png" else _jpeg(pixels[..., : pixels.shape[2] - target.masked], target)
+    )
 
 
-def _exif(target: Image) -> bytes:
-    """Return the EXIF of the JPEG that the image was read from, or an empty string."""
-    from PIL.JpegImagePlugin import JpegImageFile
-
-    if target.path is None or not target.path.is_file() or not _is_jpeg(target.path):
-        return b""
-    height, width, _ = target.levels[0].shape
-    # Not PIL.Image.open, which refuses large images as "decompression bombs".
-    with JpegImageFile(target.path) as picture:
-        exif = picture.getexif()
-    if not exif:
-        return b""
-    details = exif.get_ifd(_EXIF_DETAILS)
-    # The pixels were turned upright when they were read.
-    exif[_ORIENTATION] = 1
-    details |= {tag: size for tag, size in ((_EXIF_WIDTH, width), (_EXIF_HEIGHT, height)) if tag in details}
-    return exif.tobytes()
-
-
-def _is_jpeg(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(3) == b"\xff\xd8\xff"
-
-
-def _jpeg(pixels: NDArray[Any], exif: bytes, profile: bytes) -> bytes:
+def _jpeg(pixels: NDArray[Any], target: Image) -> bytes:
     import PIL.Image
 
     file = io.BytesIO()
     picture = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    picture.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0, exif=exif, icc_profile=profile)
+    exif, (extra, _) = bytes(target.metadata.get("exif", b"")), jpeg_markers(dict(target.metadata))
+    picture.save(
+        file, "JPEG", quality=_JPEG_QUALITY, subsampling=0, exif=exif if len(exif) < _LONGEST_EXIF else b"",
+        icc_profile=color_profile(target), extra=extra,
+    )  # fmt: skip
     return file.getvalue()
 
 
-def _png(pixels: NDArray[Any], exif: bytes, profile: bytes) -> bytes:
+def _png(pixels: NDArray[Any], target: Image) -> bytes:
     import imagecodecs
 
     plain = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2] == 1 else pixels, level=6))
     header = 33  # bytes: the signature and the first chunk, IHDR
-    extra = _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
-    extra += _png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")) if exif else b""
-    return plain[:header] + extra + plain[header:]
-
-
-def _png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return plain[:header] + png_chunks(dict(target.metadata), color_profile(target)) + plain[header:]

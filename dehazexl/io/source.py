@@ -20,9 +20,10 @@ from dask.base import tokenize
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_BANDS = 8
+MAX_BANDS = 8  # where the axes of an array have no names
 CHUNK = 1024  # pixels along a side of a dask chunk at least; an image of 100,000 pixels a side has 10,000 chunks
-DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
+CHUNK_BYTES = 64 * 2**20
 MAX_SIDE = 2**24
 """Pixels along a side of an image at most: dask lists the chunks along each."""
 MAX_BLOCK = 600 * 2**20
@@ -34,7 +35,10 @@ MAX_PIECES = 1024
 MIN_PIECE = 64
 """Pixels of a chunk or tile at least, in images of more than a million of them: each costs a call."""
 RETILE = "write it in tiles first, e.g. gdal_translate -co TILED=YES IMAGE tiled.tif"
-SUFFIXES = (".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg")
+SUFFIXES = (
+    *(".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg", ".webp"),
+    *(".jp2", ".j2k", ".vrt", ".img", ".bsq", ".bil", ".bip", ".dat"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,22 @@ def report_damage(path: Path | str, kind: str) -> Iterator[None]:
 def chunk_length(tile: int) -> int:
     """Return the side of a chunk in pixels: the smallest multiple of the tile of the file that is at least `CHUNK`."""
     return math.ceil(CHUNK / tile) * tile
+
+
+def chunk_within(tall: int, wide: int, pixel: int) -> tuple[int, int]:
+    """Return rows and columns of a chunk of whole tiles: smaller ones where pixels of many bands are large.
+
+    Parameters
+    ----------
+    tall, wide
+        Rows and columns of a tile of the file.
+    pixel
+        Bytes of a pixel.
+    """
+    rows, cols = chunk_length(tall), chunk_length(wide)
+    while rows * cols * pixel > CHUNK_BYTES and (rows > tall or cols > wide):
+        rows, cols = max(tall, rows // 2 // tall * tall), max(wide, cols // 2 // wide * wide)
+    return rows, cols
 
 
 def chunk_sides(height: int, width: int) -> tuple[int, int]:
@@ -230,19 +250,6 @@ def check_regular(path: Path) -> None:
         raise ValueError(
             f"{path} is not a regular file but a pipe, a socket or a device: copy its content to a file first"
         )
-
-
-def check_bands(count: int, name: str) -> None:
-    """Check the number of bands, without alpha.
-
-    Raises
-    ------
-    ValueError
-        If there are more than `MAX_BANDS`.
-    """
-    if count > MAX_BANDS:
-        remedy = "select the ones you need first, e.g. gdal_translate -b 4 -b 3 -b 2"
-        raise ValueError(f"{name} has {count} bands, more than {MAX_BANDS}: {remedy}")
 
 
 def axes_by_shape(shape: Sequence[int], name: str) -> str:

@@ -1,28 +1,26 @@
-"""Reader of TIFF files (GeoTIFF, COG, OME-TIFF) with overviews and masks."""
+"""Reader of TIFF files of cameras, microscopes and scanners, with overviews; GDAL reads those with georeference."""
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
-from xml.sax.saxutils import unescape
 
 import numpy as np
 
-from dehazexl.image.georeference import GEO_TAGS, Geo
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Holes, Image
-from dehazexl.io.bands import OME_COLORS, RGB_ROLES, describe_bands
+from dehazexl.io.bands import OME_COLORS, RGB_ROLES, choose_bands
+from dehazexl.io.raster_read import open_raster
 from dehazexl.io.source import (
     CHUNK,
     Guard,
     Source,
-    as_number,
     axes_by_shape,
-    check_bands,
     check_pixels,
     chunk_length,
     file_token,
@@ -33,6 +31,7 @@ from dehazexl.io.source import (
 )
 from dehazexl.io.tiff_pages import Mapped, Plane, check_segments, read_planes, segment_sides, tiff_path
 from dehazexl.io.tiff_scan import check_companions, scan_directories
+from dehazexl.io.tiff_tags import photo_metadata
 
 if TYPE_CHECKING:
     import tifffile
@@ -49,6 +48,9 @@ KEPT_TAGS = {
     296: "resolution_unit",
     34675: "icc_profile",
 }
+GDAL_TAGS = (33550, 33922, 34264, 34735, 50844, 42112, 42113, 50674)
+"""Tags of files that GDAL reads: georeference, rational polynomials, GDAL's metadata and nodata value, LERC."""
+SIDECARS = (".aux.xml", ".ovr", ".msk")
 ORIENTATION = 274
 MIRRORED, UPSIDE_DOWN, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 """Values of the tag Orientation. An image becomes upright by swapping rows and columns (transposed), then reversing the
@@ -60,8 +62,8 @@ STRIP_ROWS = 256  # rows of a chunk of strips at least: the side of a network ti
 STRIP_AREA = 2048 * 2048  # pixels in a chunk of whole rows, approximately, where columns cannot be read separately
 
 
-def open_tiff(path: Path) -> Image:
-    """Open the first image of a TIFF with its overviews and its mask.
+def open_tiff(path: Path, page: int | None = None) -> Image:
+    """Open an image of a TIFF with its overviews and its mask: a page, counted from 1, or the first image.
 
     Raises
     ------
@@ -78,52 +80,105 @@ def open_tiff(path: Path) -> Image:
             if not len(tif.pages):
                 raise ValueError(f"{path} is cut short: its list of tiles is missing; copy or download it again")
             check_companions(path, tif.ome_metadata)
-            return describe_tiff(tif, path)
+            return describe_tiff(tif, path, page)
 
 
-def describe_tiff(tif: tifffile.TiffFile, path: Path) -> Image:
-    """Describe the first image of an open TIFF."""
-    series = tif.series[0]
-    page = series.keyframe
-    check_colors(page, path)
+def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -> Image:
+    """Describe an image of an open TIFF."""
+    # The thousands of planes of a microscope are only counted if one is chosen.
+    pages = full_pages(tif) if page is not None or not (tif.is_ome or tif.is_imagej) else []
+    if page is not None and not 1 <= page <= len(pages):
+        raise ValueError(f"{path} has no page {page}: choose one of 1 to {len(pages)}")
+    if for_gdal(tif, path):
+        for each in tif.pages:
+            check_segments(each.aspage(), each.aspage())
+        name = f"GTIFF_DIR:{pages[(page or 1) - 1] + 1}:{path}" if page else ""
+        image = open_raster(path, name)
+        if page is None and not image.masked:
+            image = replace(image, holes=tiff_holes(tif.series[0], image.levels[0].name))
+        return with_photo_metadata(image, tif, pages, page)
+    series, notes = chosen_series(tif, pages, page)
+    key = series.keyframe
+    check_colors(key, path)
     check_pixels(series.shape, np.dtype(series.dtype or "O"), str(path))
     axes = tiff_axes(series, path)
-    sources = [tiff_source(level, axes, path) for level in tiff_levels(tif)]
-    count = sources[0][0].shape[2]
-    names, roles = tiff_bands(tif, count)
-    check_bands(count - ("alpha" in roles), str(path))
-    mask = None if "alpha" in roles else tiff_mask(tif, path)
-    if mask is not None and sources[0][0].shape[:2] in mask:
-        sources = [
-            (with_mask(source, mask[source.shape[:2]]), chunk) for source, chunk in sources if source.shape[:2] in mask
-        ]
-        names, roles = [*names, "mask"], [*roles, "alpha"]
-    files = sorted({tiff_path(part) for level in tiff_levels(tif) for part in level.pages if part is not None})
+    levels = tiff_levels(tif, series)
+    sources = [tiff_source(level, axes, path) for level in levels]
+    chosen = choose_bands(*tiff_bands(tif, series, sources[0][0].shape[2]))
+    files = sorted({tiff_path(part) for level in levels for part in level.pages if part is not None})
     token = file_token(files)
-    bands, rgb, alpha = describe_bands(names, roles)
-    geo = Geo.from_tags({code: page.tags[code].value for code in GEO_TAGS if code in page.tags})
-    # The orientation of a georeferenced image is ignored, as in GDAL.
-    orientation = 1 if geo is not None else int(page.tags.valueof(ORIENTATION) or 1)
+    orientation = int(key.tags.valueof(ORIENTATION) or 1)
     sources = [apply_orientation(source, chunk, orientation) for source, chunk in sources]
     scale, units = ome_scale(tif)
-    if units == "pixel" and geo is not None and geo.meters is not None:
-        scale, units = geo.meters, "meter"
-    return Image(
-        levels=tuple(lazy(source, chunk, f"tiff-{token}-{number}") for number, (source, chunk) in enumerate(sources)),
+    suffix = f"-{page}" if page else ""
+    image = Image(
+        levels=tuple(
+            lazy(source, chunk, f"tiff-{token}{suffix}-{number}") for number, (source, chunk) in enumerate(sources)
+        ),
         name=short_name(path),
-        bands=bands,
-        rgb=rgb,
-        alpha=alpha,
-        nodata=as_number(page.tags.valueof(42113)),
+        bands=chosen.names,
+        rgb=chosen.rgb,
+        alpha=chosen.alpha,
+        guessed=chosen.guessed,
+        notes=(*notes, *chosen.notes),
         scale=scale,
         units=units,
-        geo=geo,
         path=path,
-        fingerprint=token,
+        fingerprint=token + suffix,
         guard=Guard(path, token, partial(file_token, files)),
-        metadata=tiff_metadata(page),
-        holes=tiff_holes(series, f"tiff-{token}-0") if mask is None and orientation == 1 else None,
+        metadata=tiff_metadata(key, series),
+        holes=tiff_holes(series, f"tiff-{token}{suffix}-0") if orientation == 1 else None,
     )
+    return with_photo_metadata(image, tif)
+
+
+def for_gdal(tif: tifffile.TiffFile, path: Path) -> bool:
+    """Return whether GDAL reads a TIFF: one with its tags, a mask or a sidecar; never those of microscopes."""
+    if tif.is_ome or tif.is_imagej:
+        return False
+    if any(code in tif.pages.first.tags for code in GDAL_TAGS) or any(
+        int(p.aspage().subfiletype) & 4 for p in tif.pages
+    ):
+        return True
+    if int(tif.pages.first.tags.valueof(ORIENTATION) or 1) != 1:
+        return False  # GDAL does not turn images
+    worlds = (path.with_suffix(suffix) for suffix in (".tfw", ".tifw", ".wld", ".TFW"))
+    return any(path.with_name(path.name + suffix).exists() for suffix in SIDECARS) or any(w.exists() for w in worlds)
+
+
+def full_pages(tif: tifffile.TiffFile) -> list[int]:
+    """Return the positions of the pages of a TIFF that are neither overviews nor masks."""
+    return [n for n, page in enumerate(tif.pages) if not int(page.aspage().subfiletype) & 5]
+
+
+def with_photo_metadata(
+    image: Image, tif: tifffile.TiffFile, pages: list[int] | None = None, page: int | None = None
+) -> Image:
+    """Return the image with EXIF, XMP and IPTC, and with a line about the pages that are not opened."""
+    notes = image.notes
+    if pages is not None and len(pages) > 1 and page is None:
+        notes = (_pages_note(len(pages)), *notes)
+    return replace(image, metadata={**image.metadata, **photo_metadata(tif)}, notes=notes)
+
+
+def _pages_note(count: int) -> str:
+    return f"the file has {count} pages, of which the first is opened; --page N opens another"
+
+
+def chosen_series(
+    tif: tifffile.TiffFile, pages: list[int], page: int | None
+) -> tuple[tifffile.TiffPageSeries, list[str]]:
+    """Return the first image of a TIFF, or a page as an image, and a line about the others."""
+    import tifffile
+
+    first = tif.series[0]
+    unrelated = bool(pages) and dict(zip(first.axes, first.shape, strict=True)).get("I", 1) > 1
+    if page is None and not unrelated:
+        others = sum(int(series.keyframe.subfiletype) & 5 == 0 and series.kind == first.kind for series in tif.series)
+        return first, [_pages_note(len(pages))] if others > 1 and first.kind == "generic" else []
+    key = tif.pages[pages[(page or 1) - 1]].aspage()
+    alone = tifffile.TiffPageSeries([key], shape=key.shape, dtype=key.dtype, axes=key.axes)
+    return alone, [] if page else [_pages_note(len(pages))]
 
 
 def tiff_holes(series: tifffile.TiffPageSeries, level: str) -> Holes | None:
@@ -167,14 +222,15 @@ def tiff_axes(series: tifffile.TiffPageSeries, path: Path) -> str:
     further = [f"{axis} ({length})" for axis, length in sized if length > 1 and axis not in "YXSC"]
     if further or sum(length > 1 for axis, length in sized if axis in "SC") > 1:
         named = ", ".join(f"{axis} ({length})" for axis, length in sized)
-        raise ValueError(f"{path} has the axes {named}: save one plane, (y, x) or (y, x, bands), to its own file")
+        raise ValueError(f"{path} has the axes {named}: choose a plane with --page N, or save it to its own file")
     letters = ["-" if length == 1 and axis not in "YX" else axis.lower() for axis, length in sized]
     return "".join(letters).replace("s", "c")
 
 
-def tiff_levels(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
-    """Return the first image and its overviews, finest first, each smaller than the one before."""
-    first = tif.series[0]
+def tiff_levels(tif: tifffile.TiffFile, first: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSeries]:
+    """Return an image and its overviews, finest first, each smaller than the one before."""
+    if first not in tif.series[:1]:
+        return [first]  # a page that was chosen
     # tifffile only groups overviews with a constant factor; those of GDAL can have any size, with a flag.
     loose = [
         level
@@ -243,27 +299,6 @@ def tiff_chunk(page: tifffile.TiffPage) -> tuple[int, int]:
     return math.ceil(rows / strip) * strip, page.imagewidth
 
 
-def tiff_mask(tif: tifffile.TiffFile, path: Path) -> dict[tuple[int, ...], Source] | None:
-    """Return the internal mask written by GDAL as a source for each size, 0 where there is no image; or None."""
-    for series in tif.series[1:]:
-        if int(series.keyframe.subfiletype) & 4 and series.axes == "YX":
-            levels = (tiff_source(level, "yx", path)[0] for level in series.levels)
-            return {level.shape[:2]: level for level in levels}
-    return None
-
-
-def with_mask(source: Source, mask: Source) -> Source:
-    """Append a mask ``(y, x, 1)`` to an image as its last band."""
-    return Source((*source.shape[:2], source.shape[2] + 1), source.dtype, partial(read_masked, source, mask))
-
-
-def read_masked(source: Source, mask: Source, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window of an image and its mask, which is scaled to the white of the dtype."""
-    opaque = np.iinfo(source.dtype).max if source.dtype.kind == "u" else 1
-    band = (mask.read(rows, cols) != 0).astype(source.dtype) * source.dtype.type(opaque)
-    return np.concatenate([source.read(rows, cols), band], axis=-1)
-
-
 def apply_orientation(source: Source, chunk: tuple[int, int], orientation: int) -> tuple[Source, tuple[int, int]]:
     """Return the source and chunk of an image in upright orientation, see `TRANSPOSED`."""
     if orientation not in {*MIRRORED, *UPSIDE_DOWN, *TRANSPOSED}:
@@ -285,22 +320,18 @@ def read_upright(source: Source, orientation: int, rows: slice, cols: slice) -> 
     return block[:: -1 if orientation in UPSIDE_DOWN else 1, :: -1 if orientation in MIRRORED else 1]
 
 
-def tiff_bands(tif: tifffile.TiffFile, count: int) -> tuple[list[str | None], list[str | None]]:
-    """Read names and roles of the bands from color space and alpha samples, then from the metadata of GDAL or OME."""
-    page = tif.series[0].keyframe
+def tiff_bands(
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int
+) -> tuple[list[str | None], list[str | None]]:
+    """Read names and roles of the bands from color space and alpha samples, then from the metadata of OME."""
+    page = series.keyframe
     names: list[str | None] = [None] * count
-    roles: list[str | None] = [None] * count
+    roles: list[str | None] = ["undefined"] * count
     if int(page.photometric) in (2, 6) and count >= 3:
         roles[:3] = RGB_ROLES
     extra = [int(kind) for kind in page.extrasamples][:count]
     for band, kind in enumerate(extra, start=count - len(extra)):
         roles[band] = "alpha" if kind in (1, 2) else "undefined"
-    for item in parse_xml(page.tags.valueof(42112)).iter("Item"):
-        band, text = int(item.get("sample", -1)), item.text
-        if 0 <= band < count and text and item.get("role") == "description":
-            names[band] = unescape(text)  # GDAL escapes the text before XML escapes it again
-        if 0 <= band < count and text and item.get("role") == "colorinterp":
-            roles[band] = text.lower()
     channels = list(parse_xml(tif.ome_metadata).findall("{*}Image[1]/{*}Pixels/{*}Channel"))
     if len(channels) == count:
         names = [channel.get("Name") for channel in channels]
@@ -331,15 +362,12 @@ def ome_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
     return (float(size["PhysicalSizeY"]), float(size["PhysicalSizeX"])), UNITS.get(unit, unit)
 
 
-def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
-    """Return the descriptive tags and the resolution of a page."""
+def tiff_metadata(page: tifffile.TiffPage, series: tifffile.TiffPageSeries) -> dict[str, Any]:
+    """Return the descriptive tags, the resolution, the compression and the container of an image."""
     kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
     if page.is_ome or page.is_shaped or page.is_imagej:
         kept.pop("description", None)
-    # GDAL metadata such as scale, offset, unit and wavelength; not statistics, which belong to the old pixels.
-    items = [
-        ElementTree.tostring(item, encoding="unicode").strip()
-        for item in parse_xml(page.tags.valueof(42112)).iter("Item")
-        if item.get("role") not in ("description", "colorinterp") and not item.get("name", "").startswith("STATISTICS_")
-    ]
-    return kept | ({"gdal_items": "".join(items)} if items else {})
+    known = ("jpeg", "webp", "lzw", "deflate", "zstd", "none")
+    compression = next((name for name in known if name in getattr(page.compression, "name", "").lower()), "deflate")
+    ome = {"container": "ome-tiff", "ome_xml": page.description} if page.is_ome else {"container": "tiff"}
+    return {**kept, **ome, "compression": compression}

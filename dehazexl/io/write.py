@@ -16,7 +16,8 @@ from dehazexl.io.disk import disk_full_message, paths_overlap
 from dehazexl.io.level0 import Fill
 from dehazexl.io.open import ZARR_FILES
 from dehazexl.io.photo_write import check_photo, write_photo
-from dehazexl.io.tiff_write import Compression, write_tiff
+from dehazexl.io.raster_write import Compression, compression_of, fits, write_raster
+from dehazexl.io.tiff_write import is_ome, write_tiff
 from dehazexl.io.unfinished import IMAGE, LEVEL0, MARKS, Unfinished, held, part_of
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
@@ -74,7 +75,7 @@ def to_tiff(
     path: str | Path,
     like: Image | None = None,
     *,
-    compression: Compression = "deflate",
+    compression: Compression | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an image as tiled (Geo)TIFF with overviews, block by block; see `dehazexl.io.write.write`.
@@ -86,7 +87,8 @@ def to_tiff(
     path
         Path that ends in ``.tif`` or ``.tiff``.
     compression
-        ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
+        ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"lzw"``, ``"lerc"``, ``"none"``; with loss ``"jpeg"``
+        and ``"webp"``. None: that of the input, or deflate.
 
     Returns
     -------
@@ -120,7 +122,7 @@ def write(
     like: Image | None = None,
     *,
     ngff: Ngff = "0.5",
-    compression: Compression = "deflate",
+    compression: Compression | None = None,
     overwrite: bool = False,
     blocks_at_once: int = 2,
     resume: Unfinished | None = None,
@@ -151,7 +153,7 @@ def write(
     ngff
         Version of OME-Zarr: ``"0.5"`` (Zarr 3) or ``"0.4"`` (Zarr 2).
     compression
-        Compression of a TIFF: ``"deflate"`` (read everywhere), ``"zstd"`` (faster), ``"none"``.
+        Compression of a TIFF, see `to_tiff`.
     overwrite
         Replace an existing file or folder, once the new image is complete.
     blocks_at_once
@@ -200,7 +202,7 @@ def _write_file(
     path: Path,
     part: Path,
     target: Image,
-    compression: Compression,
+    compression: Compression | None,
     at_once: int,
     staged: bool,
     fill: Fill | None,
@@ -214,8 +216,10 @@ def _write_file(
     else:
         blocks, counts = computed(target.levels[0], at_once), True
     suffix, image = path.suffix.lower(), part / IMAGE
-    if suffix in TIFF:
-        steps = write_tiff(blocks, image, target, compression)
+    if suffix in TIFF and is_ome(path, target):
+        steps = write_tiff(blocks, image, target, compression_of(target, compression))
+    elif suffix in TIFF:
+        steps = write_raster(blocks, image, target, compression_of(target, compression))
     else:
         steps = write_photo(blocks, image, target, suffix)
     try:
@@ -232,7 +236,7 @@ def check(
     like: Image | None = None,
     *,
     ngff: Ngff = "0.5",
-    compression: Compression = "deflate",
+    compression: Compression | None = None,
     overwrite: bool = False,
 ) -> Image:
     """Check the arguments before anything is computed; arguments and errors as in `write`.
@@ -247,15 +251,17 @@ def check(
     _check_suffix(path, (*ZARR, *TIFF, *PHOTO))
     target = _target(clear, like)
     _check_place(path, target, overwrite)
+    if path.suffix.lower() in TIFF and compression and (reason := fits(target, compression)):
+        raise ValueError(f"{path} cannot be compressed by {compression}: {reason}")
     if path.suffix.lower() in PHOTO:
         check_photo(path, target)
     return target
 
 
-def check_choices(ngff: str, compression: str) -> None:
+def check_choices(ngff: str, compression: str | None) -> None:
     """Raise ValueError for an unknown version of OME-Zarr or an unknown compression."""
     for name, value, kind in (("ngff", ngff, Ngff), ("compression", compression, Compression)):
-        if value not in get_args(kind):
+        if value is not None and value not in get_args(kind):
             raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
 
 
@@ -301,7 +307,10 @@ def _target(clear: da.Array | NDArray[Any], like: Image | None) -> Image:
             f"the image has shape {array.shape}, but `like` has {like.levels[0].shape}: "
             "crop `like` the same way (levels, geo.moved), or leave it out"
         )
-    return replace(like, levels=(array,), nodata=nodata_as_dtype(like.nodata, array.dtype))
+    # A mask is the last band; an image of some of the bands has none.
+    masked = like.masked and like.alpha == array.shape[2] - 1
+    bits = like.bits if array.dtype == like.levels[0].dtype else None
+    return replace(like, levels=(array,), nodata=nodata_as_dtype(like.nodata, array.dtype), masked=masked, bits=bits)
 
 
 def _plain(array: da.Array) -> Image:

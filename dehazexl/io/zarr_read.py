@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,18 +14,17 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from dask.base import tokenize
 
-from dehazexl.image.georeference import Geo
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Holes, Image
-from dehazexl.io.bands import OME_COLORS, array_roles, describe_bands
+from dehazexl.io.bands import OME_COLORS, Bands, array_roles, choose_bands
 from dehazexl.io.source import (
     Guard,
     Source,
     as_number,
     axes_by_shape,
-    check_bands,
     check_pixels,
     chunk_sides,
     file_token,
@@ -33,15 +33,20 @@ from dehazexl.io.source import (
     short_name,
     strided,
 )
+from dehazexl.io.zarr_find import Found, find_image, with_mapping
+from dehazexl.io.zarr_geo import read_geo
+from dehazexl.io.zarr_metadata import unpacked
 
 if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
+METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")
+
 AXES = {
     "y": ("y", "lat", "latitude", "row", "rows", "northing", "height"),
     "x": ("x", "lon", "longitude", "col", "cols", "column", "columns", "easting", "width"),
-    "c": ("c", "s", "channel", "channels", "band", "bands", "sample", "samples", "wavelength", "rgb"),
+    "c": ("c", "s", "channel", "channels", "band", "bands", "sample", "samples", "wavelength", "rgb", "variable"),
 }
 """Names of the axes y, x and c in Zarr metadata."""
 
@@ -62,7 +67,7 @@ def open_zarr_path(path: Path) -> Image:
     from dehazexl.io.zarr_store import open_store
 
     try:
-        node = zarr.open(open_store(path), mode="r")
+        node = zarr.open(open_store(path), mode="r", path=root_in_zip(path))
     except MemoryError:
         raise
     except Exception as error:  # zarr trusts its metadata: a nested one is a RecursionError, a list an AttributeError
@@ -70,9 +75,18 @@ def open_zarr_path(path: Path) -> Image:
     return open_zarr(node, path)
 
 
-def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None) -> Image:
-    """Describe a zarr array, a group with one array, or an OME-Zarr group."""
-    where = str(path or node.store_path)
+def root_in_zip(path: Path) -> str:
+    """Return the folder of a zip file that is a Zarr: many programs put the folder into the file, not its contents."""
+    if not path.is_file():
+        return ""
+    with zipfile.ZipFile(path) as file:
+        roots = [name.rpartition("/")[0] for name in file.namelist() if name.rpartition("/")[2] in METADATA_FILES]
+    return min(roots, key=lambda root: (root.count("/") + bool(root), root), default="")
+
+
+def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None, where: str = "") -> Image:
+    """Describe a zarr array, a group with one image, or an OME-Zarr group; `where` is its name for messages."""
+    where = where or str(path or node.store_path)
     # Reading from a remote store can fail for reasons other than damage.
     with nullcontext() if path is None else report_damage(where, "Zarr"):
         return describe_node(node, path, where)
@@ -84,29 +98,54 @@ def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: 
 
     attrs: dict[str, Any] = dict(node.attrs)
     if isinstance(node, zarr.Array):
-        return describe_zarr([node], array_axes(node, where), attrs, path, where)
-    ome = attrs.get("ome", attrs)
-    if "multiscales" in ome:
+        found = Found(parent_of(node), (node,), attrs)
+        if found.group is not None:
+            found = replace(found, attributes=with_mapping(found.group, node))
+        return describe_zarr([node], array_axes(node, where), found.attributes, path, where, found=found)
+    ome: Any = attrs.get("ome", attrs)
+    if isinstance(ome.get("multiscales"), list):
         return open_ngff(node, ome, path, where)
-    array = only_array(node, where)
-    attrs |= dict(array.attrs)
-    mapping = attrs.get("grid_mapping", "spatial_ref")
-    if mapping in node:
-        attrs["spatial_ref"] = dict(node[mapping].attrs)
-    return describe_zarr([array], array_axes(array, where), attrs, path, where)
+    if "bioformats2raw.layout" in ome:
+        return open_series(node, path, where)
+    found = find_image(node, where)
+    axes = array_axes(found.arrays[0], where)
+    image = describe_zarr(found.arrays[:1], axes, found.attributes, path, where, found=found)
+    return replace(image, notes=(*found.notes, *image.notes))
 
 
-def only_array(group: zarr.Group, where: str) -> zarr.Array[Any]:
-    """Return the only array of a group with two or more axes; coordinates have fewer."""
-    arrays: dict[str, zarr.Array[Any]] = {name: array for name, array in group.arrays() if array.ndim >= 2}
-    if len(arrays) == 1:
-        return next(iter(arrays.values()))
-    inside = ", ".join(sorted(arrays or set(group.group_keys()))[:8])
-    if not inside:
-        raise ValueError(f"{where} is a Zarr group without an image: it has no array and no multiscales")
-    raise ValueError(
-        f"{where} is a Zarr group with several members: open one of them by its path, {where}/NAME with {inside}"
+def parent_of(array: zarr.Array[Any]) -> zarr.Group | None:
+    """Return the group of an array, which has its coordinates; None for an array alone."""
+    import zarr
+
+    try:
+        if array.path:
+            return zarr.open_group(array.store, path=array.path.rpartition("/")[0], mode="r")
+        if isinstance(array.store, zarr.storage.LocalStore):
+            return zarr.open_group(Path(array.store.root).parent, mode="r")
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def open_series(root: zarr.Group, path: Path | None, where: str) -> Image:
+    """Open the first image of several, as bioformats2raw writes them."""
+    listed: Any = root["OME"].attrs if "OME" in root else {}
+    names = list(listed.get("ome", listed).get("series") or sorted(set(root.group_keys()) - {"OME"}, key=_number))
+    if not names:
+        raise ValueError(f"{where} is a Zarr of bioformats2raw without an image: write it again")
+    group: Any = root[names[0]]
+    attrs = dict(group.attrs)
+    image = open_ngff(group, attrs.get("ome", attrs), path, where)
+    if len(names) == 1:
+        return image
+    note = (
+        f"the Zarr has {len(names)} images, of which {names[0]} is opened; another is opened by its path, {where}/NAME"
     )
+    return replace(image, notes=(note, *image.notes))
+
+
+def _number(name: str) -> tuple[int, str]:
+    return (int(name) if name.isdecimal() else 0), name
 
 
 def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, where: str) -> Image:
@@ -162,6 +201,7 @@ def describe_zarr(
     path: Path | None,
     where: str,
     channels: Sequence[Mapping[str, Any]] = (),
+    found: Found | None = None,
 ) -> Image:
     """Describe an image from zarr arrays and their attributes.
 
@@ -179,6 +219,8 @@ def describe_zarr(
         Name of the Zarr for messages.
     channels
         Channels in OME metadata.
+    found
+        The group of the image, with its coordinates, and all arrays if there is one for each band.
 
     Returns
     -------
@@ -187,13 +229,18 @@ def describe_zarr(
     """
     finest = arrays[0]
     levels = zarr_levels(arrays, axes, where)
+    if found is not None and len(found.arrays) > 1:
+        levels = [stacked([zarr_levels([array], axes, where)[0] for array in found.arrays])]
     count = levels[0][0].shape[2]
     token = zarr_token(finest)
-    bands, rgb, alpha = describe_bands(*zarr_bands(attrs, channels, count))
+    names = found.names if found is not None else []
+    chosen = choose_bands(*zarr_bands(attrs, channels, count, names), sensor=str(attrs.get("platform", "")))
+    bands, rgb, alpha = chosen.names, chosen.rgb, chosen.alpha
     saved = attrs.get("dehazexl") or {}
+    geo, notes = read_geo(attrs, *((None, None) if found is None else found.coordinates(AXES)))
+    meters = geo.meters if geo else None
     if saved:
-        rgb, alpha = saved_bands(saved, count, where)
-    check_bands(count - (alpha is not None), where)
+        rgb, alpha = saved_bands(saved, count, where, rgb)
     return Image(
         levels=tuple(lazy(*level, f"zarr-{token}-{number}") for number, level in enumerate(levels)),
         name=short_name(path or Path(finest.name or "")) or "array",
@@ -201,11 +248,18 @@ def describe_zarr(
         rgb=rgb,
         alpha=alpha,
         nodata=zarr_nodata(finest, attrs),
-        geo=Geo.from_attributes(attrs),
+        geo=geo,
+        scale=meters or (1.0, 1.0),
+        units="meter" if meters else "pixel",
         path=path,
         fingerprint=token,
         guard=None if path is None else Guard(path, token, partial(zarr_token, finest)),
-        metadata=dict(saved.get("metadata", {})),
+        metadata=unpacked(saved["metadata"]) if "metadata" in saved else unstated(chosen, count),
+        masked=bool(saved.get("masked")),
+        guessed=chosen.guessed and "rgb" not in saved,
+        notes=(*notes, *(() if "rgb" in saved else chosen.notes)),
+        zero=zarr_zero(finest, attrs),
+        bits=saved.get("bits"),
         holes=zarr_holes(finest, axes, f"zarr-{token}-0"),
     )
 
@@ -232,7 +286,9 @@ def chunks_missing(array: zarr.Array[Any], axes: str, window: Window) -> bool:
     return not any((folder / array.metadata.encode_chunk_key(chunk)).exists() for chunk in product(*touched))
 
 
-def saved_bands(saved: Mapping[str, Any], count: int, where: str) -> tuple[tuple[int, int, int], int | None]:
+def saved_bands(
+    saved: Mapping[str, Any], count: int, where: str, found: tuple[int, int, int]
+) -> tuple[tuple[int, int, int], int | None]:
     """Read the indices of red, green and blue, and of alpha, from the attribute that `zarr_write` writes.
 
     Raises
@@ -240,7 +296,8 @@ def saved_bands(saved: Mapping[str, Any], count: int, where: str) -> tuple[tuple
     ValueError
         If they are not bands of the image.
     """
-    rgb, alpha = saved["rgb"], saved["alpha"]
+    # Colors that were guessed are not written.
+    rgb, alpha = saved.get("rgb", found), saved["alpha"]
     known = all(type(band) is int and 0 <= band < count for band in [*rgb, 0 if alpha is None else alpha])
     if len(rgb) != 3 or not known:
         raise ValueError(f"{where} has an attribute dehazexl with bands that do not exist: remove the attribute")
@@ -271,14 +328,49 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
     return levels
 
 
+def unstated(chosen: Bands, count: int) -> dict[str, Any]:
+    """Return the metadata of bands whose colors the file does not state, so that no output states them."""
+    return {"colorinterp": ["gray", *["undefined"] * (count - 1)]} if chosen.guessed or chosen.coded else {}
+
+
+def stacked(bands: list[tuple[Source, tuple[int, int]]]) -> tuple[Source, tuple[int, int]]:
+    """Return arrays of one band each as one source ``(y, x, c)``, and its chunk."""
+    sources = [source for source, _ in bands]
+    height, width, _ = sources[0].shape
+    return Source((height, width, len(sources)), sources[0].dtype, partial(read_bands, sources)), bands[0][1]
+
+
+def read_bands(sources: Sequence[Source], rows: slice, cols: slice) -> NDArray[Any]:
+    """Read a window ``(y, x, c)`` of one array for each band."""
+    return np.concatenate([source.read(rows, cols) for source in sources], axis=-1)
+
+
+def zarr_zero(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float:
+    """Return the value at which the quantity of CF's scale_factor and add_offset is 0."""
+    scale, offset = (as_number(attrs.get(name)) for name in ("scale_factor", "add_offset"))
+    return 0.0 - offset / (scale or 1.0) if offset else 0.0
+
+
 def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window; raise ValueError with its position if a chunk in it cannot be decoded."""
+    """Read a window.
+
+    Raises
+    ------
+    ValueError
+        If a chunk in it cannot be decoded.
+    OSError
+        If a server does not answer.
+    """
+    remote = "://" in where
     try:
         return source.read(rows, cols)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a codec fails in any way on what it did not write
+    except Exception as error:  # a codec fails in any way on what it did not write, a server in many
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not remote):
+            raise
         position = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
+        if remote:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise OSError(f"{where} cannot be read in {position} ({reason}): check the connection") from error
         raise ValueError(f"{where} has a damaged chunk in {position} ({error}): copy or download it again") from error
 
 
@@ -304,16 +396,17 @@ def named_axes(names: Sequence[str | None], shape: Sequence[int], where: str) ->
 
 
 def zarr_bands(
-    attrs: Mapping[str, Any], channels: Sequence[Mapping[str, Any]], count: int
+    attrs: Mapping[str, Any], channels: Sequence[Mapping[str, Any]], count: int, labels: Sequence[str | None] = ()
 ) -> tuple[list[str | None], list[str | None]]:
-    """Read names and roles of the bands from the channels of OME or the long names of rioxarray."""
+    """Read names and roles of the bands from the channels of OME, the labels of an axis, or rioxarray's long names."""
+    unknown: list[str | None] = list(array_roles(count)) if count == 2 else ["undefined"] * count
     if len(channels) == count:
-        roles = [OME_COLORS.get(str(channel.get("color", "")).upper()) for channel in channels]
+        roles = [OME_COLORS.get(str(channel.get("color", "")).upper(), "undefined") for channel in channels]
         return [channel.get("label") or None for channel in channels], list(roles)
     long_names = attrs.get("long_name")
     if isinstance(long_names, (list, tuple)) and len(long_names) == count:
-        return [str(name) for name in long_names], [None] * count
-    return [None] * count, array_roles(count)
+        return [str(name) for name in long_names], unknown
+    return list(labels) if len(labels) == count else [None] * count, unknown
 
 
 def zarr_nodata(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float | None:

@@ -188,7 +188,7 @@ def check_array(array: zarr.Array[Any], where: str) -> None:
     ValueError
         If a codec is not in `CODECS`, or chunks are too large or too small to be read.
     """
-    names = list(_codec_names(array.metadata))
+    names = list(codec_names(array.metadata))
     for name in names:
         if name not in CODECS:
             raise ValueError(
@@ -211,7 +211,7 @@ def check_array(array: zarr.Array[Any], where: str) -> None:
             raise ValueError(f"{where} has shards with {index} bytes of index, more than {MAX_METADATA}: {RECHUNK}")
 
 
-def _codec_names(metadata: Any) -> Iterator[str]:
+def codec_names(metadata: Any) -> Iterator[str]:
     """Yield the names of all codecs of an array; those of numcodecs have the same name in versions 2 and 3."""
     if metadata.zarr_format == 2:
         for codec in (metadata.compressor, *(metadata.filters or ())):

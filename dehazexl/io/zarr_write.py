@@ -14,6 +14,8 @@ import numpy as np
 from dehazexl.image.nodata import as_json
 from dehazexl.io.level0 import Fill, Level0
 from dehazexl.io.pyramid import Levels, halve
+from dehazexl.io.zarr_metadata import packed
+from dehazexl.io.zarr_place import write_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -36,7 +38,9 @@ def write_ome_zarr(
 ) -> Generator[int, None, None]:
     """Write an image as OME-Zarr: its finest level block by block, then the overviews from it.
 
-    The arrays are ``(c, y, x)``: NGFF puts channels before space. Each chunk is all channels of 512 x 512 pixels.
+    The arrays are ``(c, y, x)``: NGFF puts channels before space. Each chunk is all channels of 512 x 512 pixels. The
+    finest level, ``0``, is beside its coordinates ``x`` and ``y`` and the grid mapping ``spatial_ref`` of CF, with
+    which xarray, rioxarray and GDAL open it in its place; the overviews, whose axes have other lengths, are in groups.
 
     Parameters
     ----------
@@ -64,6 +68,7 @@ def write_ome_zarr(
     # Validated before anything is computed; the window of values follows at the end.
     _describe(group, target, levels, ngff, np.zeros((target.levels[0].shape[2], 0, 0), target.levels[0].dtype))
     arrays = [_array(group, target, levels, level) for level in range(len(levels.sizes))]
+    write_place(group, arrays[0], target)
     level0 = Level0(arrays[0], marks, levels)
     yield from fill(level0) if fill else level0.fill(target.levels[0], at_once)
     for below, above in pairwise(arrays):
@@ -110,14 +115,15 @@ def _overview(
 
 def _array(group: zarr.Group, target: Image, levels: Levels, level: int) -> zarr.Array[Any]:
     """Create the array of a level, or open an existing one."""
-    if str(level) in group:
-        return cast("zarr.Array[Any]", group[str(level)])
+    name = level_path(level)
+    if name in group:
+        return cast("zarr.Array[Any]", group[name])
     new = group.metadata.zarr_format == 3
     bands, dtype = target.levels[0].shape[2], target.levels[0].dtype
     blosc: dict[str, Any] = {"cname": "zstd", "clevel": 3}
     codec: dict[str, Any] = {"name": "blosc", "configuration": {**blosc, "shuffle": "bitshuffle"}}
     return group.create_array(
-        str(level),
+        name,
         shape=(bands, *levels.sizes[level]),
         chunks=(bands, levels.tile, levels.tile),
         dtype=dtype.newbyteorder("="),
@@ -138,11 +144,16 @@ def _describe(group: zarr.Group, target: Image, levels: Levels, ngff: Ngff, coar
     )
     said = image.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     attributes: dict[str, Any] = {"ome": {**said, "version": "0.5"}} if ngff == "0.5" else said
-    texts = {name: value for name, value in target.metadata.items() if isinstance(value, str)}
-    attributes["dehazexl"] = {"rgb": list(target.rgb), "alpha": target.alpha, "metadata": texts}
+    own = {"alpha": target.alpha, "metadata": packed(target.metadata), "masked": target.masked, "bits": target.bits}
+    attributes["dehazexl"] = own if target.guessed else {"rgb": list(target.rgb), **own}
     if target.nodata is not None:
         attributes["nodata"] = as_json(target.nodata)
     group.attrs.update(attributes | (target.geo.to_attributes() if target.geo else {}))
+
+
+def level_path(level: int) -> str:
+    """Return the path of the array of a level in its group."""
+    return f"overviews/{level}/{level}" if level else "0"
 
 
 def _multiscale(target: Image, levels: Levels) -> dict[str, Any]:
@@ -160,7 +171,7 @@ def _multiscale(target: Image, levels: Levels) -> dict[str, Any]:
             {"name": "x", "type": "space", **unit},
         ],
         "datasets": [
-            {"path": str(level), "coordinateTransformations": _transformations(target, 2**level)}
+            {"path": level_path(level), "coordinateTransformations": _transformations(target, 2**level)}
             for level in range(len(levels.sizes))
         ],
     }
@@ -177,7 +188,8 @@ def _rendering(target: Image, coarsest: NDArray[Any]) -> dict[str, Any]:
     """Return the rendering of the channels: R, G and B on, with one window of values, the others off."""
     window = _window(target, coarsest)
     gray = len(set(target.rgb)) == 1
-    colors = dict(zip(target.rgb, ("FFFFFF",) * 3 if gray else _COLORS, strict=True))
+    # Colors that were guessed would be taken for a fact by the next program.
+    colors = dict(zip(target.rgb, ("FFFFFF",) * 3 if gray or target.guessed else _COLORS, strict=True))
     channels = [
         {"label": name, "color": colors.get(band, "FFFFFF"), "active": band in colors, "window": window}
         for band, name in enumerate(target.bands)

@@ -423,7 +423,7 @@ BAD_OPTIONS = {
     "out.tif --dtype int8": "unknown dtype 'int8'",
     "out.tif --device tpu9": "device",
     "out.tif --ngff 3": "ngff='3'",
-    "out.tif --compression lzw": "compression='lzw'",
+    "out.tif --compression bzip2": "compression='bzip2'",
     "out.tif --nor": "--nor is for official .pth files",
     "out.tif --frobnicate": "No such option: --frobnicate",
     "in.tif --overwrite": "is the input",

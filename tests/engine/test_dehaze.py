@@ -27,7 +27,7 @@ from dehazexl.engine.encode import encode
 from dehazexl.engine.fuse import fuse
 from dehazexl.engine.tokens import FORMAT
 from dehazexl.image.grid import Window
-from dehazexl.image.image import Image
+from dehazexl.image.image import Image, value_range
 from dehazexl.io.open import open_image
 from dehazexl.model import SPECS, DehazeXL
 
@@ -247,7 +247,7 @@ def test_half_precision_pictures_stay_finite() -> None:
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_the_range_is_that_of_the_picture_unless_it_is_given(tiny: DehazeXL, dtype: str) -> None:
     pixels = in_dtype(hazy(300, 300), dtype)
-    limits = dehazexl.image.value_range(open_image(pixels))
+    limits = value_range(open_image(pixels))
     assert limits == pytest.approx(tuple(np.percentile(pixels, (0.1, 99.9))))
     found = dehazexl.dehaze(pixels, tiny, overlap=0).compute()
     assert np.array_equal(found, dehazed(pixels, tiny, value_range=limits))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-import tifffile
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from dehazexl import open_image
-from dehazexl.image.georeference import GEO_TAGS, Geo
+from dehazexl.image.georeference import Geo, parse_crs
+from dehazexl.io.write import to_tiff, to_zarr
+from dehazexl.io.zarr_geo import read_geo
 
 NORTH_UP = Affine(5.0, 0.0, 485900.0, 0.0, -5.0, 5209247.0)
 ROTATED = Affine(3.0, 1.5, 485900.0, 1.25, -4.0, 5209247.0)
@@ -40,18 +42,15 @@ def write(path: Path, affine: Affine, epsg: int, kind: str = "Area") -> Geo:
 
 
 def read(path: Path) -> Geo:
-    with tifffile.TiffFile(path) as file:
-        geo = Geo.from_tags({tag.code: tag.value for tag in file.pages.first.tags})
+    geo = open_image(path).geo
     assert geo is not None
     return geo
 
 
 def rewritten(path: Path, geo: Geo) -> tuple[Affine, int | None]:
-    """Return the tags of `geo` as read by rasterio from a TIFF."""
-    kinds = {34735: 3, 34737: 2}
-    tags = [(code, kinds.get(code, 12), len(value), value, True) for code, value in geo.tags.items()]
-    tifffile.imwrite(path, np.ones((20, 30), "uint8"), extratags=tags, metadata=None)
-    with rasterio.open(path) as file:
+    """Return `geo` as read by rasterio from a TIFF."""
+    image = open_image(np.ones((20, 30), "uint8"))
+    with rasterio.open(to_tiff(image.levels[0], path, replace(image, geo=geo), overwrite=True)) as file:
         return file.transform, file.crs.to_epsg() if file.crs else None
 
 
@@ -73,7 +72,6 @@ def test_pixel_size_in_meters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("affine", "epsg", "kind"), PLACES)
 def test_reads_files_of_rasterio(tmp_path: Path, affine: Affine, epsg: int, kind: str) -> None:
     geo = write(tmp_path / "in.tif", affine, epsg, kind)
-    assert set(geo.tags) <= set(GEO_TAGS)
     assert geo.affine == pytest.approx(tuple(affine)[:6], rel=1e-12)
     assert geo.epsg == epsg
     transform, code = rewritten(tmp_path / "out.tif", geo)
@@ -97,12 +95,11 @@ def test_cropped_and_resized(tmp_path: Path, affine: Affine, epsg: int, kind: st
 def test_attributes_round_trip(tmp_path: Path, affine: Affine, epsg: int, kind: str) -> None:
     geo = write(tmp_path / "in.tif", affine, epsg, kind)
     attributes = json.loads(json.dumps(geo.to_attributes(), allow_nan=False))
-    assert Geo.from_attributes(attributes) == geo
     assert attributes["proj:code"] == f"EPSG:{epsg}"
     assert {convention["name"] for convention in attributes["zarr_conventions"]} == {"proj", "spatial"}
-    del attributes["geotiff"]
-    plain = Geo.from_attributes(attributes)
-    assert plain is not None
+    plain, notes = read_geo(attributes)
+    assert plain is not None and not notes
+    assert (plain.affine, plain.epsg) == (geo.affine, epsg)
     transform, code = rewritten(tmp_path / "out.tif", plain)
     assert transform.almost_equals(affine, 1e-9) and code == epsg
 
@@ -113,7 +110,7 @@ def test_cf_grid_mapping(wrapped: bool) -> None:
         "crs_wkt": rasterio.crs.CRS.from_epsg(26914).to_wkt(),
         "GeoTransform": "485900.0 5.0 0.0 5209247.0 0.0 -5.0",
     }
-    geo = Geo.from_attributes({"spatial_ref": grid} if wrapped else grid)
+    geo, _ = read_geo({"spatial_ref": grid} if wrapped else grid)
     assert geo is not None
     assert geo.affine == tuple(NORTH_UP)[:6]
     assert geo.epsg == 26914
@@ -122,7 +119,7 @@ def test_cf_grid_mapping(wrapped: bool) -> None:
 @pytest.mark.parametrize(("epsg", "geographic"), [(3857, False), (4326, True), (6318, True), (32633, False)])
 def test_the_kind_of_a_system_does_not_depend_on_the_place(tmp_path: Path, epsg: int, geographic: bool) -> None:
     """Near the origin meters look like degrees."""
-    geo = Geo.from_attributes({"proj:code": f"EPSG:{epsg}", "spatial:transform": [2.0, 0.0, 10.0, 0.0, -2.0, 20.0]})
+    geo, _ = read_geo({"proj:code": f"EPSG:{epsg}", "spatial:transform": [2.0, 0.0, 10.0, 0.0, -2.0, 20.0]})
     assert geo is not None
     assert rewritten(tmp_path / "out.tif", geo)[1] == epsg
     with rasterio.open(tmp_path / "out.tif") as file:
@@ -137,9 +134,14 @@ def test_ground_control_points(tmp_path: Path) -> None:
     geo = read(tmp_path / "in.tif")
     assert geo.affine is None and geo.epsg == 32633
     assert "spatial:transform" not in geo.to_attributes()
-    assert Geo.from_attributes(geo.to_attributes()) == geo
+    again, _ = read_geo(json.loads(json.dumps(geo.to_attributes())))
+    assert again is not None and again.gcps == geo.gcps
     changed = geo.moved(4, 10).scaled(2, 5)
-    assert changed.tags[33922][:12] == (-2.0, -2.0, 0.0, 100.0, 50.0, 0.0, 4.0, -2.0, 0.0, 130.0, 50.0, 0.0)
+    assert changed.gcps[:2] == ((-2.0, -2.0, 100.0, 50.0, 0.0), (-2.0, 4.0, 130.0, 50.0, 0.0))
+    image = open_image(np.ones((20, 30), "uint8"))
+    with rasterio.open(to_tiff(image.levels[0], tmp_path / "out.tif", replace(image, geo=changed))) as file:
+        points, crs = file.gcps
+    assert [(p.row, p.col, p.x, p.y, p.z) for p in points] == list(changed.gcps) and crs.to_epsg() == 32633
 
 
 def test_rational_polynomials(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_rational_polynomials(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "in.tif", "w", rpcs=rpc, **profile) as file:
         file.write(np.ones((1, 20, 30), "uint8"))
     geo = read(tmp_path / "in.tif")
-    assert Geo.from_attributes(json.loads(json.dumps(geo.to_attributes()))) == geo
+    assert read_geo(json.loads(json.dumps(geo.to_attributes())))[0] == geo
     # Lines and samples are 0 at the first pixel's center: the center of the image stays in place.
     for changed, line, sample in (
         (geo, (9.5, 10.0), (14.5, 15.0)),
@@ -168,7 +170,7 @@ def test_rational_polynomials(tmp_path: Path) -> None:
 
 
 def test_a_coordinate_system_without_a_transform() -> None:
-    geo = Geo.from_attributes({"proj:code": "EPSG:26914"})
+    geo, _ = read_geo({"proj:code": "EPSG:26914"})
     assert geo is not None
     assert geo.affine is None and geo.epsg == 26914
     assert geo.moved(3, 4) == geo
@@ -183,29 +185,78 @@ def test_a_coordinate_system_without_a_transform() -> None:
     ],
 )
 def test_other_ways_to_name_a_coordinate_system(attributes: dict[str, object]) -> None:
-    geo = Geo.from_attributes(attributes)
+    geo, _ = read_geo(attributes)
     assert geo is not None and geo.epsg == 3857
 
 
 def test_no_georeference() -> None:
-    assert Geo.from_tags({256: 30, 42113: "0"}) is None
-    assert Geo.from_attributes({"ome": {}, "nodata": 0}) is None
+    assert read_geo({"ome": {}, "nodata": 0}) == (None, [])
 
 
-def test_tag_values_of_other_libraries() -> None:
-    geo = Geo.from_tags({33550: np.array([2, 2, 0]), 33922: [0, 0, 0, 5, 6, 0], 34736: 6378137.0, 34737: b"WGS 84|\0"})
-    assert geo is not None
-    assert geo.tags == {
-        33550: (2.0, 2.0, 0.0),
-        33922: (0.0, 0.0, 0.0, 5.0, 6.0, 0.0),
-        34736: (6378137.0,),
-        34737: "WGS 84|",
-    }
-    assert geo.affine == (2.0, 0.0, 5.0, 0.0, -2.0, 6.0)
-    assert geo.epsg is None
+def test_a_system_without_a_code_is_carried_as_wkt(tmp_path: Path) -> None:
+    wkt = rasterio.crs.CRS.from_proj4("+proj=laea +lat_0=12.5 +lon_0=3.25 +datum=WGS84 +units=m").to_wkt()
+    geo = Geo((5.0, 0.0, 1e5, 0.0, -5.0, 2e5), wkt)
+    assert geo.code is None and "proj:code" not in geo.to_attributes()
+    again, notes = read_geo(geo.to_attributes())
+    assert again is not None and again.crs == geo.crs and not notes
+    rewritten(tmp_path / "out.tif", geo)
+    assert read(tmp_path / "out.tif").crs == geo.crs
 
 
-def test_a_user_defined_system_has_no_code() -> None:
-    geo = Geo({34735: (1, 1, 0, 1, 3072, 0, 1, 32767)})
-    assert geo.epsg is None
-    assert "proj:code" not in geo.to_attributes()
+@pytest.mark.parametrize(
+    ("code", "name"), [("EPSG:102004", "USA_Contiguous_Lambert_Conformal_Conic"), ("EPSG:999999", None)]
+)
+def test_codes_beyond_the_registry_are_those_of_esri_or_left_out(code: str, name: str | None) -> None:
+    crs = parse_crs(code)
+    assert (crs and crs.name) == name
+    geo, notes = read_geo({"proj:code": code, "spatial:transform": [1, 0, 0, 0, -1, 0]})
+    assert geo is not None and bool(geo.wkt) == (name is not None)
+    assert notes == ([] if name else ["its coordinate system EPSG:999999 is in no registry: it is left out"])
+
+
+X, Y = 500_005.0 + 10 * np.arange(30), 5_599_995.0 - 10 * np.arange(20)
+FROM_XY = (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_600_000.0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "affine", "told"),
+    [
+        pytest.param(X, Y, FROM_XY, False, id="agree"),
+        pytest.param(X[5:], Y[7:], (10, 0, 500_050, 0, -10, 5_599_930), True, id="slice"),
+        pytest.param(X[::2], Y[::2], (20, 0, 499_995, 0, -20, 5_600_005), True, id="stride"),
+        pytest.param(X, Y[::-1], (10, 0, 500_000, 0, 10, 5_599_800), True, id="ascending"),
+        pytest.param(X.astype("f4"), Y.astype("f4"), FROM_XY, False, id="single precision"),
+        pytest.param(np.geomspace(1, 9, 30), Y, FROM_XY, False, id="uneven"),
+        pytest.param(X[:1], Y[:1], FROM_XY, False, id="one pixel"),
+    ],
+)
+def test_coordinates_win_over_a_transform(x: np.ndarray, y: np.ndarray, affine: tuple[float, ...], told: bool) -> None:
+    geo, notes = read_geo({"GeoTransform": "500000 10 0 5600000 0 -10"}, x, y)
+    assert geo is not None and geo.affine == pytest.approx(affine)
+    assert bool(notes) == told
+
+
+def test_nodes_are_centers() -> None:
+    geo, _ = read_geo({"spatial:transform": [10, 0, 5, 0, -10, 95], "spatial:registration": "node"})
+    assert geo is not None and geo.affine == (10, 0, 0, 0, -10, 100)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(("affine", "epsg", "kind"), PLACES)
+def test_a_zarr_has_its_place_in_other_programs(tmp_path: Path, affine: Affine, epsg: int, kind: str) -> None:
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("rioxarray")
+    write(tmp_path / "in.tif", affine, epsg, kind)
+    image = open_image(tmp_path / "in.tif")
+    for ngff in ("0.4", "0.5"):
+        path = to_zarr(image.levels[0], tmp_path / f"{ngff}.zarr", image, ngff=ngff)  # type: ignore[arg-type]
+        opened = xarray.open_zarr(path, decode_coords="all", consolidated=False)["0"]
+        assert opened.rio.crs.to_epsg() == epsg
+        assert opened.rio.transform().almost_equals(affine, 1e-6)
+        again = open_image(path).geo
+        assert again is not None and image.geo is not None and (again.affine, again.epsg) == (image.geo.affine, epsg)
+    # GDAL of the wheels reads version 2.
+    with rasterio.open(f'ZARR:"{tmp_path / "0.4.zarr"}":/0') as file:
+        assert file.crs.to_epsg() == epsg
+        if not affine.b:
+            assert file.transform.almost_equals(affine, 1e-6)

@@ -61,9 +61,9 @@ GDAL_FILES: dict[str, tuple[Any, Any, str]] = {
     "big-endian-lzw": (FOUR, {"ENDIANNESS": "BIG", "compress": "lzw"}, "red green blue band_4"),
     "float": (smooth(1, "float32"), {**TILED, "compress": "deflate", "predictor": 3}, "gray"),
     "eight": (smooth(8), {"photometric": "MINISBLACK"}, " ".join(f"band_{n}" for n in range(1, 9))),
-    "twelve-bit": (smooth(3, "uint16") // 4, {"NBITS": 12, "compress": "lzw"}, "red green blue"),
+    "twelve-bit": (smooth(3, "uint16") // 4, {"NBITS": 12, "compress": "lzw"}, "band_1 band_2 band_3"),
     "sparse": (RGB * 0, {**TILED, "SPARSE_OK": True, "nodata": 7}, "red green blue"),
-    "cog": (RGB, {"driver": "COG", "blocksize": 128, "compress": "deflate"}, "red green blue"),
+    "cog": (RGB, {"driver": "COG", "blocksize": 128, "compress": "deflate"}, "band_1 band_2 band_3"),
 }
 
 
@@ -438,7 +438,7 @@ def test_opening_reads_no_pixels(tmp_path: Path) -> None:
             body[offset : offset + count] = b"\xff" * count
     (tmp_path / "a.tif").write_bytes(body)
     assert open_image(tmp_path / "a.zarr").levels[0].shape == open_image(tmp_path / "a.tif").levels[0].shape
-    with pytest.raises(ValueError, match=r"damaged at tile 0 \(row 0, column 0\)"):
+    with pytest.raises(ValueError, match=r"a\.tif is damaged in rows 0 to 700, columns 0 to 522"):
         open_image(tmp_path / "a.tif").levels[0][:9, :9].compute(scheduler="synchronous")
 
 
@@ -624,8 +624,8 @@ WRONG_ARRAYS = [
     (plane(20, 40, 50), ValueError, "no axis of 1 to 8 bands"),
     (plane(2, 3, 40, 50), ValueError, "pass one plane"),
     (plane(5, 5, dtype="complex64"), ValueError, "complex64 pixels.*absolute"),
-    (plane(5, 5, dtype="int16"), ValueError, "int16 pixels.*astype"),
-    (plane(5, 5, dtype="uint32"), ValueError, "uint32 pixels"),
+    (plane(5, 5, dtype="int64"), ValueError, "int64 pixels.*astype"),
+    (plane(5, 5, dtype="uint64"), ValueError, "uint64 pixels"),
     (plane(5, 5, dtype="bool"), ValueError, "1-bit mask"),
     (plane(5, 5, dtype="object"), ValueError, "object pixels"),
     (da.from_array(np.arange(9).reshape(3, 3))[np.arange(3) > da.zeros(3)], ValueError, "compute_chunk_sizes"),
@@ -704,7 +704,7 @@ def write_wrong(kind: str, path: Path) -> Path:
     elif kind == "cmyk":
         tifffile.imwrite(tiff, smooth(4), photometric="separated")
     elif kind == "integers":
-        tifffile.imwrite(tiff, stack[0].astype("int16"))
+        tifffile.imwrite(tiff, stack[0].astype("int64"))
     elif kind == "z-stack":
         tifffile.imwrite(tiff, stack, photometric="minisblack", imagej=True, metadata={"axes": "ZYX"})
     elif kind == "time":
@@ -714,12 +714,6 @@ def write_wrong(kind: str, path: Path) -> Path:
             photometric="minisblack",
             metadata={"axes": "TCYX"},
         )
-    elif kind == "pages":
-        with tifffile.TiffWriter(tiff) as file:
-            for _ in range(3):
-                file.write(RGB, photometric="rgb", metadata=None, compression="zlib")
-    elif kind == "nine":
-        tifffile.imwrite(tiff, smooth(9), photometric="minisblack", planarconfig="contig")
     elif kind == "folder":
         folder.mkdir()
     elif kind == "empty-group":
@@ -806,11 +800,9 @@ WRONG_FILES = {
     "palette": (ValueError, "palette.*-expand rgb"),
     "bits": (ValueError, "1-bit mask"),
     "cmyk": (ValueError, "CMYK"),
-    "integers": (ValueError, "int16 pixels"),
+    "integers": (ValueError, "int64 pixels"),
     "z-stack": (ValueError, r"axes Z \(20\), Y \(30\), X \(40\)"),
     "time": (ValueError, r"axes T \(2\), C \(3\)"),
-    "pages": (ValueError, r"axes I \(3\)"),
-    "nine": (ValueError, "9 bands"),
     "folder": (ValueError, "is a folder but not a Zarr"),
     "empty-group": (ValueError, "group without an image"),
     "two-arrays": (ValueError, "one, two"),
@@ -819,7 +811,7 @@ WRONG_FILES = {
     "ngff-lost": (ValueError, "lists a level"),
     "zip": (ValueError, "is not a readable Zarr"),
     "zip-cut": (ValueError, r"a\.zarr\.zip is not a readable Zarr"),
-    "own": (ValueError, r"a\.zarr is a damaged Zarr \(KeyError: 'rgb'\)"),
+    "own": (ValueError, r"a\.zarr is a damaged Zarr \(KeyError: 'alpha'\)"),
     "png-bits": (ValueError, "1-bit mask"),
     "png-head": (ValueError, "cut short"),
     "jpeg-head": (ValueError, "damaged JPEG"),
@@ -883,7 +875,7 @@ def test_masked_arrays_are_refused(lazy: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("s3://bucket/x.tif", "remote addresses are not supported"), ("empty.tif", "is empty: copy or download")],
+    [("gs://bucket/x.tif", "https:// and s3:// are supported"), ("empty.tif", "is empty: copy or download")],
 )
 def test_addresses_and_empty_files_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str

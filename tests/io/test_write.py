@@ -32,16 +32,12 @@ from dehazexl.io.open import open_image
 from dehazexl.io.pyramid import Levels, Pyramid, halve
 from dehazexl.io.unfinished import held
 from dehazexl.io.write import check, to_photo, to_tiff, to_zarr, total, write
+from dehazexl.io.zarr_geo import read_geo
+from dehazexl.io.zarr_write import level_path
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-UTM = Geo(
-    {
-        33550: (5.0, 5.0, 0.0),
-        33922: (0.0, 0.0, 0.0, 485900.0, 5209247.0, 0.0),
-        34735: (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 26914),
-    }
-)
+UTM = Geo((5.0, 0.0, 485900.0, 0.0, -5.0, 5209247.0), rasterio.crs.CRS.from_epsg(26914).to_wkt())
 # Shape, side of the dask blocks, dtype: uneven sizes, blocks that fit no tile, one pixel.
 PICTURES = [
     pytest.param((700, 1000, 3), (300, 400), "uint8", id="uneven blocks"),
@@ -139,7 +135,9 @@ def test_tiff_overviews_are_means(tmp_path: Path) -> None:
     for level in range(2):
         expected = plain_halve(expected)
         with rasterio.open(path, overview_level=level) as file:
-            assert_same(np.moveaxis(file.read(), 0, 2), expected)
+            found = np.moveaxis(file.read(), 0, 2).astype(int)
+        # GDAL rounds halves up, and odd sizes to fractions of pixels.
+        assert np.abs(found - expected)[:-1, :-1].max() <= 8 and np.abs(found - expected).mean() < 1
 
 
 def test_tiff_carries_what_the_input_had(tmp_path: Path) -> None:
@@ -237,7 +235,7 @@ def test_a_resolution_that_is_none_is_left_out(tmp_path: Path) -> None:
     pixels = scene((30, 40, 3))
     like = replace(image(pixels), metadata={"x_resolution": (0, 0), "y_resolution": (72, 1)})
     with tifffile.TiffFile(to_tiff(pixels, tmp_path / "clear.tif", like)) as file:
-        assert file.pages.first.tags["XResolution"].value == (1, 1)
+        assert "XResolution" not in file.pages.first.tags
 
 
 @cache
@@ -294,7 +292,7 @@ def test_zarr_pixels(
     assert group.metadata.zarr_format == (3 if ngff == "0.5" else 2)
     expected = pixels
     for level, size in enumerate(Levels(*shape[:2]).sizes):
-        array = group[str(level)]
+        array = group[level_path(level)]
         assert array.shape[1:] == size
         assert_same(np.moveaxis(array[:], 0, 2), expected)  # type: ignore[arg-type]
         expected = halve(expected, alpha=1 if shape[2] == 2 else None)
@@ -307,9 +305,13 @@ def test_zarr_metadata(tmp_path: Path) -> None:
     like = image(pixels, geo=UTM, nodata=0.0, metadata=said, **place)
     group = zarr.open_group(to_zarr(lazy(pixels), tmp_path / "clear.zarr", like), mode="r")
     attributes = json.loads((tmp_path / "clear.zarr" / "zarr.json").read_text())["attributes"]
-    assert Geo.from_attributes(attributes) == UTM
+    geo, notes = read_geo(attributes)
+    assert geo is not None and (geo.affine, geo.epsg, notes) == (UTM.affine, 26914, [])
     assert attributes["nodata"] == 0
-    assert attributes["dehazexl"] == {"rgb": [0, 1, 2], "alpha": None, "metadata": {"artist": "Ann"}}
+    assert attributes["dehazexl"] == {
+        "rgb": [0, 1, 2], "alpha": None, "masked": False, "bits": None,
+        "metadata": {"artist": "Ann", "x_resolution": [1, 1]},
+    }  # fmt: skip
     ome = yaozarrs.open_group(str(tmp_path / "clear.zarr")).ome_metadata()
     multiscale = ome.multiscales[0]
     assert [axis.name for axis in multiscale.axes] == ["c", "y", "x"]
@@ -391,10 +393,13 @@ def test_files_know_what_is_missing(tmp_path: Path) -> None:
     expected = halve(pixels, 0.0, 3)
     assert not np.array_equal(expected, halve(pixels, 0.0)) and not np.array_equal(expected, halve(pixels, alpha=3))
     with rasterio.open(to_tiff(lazy(pixels), tmp_path / "clear.tif", like), overview_level=0) as file:
-        assert_same(np.moveaxis(file.read(), 0, 2), expected)
+        found = np.moveaxis(file.read(), 0, 2)
+        # GDAL leaves out missing pixels, but does not weight the others by alpha.
+        assert not found[:150, :, :3].any() and found[150:, :, :3].all()
+        assert np.abs(found[150:, :, :3].astype(int) - expected[150:, :, :3]).mean() < 2
         assert file.nodata == 0
     group = zarr.open_group(to_zarr(lazy(pixels), tmp_path / "clear.zarr", like), mode="r")
-    assert_same(np.moveaxis(group["1"][:], 0, 2), expected)  # type: ignore[arg-type]
+    assert_same(np.moveaxis(group[level_path(1)][:], 0, 2), expected)  # type: ignore[arg-type]
 
 
 def test_blocks_in_any_order_make_the_same_pyramid() -> None:
@@ -767,7 +772,8 @@ REFUSED: list[Any] = [
     ("clear.png", da.zeros((20000, 20000), dtype="uint8"), {}, ValueError, "20000 x 20000"),
     ("clear.jpg", da.zeros((70000, 10), dtype="uint8"), {}, ValueError, "70000 x 10"),
     ("clear.zarr", RGB, {"ngff": "0.3"}, ValueError, "0.5, 0.4"),
-    ("clear.tif", RGB, {"compression": "jpeg"}, ValueError, "deflate, zstd, none"),
+    ("clear.tif", RGB, {"compression": "bzip2"}, ValueError, "deflate, zstd, lzw, lerc, jpeg, webp, none"),
+    ("clear.tif", RGB.astype("uint16"), {"compression": "jpeg"}, ValueError, "jpeg holds 8 bits without sign"),
     ("clear.tif", RGB, {"blocks_at_once": 0}, ValueError, "blocks_at_once"),
     ("clear.tif", RGB, {"like": image(scene((30, 41, 3)))}, ValueError, "shape"),
 ]

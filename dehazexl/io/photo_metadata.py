@@ -1,0 +1,118 @@
+"""EXIF, XMP, IPTC and color profiles of JPEG and PNG."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from dehazexl.io.exif import exif_of, orientation_of, parse_exif, upright_exif
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IPTC_RESOURCE = 0x0404
+PNG_XMP = b"XML:com.adobe.xmp"
+XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
+PHOTOSHOP = b"Photoshop 3.0\0"
+LARGEST = 16 * 2**20
+"""Bytes of a chunk of metadata at most."""
+MOST_CHUNKS = 200_000
+"""Chunks of a PNG that are looked at."""
+LONGEST = 65533
+"""Bytes of a marker of JPEG at most."""
+
+
+def jpeg_metadata(file: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the metadata of a JPEG that Pillow has opened, and a line about entries that cannot be kept."""
+    exif = exif_of(file)
+    width, height = file.size[::-1] if orientation_of(exif) >= 5 else file.size
+    data, lost = upright_exif(exif, height, width)
+    resources = file.info.get("photoshop") or {}
+    found = {
+        "exif": data,
+        "xmp": file.info.get("xmp", b""),
+        "iptc": resources.get(IPTC_RESOURCE, b"") if isinstance(resources, dict) else b"",
+        "icc_profile": file.info.get("icc_profile", b""),
+    }
+    return {name: value for name, value in found.items() if value}, lost_line(lost)
+
+
+def lost_line(lost: list[str]) -> tuple[str, ...]:
+    """Return a line about entries of EXIF that cannot be written, or none."""
+    return (f"EXIF that does not follow its standard is left out: {', '.join(lost)}",) if lost else ()
+
+
+def png_metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the metadata of a PNG, and a line about entries that cannot be kept; nothing of a damaged one."""
+    found: dict[str, Any] = {}
+    lost: list[str] = []
+    for kind, data in _chunks(path):
+        if kind == b"eXIf":
+            exif = parse_exif(data)
+            found["exif"], lost = upright_exif(exif, 0, 0)
+        elif kind == b"iTXt" and data.startswith(PNG_XMP + b"\0\0"):
+            found["xmp"] = data[len(PNG_XMP) + 3 :].split(b"\0", 2)[-1]
+        elif kind == b"iCCP":
+            found["icc_profile"] = _inflated(data.partition(b"\0")[2][1:])
+    return {name: value for name, value in found.items() if value}, lost_line(lost)
+
+
+def _inflated(data: bytes) -> bytes:
+    """Decompress a profile; nothing if it is damaged."""
+    try:
+        return zlib.decompressobj().decompress(data, LARGEST)
+    except zlib.error:
+        return b""
+
+
+def _chunks(path: Path) -> list[tuple[bytes, bytes]]:
+    """Return the chunks of metadata of a PNG."""
+    found = []
+    with path.open("rb") as file:
+        file.seek(8)
+        for _ in range(MOST_CHUNKS):
+            head = file.read(8)
+            if len(head) < 8:
+                break
+            length, kind = struct.unpack(">I4s", head)
+            if kind in (b"eXIf", b"iTXt", b"iCCP") and length <= LARGEST:
+                found.append((kind, file.read(length)))
+                file.seek(4, 1)
+            elif kind == b"IEND":
+                break
+            else:
+                file.seek(length + 4, 1)
+    return found
+
+
+def jpeg_markers(metadata: dict[str, Any]) -> tuple[bytes, list[str]]:
+    """Return XMP and IPTC as markers of JPEG, and the names of those that are too long for one."""
+    markers: bytes = b""
+    lost: list[str] = []
+    if xmp := metadata.get("xmp"):
+        markers, lost = _marked(0xE1, XMP_HEAD + bytes(xmp), "XMP", markers, lost)
+    if iptc := bytes(metadata.get("iptc", b"")):
+        resource = b"8BIM" + struct.pack(">HHI", IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+        markers, lost = _marked(0xED, PHOTOSHOP + resource, "IPTC", markers, lost)
+    return markers, lost
+
+
+def _marked(code: int, data: bytes, name: str, markers: bytes, lost: list[str]) -> tuple[bytes, list[str]]:
+    if len(data) > LONGEST:
+        return markers, [*lost, name]
+    return markers + struct.pack(">BBH", 0xFF, code, len(data) + 2) + data, lost
+
+
+def png_chunks(metadata: dict[str, Any], profile: bytes) -> bytes:
+    """Return profile, XMP and EXIF as chunks of PNG."""
+    chunks = _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
+    if xmp := metadata.get("xmp"):
+        chunks += _chunk(b"iTXt", PNG_XMP + b"\0\0\0\0\0" + bytes(xmp))
+    if exif := bytes(metadata.get("exif", b"")):
+        chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    return chunks
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,0 +1,458 @@
+"""Reader of georeferenced rasters by GDAL: GeoTIFF and COG, JPEG 2000, VRT, ENVI, ERDAS, with all their sidecars."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from cachetools import LRUCache
+
+from dehazexl.image.georeference import Geo
+from dehazexl.image.image import Image
+from dehazexl.io.bands import choose_bands
+from dehazexl.io.source import (
+    CHUNK,
+    RETILE,
+    Guard,
+    Source,
+    check_block,
+    check_pixels,
+    chunk_within,
+    file_token,
+    lazy,
+    short_name,
+)
+
+if TYPE_CHECKING:
+    import rasterio
+    from numpy.typing import NDArray
+
+DRIVERS = ("GTiff", "JP2OpenJPEG", "VRT", "ENVI", "HFA", "EHdr", "ERS", "PCIDSK", "PNG", "JPEG", "WEBP")
+"""Formats that are opened by GDAL, which has many more."""
+
+WHOLE = ("PNG", "JPEG", "WEBP")
+"""Formats whose rows can only be decoded from the first on."""
+
+STRIP_ROWS, STRIP_AREA = 256, 2048 * 2048  # rows and pixels of a chunk of whole rows, at least and approximately
+
+OPTIONS: dict[str, Any] = {
+    "GDAL_CACHEMAX": 64 * 2**20,  # bytes: chunks are cached by `ChunkCache`
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
+    "GDAL_HTTP_TIMEOUT": 30,
+    "GDAL_HTTP_CONNECTTIMEOUT": 10,
+    "GDAL_HTTP_MAX_RETRY": 2,
+    "GDAL_HTTP_RETRY_DELAY": 0.5,
+}
+REMOTE: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+"""Options for an address: folders are not listed, so there are no sidecars."""
+DERIVED = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF", "TIFF", "FILE_INFO")
+"""Domains of GDAL that describe the file, or that are carried in another form."""
+
+_handles = threading.local()
+_opening = threading.Lock()  # filters of warnings are those of all threads
+
+
+@contextmanager
+def gdal(**options: Any) -> Iterator[None]:
+    """Run GDAL with the options of this project, its warnings off stderr."""
+    import rasterio
+
+    logging.getLogger("rasterio").addHandler(_QUIET)
+    with rasterio.Env(**{**OPTIONS, **options}):
+        yield
+
+
+_QUIET = logging.NullHandler()
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Pixels of a raster or of one of its overviews, read by a handle for each thread.
+
+    Attributes
+    ----------
+    name, level
+        Name of the data set for GDAL, and its overview, or None for the full size.
+    token
+        Hash of the files: a handle does not outlive a change.
+    dtype
+        Data type of the pixels.
+    masked
+        Whether the mask is appended as a last band, see `read_mask`.
+    """
+
+    name: str
+    level: int | None
+    token: str
+    dtype: np.dtype[Any]
+    masked: bool
+
+    def read(self, rows: slice, cols: slice) -> NDArray[Any]:
+        """Read a window ``(y, x, c)``.
+
+        Raises
+        ------
+        ValueError
+            If a block of the window cannot be decoded.
+        OSError
+            If a server does not answer.
+        """
+        from rasterio.errors import RasterioError
+        from rasterio.windows import Window
+
+        window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+        try:
+            with gdal(**options_for(self.name)):
+                file = self._handle()
+                block = np.empty((window.height, window.width, file.count + self.masked), self.dtype)
+                # GDAL copies pixels fastest into the order of the file.
+                file.read(out=np.moveaxis(block[..., : file.count], -1, 0), window=window)
+                if self.masked:
+                    block[..., -1:] = read_mask(file, window, self.dtype)
+        except RasterioError as error:
+            self._forget()
+            place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
+            raise _reading_error(self.name, place, error) from error
+        return block
+
+    def _handle(self) -> rasterio.DatasetReader:
+        """Return the handle of this thread: GDAL's are not safe to share."""
+        if not hasattr(_handles, "files"):
+            _handles.files = LRUCache(8)
+        key = self.name, self.level, self.token
+        if key not in _handles.files:
+            _handles.files[key] = open_dataset(self.name, self.level)
+        return _handles.files[key]
+
+    def _forget(self) -> None:
+        """Drop the handle of this thread: after an error GDAL would go on answering from its cache."""
+        getattr(_handles, "files", {}).pop((self.name, self.level, self.token), None)
+
+
+def _reading_error(name: str, place: str, error: Exception) -> Exception:
+    reason = one_line(error)
+    if name.startswith("/vsi"):
+        return OSError(f"{address(name)} cannot be read in {place} ({reason}): check the connection, and try again")
+    return ValueError(f"{name} is damaged in {place} ({reason}): copy or download it again")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first cause of an error of rasterio, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def address(name: str) -> str:
+    """Return the address or path of a data set of GDAL."""
+    return re.sub(r"^/vsicurl/|^/vsis3/(?=.)", lambda found: "s3://" if "s3" in found[0] else "", name)
+
+
+def options_for(name: str) -> dict[str, Any]:
+    """Return the options of GDAL for a data set."""
+    return REMOTE if name.startswith("/vsi") else {}
+
+
+def open_dataset(name: str, level: int | None = None) -> rasterio.DatasetReader:
+    """Open a data set, or one of its overviews."""
+    options: dict[str, Any] = {} if level is None else {"overview_level": level}
+    return quietly_opened(name, **options)
+
+
+def quietly_opened(name: str | Path, mode: str = "r", **options: Any) -> Any:
+    """Open or create a data set; that it has no georeference is no news."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(name, mode, sharing=False, **options)
+
+
+def read_mask(file: rasterio.DatasetReader, window: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Read the mask of a data set ``(y, x, 1)``: the white of the dtype where all bands are valid, elsewhere 0."""
+    if mask_of(file) == "bands":
+        valid = (file.read_masks(window=window) != 0).all(axis=0)
+    else:
+        valid = file.read_masks(1, window=window) != 0
+    return (valid * opaque(dtype)).astype(dtype)[..., None]
+
+
+def opaque(dtype: np.dtype[Any]) -> int:
+    """Return the value of opaque pixels of an alpha or mask band."""
+    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
+
+
+def mask_of(file: rasterio.DatasetReader) -> str | None:
+    """Return the mask that is no band and not a nodata value: of the "file", of its "bands", or None."""
+    from rasterio.enums import MaskFlags
+
+    flags = [set(each) for each in file.mask_flag_enums]
+    if all(MaskFlags.per_dataset in each and MaskFlags.alpha not in each for each in flags):
+        return "file"
+    nodata = {str(value) for value in file.nodatavals}
+    if any(not each for each in flags) or (len(nodata) > 1 and any(MaskFlags.nodata in each for each in flags)):
+        return "bands"
+    return None
+
+
+def open_raster(path: Path, name: str = "") -> Image:
+    """Open a raster by GDAL.
+
+    Parameters
+    ----------
+    path
+        The file, or the address.
+    name
+        Name of the data set for GDAL, if it is not the path.
+
+    Raises
+    ------
+    ValueError
+        If GDAL cannot open it, or its colors or dtype are not supported.
+    OSError
+        If a server does not answer.
+    """
+    from rasterio.errors import RasterioError
+
+    name = name or str(path)
+    try:
+        with gdal(**options_for(name)), open_dataset(name) as file:
+            return describe_raster(file, path, name)
+    except RasterioError as error:
+        if name.startswith("/vsi"):
+            raise OSError(f"{address(name)} cannot be opened ({one_line(error)}): check the address") from error
+        raise ValueError(f"{path} cannot be opened ({one_line(error)}): copy or download it again") from error
+
+
+def describe_raster(file: rasterio.DatasetReader, path: Path, name: str) -> Image:
+    """Describe an open data set."""
+    remote = name.startswith("/vsi")
+    where = address(name)
+    if file.driver not in DRIVERS:
+        raise ValueError(f"{where} is a {file.driver} file, which is not supported: convert it, e.g. to GeoTIFF")
+    if not file.count:
+        inside = ", ".join(file.subdatasets[:4])
+        raise ValueError(f"{where} holds several images: open one of {inside}")
+    dtype = np.dtype(file.dtypes[0])
+    if len(set(file.dtypes)) > 1:
+        raise ValueError(f"{where} has bands of several types ({', '.join(file.dtypes)}): convert it to one type")
+    check_pixels((file.height, file.width, file.count), dtype, where)
+    check_colors(file, where)
+    if raster_bits(file) == 1:
+        raise ValueError(f"{where} is a 1-bit mask, not an image: pass the image that it belongs to")
+    token, guard = raster_guard(file, path, name)
+    masked = mask_of(file) is not None
+    names, roles = raster_bands(file)
+    chosen = choose_bands(names, roles, wavelengths=band_wavelengths(file), sensor=sensor_text(file))
+    bands, alpha = chosen.names, chosen.alpha
+    if masked:
+        bands, alpha = (*bands, "mask"), file.count
+    scale, offset = file.scales[chosen.rgb[0]], file.offsets[chosen.rgb[0]]
+    geo = raster_geo(file)
+    meters = geo.meters if geo else None
+    levels = [Raster(name, level, token, dtype, masked) for level in (None, *raster_levels(file, name))]
+    return Image(
+        levels=tuple(raster_level(raster, n) for n, raster in enumerate(levels)),
+        name=short_name(path),
+        bands=bands,
+        rgb=chosen.rgb,
+        alpha=alpha,
+        masked=masked,
+        guessed=chosen.guessed,
+        nodata=None if mask_of(file) == "bands" else file.nodatavals[0],
+        scale=meters or (1.0, 1.0),
+        units="meter" if meters else "pixel",
+        geo=geo,
+        path=None if remote else path,
+        fingerprint=token,
+        guard=guard,
+        metadata=raster_metadata(file),
+        notes=chosen.notes,
+        zero=0.0 - offset / scale if scale else 0.0,
+        bits=raster_bits(file),
+    )
+
+
+def raster_guard(file: rasterio.DatasetReader, path: Path, name: str) -> tuple[str, Guard | None]:
+    """Return a hash of the files of a data set, and what looks whether they change."""
+    if name.startswith("/vsi"):
+        return remote_token(file, name), None
+    files = sorted(each for each in map(Path, file.files) if each.exists())
+    token = file_token(files)
+    return token, Guard(path, token, partial(file_token, files))
+
+
+def remote_token(file: rasterio.DatasetReader, name: str) -> str:
+    """Return a hash of the address and the layout of a remote file."""
+    from dask.base import tokenize
+
+    return str(tokenize(name, file.profile["height"], file.profile["width"], file.dtypes, file.tags()))
+
+
+def check_colors(file: rasterio.DatasetReader, where: str) -> None:
+    """Raise ValueError for palettes and CMYK."""
+    from rasterio.enums import ColorInterp
+
+    kinds = {ColorInterp.palette: "palette", ColorInterp.cyan: "CMYK", ColorInterp.Y: "YCbCr"}
+    for color in file.colorinterp:
+        if color in kinds:
+            expand = "-expand rgb " if color is ColorInterp.palette else ""
+            remedy = f"gdal_translate {expand}{Path(where).name} rgb.tif"
+            raise ValueError(f"{where} has {kinds[color]} colors: make it gray or RGB first, e.g. {remedy}")
+
+
+def raster_levels(file: rasterio.DatasetReader, name: str) -> list[int]:
+    """Return the overviews of a data set that are smaller than the one before, and have its mask."""
+    mask, size, kept = mask_of(file), file.height * file.width, []
+    for level in range(len(file.overviews(1))):
+        with open_dataset(name, level) as overview:
+            if overview.height * overview.width < size and mask_of(overview) == mask:
+                kept.append(level)
+                size = overview.height * overview.width
+    return kept
+
+
+def raster_level(raster: Raster, number: int) -> Any:
+    """Return a level of a raster as a lazy array ``(y, x, c)``."""
+    with open_dataset(raster.name, raster.level) as file:
+        shape = (file.height, file.width, file.count + raster.masked)
+        sides = raster_chunk(file, shape, raster.dtype)
+        block = (*sides, shape[2]) if file.driver in WHOLE else (*file.block_shapes[0], shape[2])
+        check_block(block, shape, raster.dtype.itemsize, address(raster.name), RETILE)
+    return lazy(Source(shape, raster.dtype, raster.read), sides, f"raster-{raster.token}-{number}")
+
+
+def raster_chunk(file: rasterio.DatasetReader, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Return rows and columns of a chunk: whole blocks of the file."""
+    rows, cols = file.block_shapes[0]
+    height, width, bands = shape
+    if file.driver in WHOLE:
+        return height, width
+    if cols < width:
+        return chunk_within(rows, cols, bands * dtype.itemsize)
+    tall = max(STRIP_ROWS, min(CHUNK, STRIP_AREA // width))
+    if rows == 1 and file.driver != "GTiff":
+        return tall, min(width, CHUNK)  # raw pixels: columns can be read separately
+    return math.ceil(tall / rows) * rows, width
+
+
+def raster_bands(file: rasterio.DatasetReader) -> tuple[list[str | None], list[str | None]]:
+    """Return names and roles of the bands."""
+    names = [text or stac_name(file, band) for band, text in enumerate(file.descriptions, 1)]
+    roles: list[str | None] = [color.name for color in file.colorinterp]
+    return names, roles
+
+
+def stac_name(file: rasterio.DatasetReader, band: int) -> str | None:
+    """Return the name of a band in its metadata, as STAC, Google Earth Engine and others write it."""
+    tags = {name.lower(): text for name, text in file.tags(band).items()}
+    found = (tags.get(name) for name in ("eo:common_name", "common_name", "band_name", "bandname", "name", "long_name"))
+    return next((text for text in found if text), None)
+
+
+def band_wavelengths(file: rasterio.DatasetReader) -> list[float | None]:
+    """Return the central wavelength of each band in micrometers, where the metadata has it."""
+    return [wavelength_of({**file.tags(band, ns="IMAGERY"), **file.tags(band)}, file.tags()) for band in file.indexes]
+
+
+def wavelength_of(tags: dict[str, str], common: dict[str, str]) -> float | None:
+    """Return the wavelength of a band in micrometers, in the terms of ENVI, GDAL and STAC; None if there is none."""
+    lowered = {name.lower(): text for name, text in tags.items()}
+    unit = str(lowered.get("wavelength_units") or common.get("wavelength_units") or "").lower()
+    for name in ("central_wavelength_um", "eo:center_wavelength", "center_wavelength", "wavelength"):
+        found = re.match(r"\s*([\d.]+)", lowered.get(name, ""))
+        if found and (value := float(found[1])) > 0:
+            return value / 1000 if "nano" in unit or value > 100 else value
+    return None
+
+
+def sensor_text(file: rasterio.DatasetReader) -> str:
+    """Return the metadata that may name a satellite."""
+    named = ("SPACECRAFT", "SATELLITE", "SENSOR", "PLATFORM", "MISSION", "INSTRUMENT", "LANDSAT", "PRODUCT")
+    tags = {**file.tags(), **file.tags(ns="IMAGERY")}
+    return " ".join(f"{text}" for name, text in tags.items() if any(word in name.upper() for word in named))
+
+
+def raster_geo(file: rasterio.DatasetReader) -> Geo | None:
+    """Return the georeference of a data set."""
+    gcps, gcps_crs = file.gcps
+    crs = gcps_crs or file.crs
+    affine: Any = None if file.transform.is_identity else tuple(file.transform)[:6]
+    geo = Geo(
+        affine=affine,
+        wkt="" if _is_placeholder(crs) else crs.to_wkt(version="WKT2_2019"),
+        gcps=tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in gcps),
+        rpcs=dict(file.tags(ns="RPC")),
+    )
+    return geo or None
+
+
+def _is_placeholder(crs: Any) -> bool:
+    """Return whether a coordinate system is missing, or the one that GDAL makes up for files that give an axis only."""
+    return not crs or crs.to_wkt().startswith('LOCAL_CS["unnamed"')
+
+
+def raster_bits(file: rasterio.DatasetReader) -> int | None:
+    """Return the bits of a value, if they are fewer than its dtype has: 12-bit data in uint16."""
+    bits = file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "")
+    return int(bits) if bits.isdecimal() else None
+
+
+def raster_metadata(file: rasterio.DatasetReader) -> dict[str, Any]:
+    """Return what a writer carries over: GDAL's domains, descriptions, scales, colors, profile, and the container."""
+    structure = file.tags(ns="IMAGE_STRUCTURE")
+    domains = {ns: file.tags(ns=ns) for ns in ("", *file.tag_namespaces()) if carried(ns)}
+    profile = file.tags(ns="COLOR_PROFILE").get("SOURCE_ICC_PROFILE", "")
+    xmp = file.tags(ns="xml:XMP").get("xml:XMP", "").removeprefix("xml:XMP=")
+    said: dict[str, Any] = {
+        "domains": {ns: tags for ns, tags in domains.items() if tags},
+        "band_tags": [_without_statistics(file.tags(band)) for band in file.indexes],
+        "descriptions": list(file.descriptions),
+        "colorinterp": [color.name for color in file.colorinterp],
+        "icc_profile": base64.b64decode(profile),
+        "xmp": xmp.encode(),
+    }
+    if any(scale != 1 for scale in file.scales) or any(file.offsets):
+        said |= {"scales": list(file.scales), "offsets": list(file.offsets)}
+    if any(file.units):
+        said["units"] = list(file.units)
+    if file.driver == "GTiff":
+        rows, cols = file.block_shapes[0]
+        tiled = cols < file.width or rows == cols
+        said |= {
+            "container": "cog" if structure.get("LAYOUT") == "COG" or (tiled and file.overviews(1)) else "tiff",
+            "compression": _compression(file, structure),
+            "blocksize": cols if tiled else None,
+            "quality": structure.get("JPEG_QUALITY") or structure.get("WEBP_LEVEL"),
+            "lossless": structure.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSLESS"),
+        }
+    return {name: value for name, value in said.items() if value}
+
+
+def carried(namespace: str) -> bool:
+    """Return whether a domain of metadata is carried over as it is."""
+    return namespace not in DERIVED and not namespace.startswith("xml:")
+
+
+def _without_statistics(tags: dict[str, str]) -> dict[str, str]:
+    """Return the tags of a band without the statistics of its old pixels."""
+    return {name: text for name, text in tags.items() if not name.startswith("STATISTICS_")}
+
+
+def _compression(file: rasterio.DatasetReader, structure: dict[str, str]) -> str:
+    """Return the compression of a TIFF in the words of `raster_write.Compression`."""
+    name = structure.get("COMPRESSION", "NONE").lower()
+    known: Sequence[str] = ("jpeg", "webp", "lerc", "lzw", "deflate", "zstd", "none")
+    return next((each for each in known if each in name), "deflate")
