@@ -1,0 +1,625 @@
+"""A table of inputs of every kind, written again and read back by other programs, and inputs of public reports."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import rasterio
+import tifffile
+import xarray
+import zarr
+from make_pictures import smooth, write_gdal
+from numpy.typing import NDArray
+from rasterio import Affine
+from rasterio.control import GroundControlPoint
+
+from dehazexl.image.georeference import Geo
+from dehazexl.image.image import Image, valid_mask, value_range
+from dehazexl.io.carried import not_carried_over
+from dehazexl.io.open import open_image
+from dehazexl.io.write import to_tiff, to_zarr, write
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
+]
+
+HEIGHT, WIDTH = 70, 90
+INVALID = np.indices((HEIGHT, WIDTH)).sum(0) < 60
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+PLACES: dict[str, dict[str, Any]] = {
+    "utm": {"crs": "EPSG:32632", "transform": Affine(10, 0, 5e5, 0, -10, 5.6e6)},
+    "rotated": {"crs": "EPSG:3857", "transform": Affine(3, 1.5, 4e5, 1.25, -4, 5e6)},
+    "south-up": {"crs": "EPSG:32632", "transform": Affine(10, 0, 5e5, 0, 10, 5e6)},
+    "degrees": {"crs": "EPSG:4326", "transform": Affine(0.001, 0, 7.25, 0, -0.0005, 46.5)},
+    "esri": {"crs": "ESRI:102004", "transform": Affine(10, 0, 5e5, 0, -10, 5.6e6)},
+    "no-code": {"crs": "+proj=laea +lat_0=12.5 +lon_0=3 +datum=WGS84", "transform": Affine(10, 0, 0, 0, -10, 0)},
+    "points": {
+        "crs": "EPSG:32632",
+        "transform": None,
+        "gcps": [GroundControlPoint(row, col, 5e5 + col, 5e6 - row, 0) for row in (0, 70) for col in (0, 90)],
+    },
+    "none": {"crs": None, "transform": None},
+}
+VALIDITY = ("all", "nodata", "nan", "alpha", "mask", "mask and nodata", "external")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "strips": {"compress": "lzw"},
+    "tiles": {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate", "interleave": "band"},
+    "cog": {"driver": "COG", "compress": "zstd", "blocksize": 128},
+}
+
+
+def scene(dtype: str, bands: int = 3) -> NDArray[Any]:
+    """A smooth picture over a part of the range of the dtype, without the value that marks missing data."""
+    wave = smooth(bands, "uint8", HEIGHT, WIDTH).astype(float) / 255
+    if np.dtype(dtype).kind == "f":
+        return (wave - 0.1).astype(dtype)
+    info = np.iinfo(dtype)
+    return np.clip(wave * min(info.max, 4000), 1, info.max).astype(dtype)
+
+
+def write_input(path: Path, dtype: str, validity: str, layout: str, **place: Any) -> bool:
+    """Write a file of the table; False if there is no such file."""
+    kind = np.dtype(dtype).kind
+    if (
+        (validity == "nan" and kind != "f")
+        or (validity == "alpha" and kind != "u")
+        or (validity, layout) == ("external", "cog")
+    ):
+        return False
+    pixels, options = scene(dtype), {**(place or PLACES["utm"]), **LAYOUTS[layout]}
+    if validity in ("nodata", "mask and nodata"):
+        options["nodata"] = {"u": 0, "i": np.iinfo(dtype).min if kind == "i" else 0, "f": -9999.0}[kind]
+        pixels[INVALID] = options["nodata"]
+    elif validity == "nan":
+        options["nodata"] = np.nan
+        pixels[INVALID] = np.nan
+    elif validity == "alpha":
+        alpha = np.where(INVALID, 0, np.iinfo(dtype).max).astype(dtype)
+        pixels = np.concatenate([pixels, alpha[..., None]], axis=-1)
+        options |= {} if layout == "cog" else {"photometric": "RGB", "alpha": "YES"}
+        options["colors"] = "red green blue alpha"
+    if "mask" in validity:
+        options["mask"] = ~INVALID
+    write_gdal(path, pixels, **options)
+    if validity == "external":
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
+            file.write_mask(~INVALID)
+    return True
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Return what GDAL says of a file."""
+    with rasterio.open(path) as file:
+        return {
+            "pixels": file.read(),
+            "masks": file.read_masks(),
+            "shape": (file.count, file.height, file.width),
+            "dtypes": file.dtypes,
+            "crs": file.crs,
+            "transform": file.transform,
+            "points": [(p.row, p.col, p.x, p.y) for p in file.gcps[0]],
+            "nodata": file.nodata,
+            # A first band that is undefined cannot be told from gray.
+            "colors": ["gray" if color.name == "undefined" else color.name for color in file.colorinterp],
+            "names": file.descriptions,
+            "scales": (file.scales, file.offsets, file.units),
+            "tags": {k: v for k, v in file.tags().items() if k != "TIFFTAG_SOFTWARE"},
+            "band tags": [file.tags(band) for band in file.indexes],
+        }
+
+
+def assert_facts(found: dict[str, Any], wanted: dict[str, Any], lossless: bool = True) -> None:
+    for name, value in wanted.items():
+        if name == "pixels":
+            if lossless:
+                np.testing.assert_array_equal(found[name], value, err_msg=name)
+        elif name == "masks":
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+        elif name == "transform":
+            assert found[name].almost_equals(value, 1e-9)
+        elif name == "nodata" and value is not None:
+            assert found[name] == pytest.approx(value, nan_ok=True)
+        else:
+            assert found[name] == value, name
+
+
+def saved(image: Image, path: Path, **options: Any) -> Path:
+    """Write an image as it is, which is what dehazing with strength 0 returns."""
+    for _ in write(image.levels[0], path, image, overwrite=True, **options):
+        pass
+    return path
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("validity", VALIDITY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tiff_stays_what_it_was(tmp_path: Path, dtype: str, validity: str, layout: str) -> None:
+    """168 rows: GDAL reads the same pixels, masks, names, colors and place from output and input."""
+    source = tmp_path / "in.tif"
+    if not write_input(source, dtype, validity, layout):
+        return
+    image = open_image(source)
+    wanted = facts(source)
+    assert_facts(facts(saved(image, tmp_path / "out.tif")), wanted)
+    valid = valid_mask(image.levels[0].compute(), image)
+    if (dtype, validity) == ("uint32", "alpha"):
+        return  # for GDAL alpha of 32 bits is no mask
+    np.testing.assert_array_equal(valid, wanted["masks"][0] != 0)
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert file.compression.name == {"strips": "lzw", "tiles": "deflate", "cog": "zstd"}[layout]
+        assert (file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG") == (layout == "cog")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_place_is_kept(tmp_path: Path, dtype: str, place: str, layout: str) -> None:
+    """72 rows of TIFF."""
+    source = tmp_path / "in.tif"
+    write_input(source, dtype, "all", layout, **PLACES[place])
+    wanted = facts(source)
+    assert_facts(facts(saved(open_image(source), tmp_path / "out.tif")), wanted)
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place not in ("points", "none")])
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_a_zarr_holds_the_same(tmp_path: Path, dtype: str, place: str, ngff: Any) -> None:
+    """36 rows: xarray and rioxarray read pixels, place and nodata value."""
+    import rioxarray
+
+    assert rioxarray
+    source = tmp_path / "in.tif"
+    write_input(source, dtype, "nodata", "tiles", **PLACES[place])
+    wanted = facts(source)
+    image = open_image(source)
+    to_zarr(image.levels[0], tmp_path / "out.zarr", image, ngff=ngff)
+    options: Any = {"decode_coords": "all", "consolidated": False}
+    with xarray.open_zarr(tmp_path / "out.zarr", mask_and_scale=False, **options) as opened:
+        array = opened["0"]
+        np.testing.assert_array_equal(array.values, wanted["pixels"])
+        assert array.rio.crs == wanted["crs"]
+        assert array.rio.transform().almost_equals(wanted["transform"], 1e-6)
+        # xarray leaves the base64 of version 3 to its own decoding.
+        if ngff == "0.4" or np.dtype(dtype).kind != "f":
+            assert array.attrs["_FillValue"] == wanted["nodata"]
+    again = open_image(tmp_path / "out.zarr")
+    assert again.nodata == wanted["nodata"]
+    assert_facts(facts(to_tiff(again.levels[0], tmp_path / "out.tif", again)), wanted)
+
+
+@pytest.mark.parametrize("compression", ["deflate", "zstd", "lzw", "lerc", "none", "jpeg", "webp"])
+@pytest.mark.parametrize("cog", [True, False])
+def test_compression_is_that_of_the_input(tmp_path: Path, compression: str, cog: bool) -> None:
+    layout = {"driver": "COG", "blocksize": 128} if cog else {"tiled": True, "blockxsize": 64, "blockysize": 64}
+    pixels = smooth(3, "uint8", 600, 530)
+    write_gdal(tmp_path / "in.tif", pixels, compress=compression, **layout)
+    image = open_image(tmp_path / "in.tif")
+    out = saved(image, tmp_path / "out.tif")
+    with rasterio.open(out) as file:
+        assert (file.compression.name.lower() if file.compression else "none") == compression
+        assert len(file.overviews(1)) > 0
+        error = np.abs(np.moveaxis(file.read(), 0, -1).astype(int) - image.levels[0].compute()).max()
+    assert error <= {"jpeg": 8, "webp": 20}.get(compression, 0)
+    if cog:
+        from rio_cogeo.cogeo import cog_validate
+
+        assert cog_validate(out)[:2] == (True, [])
+
+
+def test_a_lossy_compression_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    for compression, message in (("jpeg", "8 bits without sign, not float32"), ("webp", "3 or 4 bands of 8 bits")):
+        with pytest.raises(ValueError, match=message):
+            to_tiff(scene("float32"), tmp_path / "out.tif", compression=compression)  # type: ignore[arg-type]
+
+
+def test_twelve_bits_stay_twelve(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "in.tif", scene("uint16"), NBITS=12)
+    image = open_image(tmp_path / "in.tif")
+    assert image.bits == 12
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert file.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == "12"
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), scene("uint16"))
+    to_zarr(image.levels[0], tmp_path / "out.zarr", image)
+    assert open_image(tmp_path / "out.zarr").bits == 12
+
+
+def test_domains_descriptions_scales_and_polynomials_are_kept(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "in.tif", scene("uint16"), names=["nir", "red", "green"], compress="deflate")
+    rpc = {f"{axis}_{part}": "10" for axis in ("LINE", "SAMP", "LAT", "LONG", "HEIGHT") for part in ("OFF", "SCALE")}
+    rpc |= {f"{a}_{b}_COEFF": " ".join(["1"] * 20) for a in ("LINE", "SAMP") for b in ("NUM", "DEN")}
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        file.scales, file.offsets, file.units = (1e-4,) * 3, (-0.1,) * 3, ("1",) * 3
+        file.update_tags(SENSOR="camera <1>", AREA_OR_POINT="Point")
+        file.update_tags(ns="FLIGHT", PILOT="Ann")
+        file.update_tags(2, wavelength="660")
+        file.update_tags(ns="RPC", **rpc)
+    wanted, image = facts(tmp_path / "in.tif"), open_image(tmp_path / "in.tif")
+    assert image.zero == pytest.approx(1000)
+    assert value_range(image)[0] == pytest.approx(min(1000, image.levels[0].min().compute()), abs=5)
+    for between in ("", "between.zarr"):
+        if between:
+            image = open_image(to_zarr(image.levels[0], tmp_path / between, image))
+        out = saved(image, tmp_path / "out.tif")
+        assert_facts(facts(out), wanted)
+        with rasterio.open(out) as file:
+            assert file.tags(ns="FLIGHT") == {"PILOT": "Ann"}
+            assert file.rpcs.line_off == 10
+
+
+# ---- colors ---------------------------------------------------------------------------------------
+
+SATELLITES: dict[str, tuple[list[str], tuple[int, int, int]]] = {
+    "sentinel-2 in file order": (["B02", "B03", "B04", "B08"], (2, 1, 0)),
+    "sentinel-2 of gdal": (["B4, central wavelength 665 nm", "B3, x", "B2, x", "B8, x", "B05"], (0, 1, 2)),
+    "hls": (["B02", "B03", "B04"], (2, 1, 0)),
+    "landsat 8 surface reflectance": (["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B6", "SR_B7"], (3, 2, 1)),
+    "landsat 7 surface reflectance": (["SR_B1", "SR_B2", "SR_B3"], (2, 1, 0)),
+    "file names": (["T32_20200101_B02_10m", "T32_20200101_B03_10m", "T32_20200101_B04_10m"], (2, 1, 0)),
+    "modis": (["sur_refl_b01", "sur_refl_b02", "sur_refl_b03", "sur_refl_b04"], (0, 3, 2)),
+    "words": (["Blue", "Green", "Red", "Red Edge", "NIR"], (2, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", SATELLITES)
+def test_names_of_bands_tell_the_colors(tmp_path: Path, kind: str) -> None:
+    names, rgb = SATELLITES[kind]
+    write_gdal(tmp_path / "in.tif", scene("uint16", len(names)), names=names, photometric="MINISBLACK")
+    image = open_image(tmp_path / "in.tif")
+    assert (image.rgb, image.guessed) == (rgb, False)
+    if kind != "words":
+        assert bool(image.notes) == (rgb != (0, 1, 2))
+    assert_facts(facts(saved(image, tmp_path / "out.tif")), facts(tmp_path / "in.tif"))
+
+
+@pytest.mark.parametrize("wavelengths", [("490", "560", "665", "842"), ("0.49", "0.56", "0.665", "0.842")])
+def test_wavelengths_tell_the_colors(tmp_path: Path, wavelengths: tuple[str, ...]) -> None:
+    write_gdal(tmp_path / "in.tif", scene("uint16", 4), photometric="MINISBLACK")
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        for band, wavelength in enumerate(wavelengths, 1):
+            file.update_tags(band, wavelength=wavelength)
+    assert open_image(tmp_path / "in.tif").rgb == (2, 1, 0)
+
+
+def test_a_guess_is_told_and_not_written(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "in.tif", scene("uint16", 40), photometric="MINISBLACK")
+    image = open_image(tmp_path / "in.tif")
+    assert image.guessed and image.rgb == (0, 1, 2) and image.levels[0].shape[2] == 40
+    assert image.notes[0].startswith("nothing tells the colors: the bands 1, 2, 3 are taken as red, green and blue")
+    assert open_image(tmp_path / "in.tif", bands=[4, 3, 2]).notes == ()
+    zarr_path = to_zarr(image.levels[0], tmp_path / "out.zarr", image)
+    again = open_image(zarr_path)
+    assert again.guessed and again.bands[:2] == ("band 1", "band 2")
+    for each in (image, again):
+        with rasterio.open(saved(each, tmp_path / "out.tif")) as file:
+            assert [color.name for color in file.colorinterp] == ["gray"] + ["undefined"] * 39
+            assert file.descriptions == (None,) * 40
+
+
+# ---- other formats --------------------------------------------------------------------------------
+
+
+def test_jpeg_2000_vrt_envi_erdas_and_webp(tmp_path: Path) -> None:
+    pixels, place = scene("uint16"), PLACES["utm"]
+    kinds = {"a.jp2": "JP2OpenJPEG", "a.img": "HFA", "b.bsq": "ENVI", "a.webp": "WEBP"}
+    for name, driver in kinds.items():
+        data = scene("uint8") if driver == "WEBP" else pixels
+        options = {"QUALITY": 100, "REVERSIBLE": "YES"} if driver == "JP2OpenJPEG" else {}
+        options = {"LOSSLESS": "True"} if driver == "WEBP" else options
+        write_gdal(tmp_path / "source.tif", data, **place)
+        rasterio.shutil.copy(tmp_path / "source.tif", tmp_path / name, driver=driver, **options)
+        image = open_image(tmp_path / name)
+        np.testing.assert_array_equal(image.levels[0].compute(), data, err_msg=name)
+        assert image.geo is not None and image.geo.affine == tuple(place["transform"])[:6], name
+    assert open_image(tmp_path / "b.hdr").levels[0].shape == pixels.shape
+
+
+def test_a_mosaic_of_tiles(tmp_path: Path) -> None:
+    pixels = scene("uint8")
+    for name, part, left in (("w.tif", pixels[:, :40], 0), ("e.tif", pixels[:, 40:], 40)):
+        write_gdal(tmp_path / name, part, crs="EPSG:32632", transform=Affine(10, 0, 5e5 + 10 * left, 0, -10, 5.6e6))
+    sources = "".join(
+        f"<SimpleSource><SourceFilename relativeToVRT='1'>{name}</SourceFilename><SourceBand>{{band}}</SourceBand>"
+        f"<SrcRect xOff='0' yOff='0' xSize='{width}' ySize='70'/>"
+        f"<DstRect xOff='{left}' yOff='0' xSize='{width}' ySize='70'/></SimpleSource>"
+        for name, left, width in (("w.tif", 0, 40), ("e.tif", 40, 50))
+    )
+    bands = "".join(
+        f"<VRTRasterBand dataType='Byte' band='{band}'><ColorInterp>{color}</ColorInterp>{sources.format(band=band)}"
+        "</VRTRasterBand>"
+        for band, color in enumerate(("Red", "Green", "Blue"), 1)
+    )
+    (tmp_path / "all.vrt").write_text(
+        f"<VRTDataset rasterXSize='90' rasterYSize='70'><SRS>EPSG:32632</SRS>"
+        f"<GeoTransform>500000, 10, 0, 5600000, 0, -10</GeoTransform>{bands}</VRTDataset>"
+    )
+    image = open_image(tmp_path / "all.vrt")
+    np.testing.assert_array_equal(image.levels[0].compute(), pixels)
+    assert image.geo is not None and image.geo.epsg == 32632
+    assert image.guard is not None
+    (tmp_path / "e.tif").unlink()
+    with pytest.raises(OSError, match=r"all\.vrt"):
+        image.guard()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_a_world_file_is_read(tmp_path: Path, name: str) -> None:
+    PIL.Image.fromarray(scene("uint8")).save(tmp_path / name)
+    (tmp_path / "a.wld").write_text("10\n0\n0\n-10\n500005\n5599995\n")
+    image = open_image(tmp_path / name)
+    assert image.geo is not None and image.geo.affine == (10, 0, 500_000, 0, -10, 5_600_000)
+    assert not_carried_over(Path("out.png"), image) == "not carried over: the georeference"
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert tuple(file.transform)[:6] == image.geo.affine
+
+
+def test_external_overviews_are_levels(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "a.tif", smooth(), compress="deflate")
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.build_overviews([2, 4])
+    assert (tmp_path / "a.tif.ovr").exists()
+    assert [level.shape[0] for level in open_image(tmp_path / "a.tif").levels] == [701, 351, 176]
+
+
+def test_a_damaged_block_is_reported(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "a.tif", smooth(), tiled=True, blockxsize=128, blockysize=128, compress="deflate")
+    body = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        page = file.pages.first
+        body[page.dataoffsets[3] : page.dataoffsets[3] + 40] = b"\xff" * 40
+    (tmp_path / "a.tif").write_bytes(body)
+    image = open_image(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif is damaged in rows 0 to 700, columns 0 to 522"):
+        image.levels[0].compute(scheduler="synchronous")
+
+
+def test_libraries_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", scene("uint8"), photometric="rgb", extratags=[(42113, 2, 3, "x", True)])
+    saved(open_image(tmp_path / "a.tif"), tmp_path / "out.tif")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_microscopy_stays_ome_tiff(tmp_path: Path) -> None:
+    pixels = np.moveaxis(smooth(4, "uint16"), -1, 0)
+    metadata = {
+        "axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm",
+        "Channel": {"Name": ["DAPI", "GFP", "RFP", "Cy5"]}, "Description": "a slice",
+    }  # fmt: skip
+    tifffile.imwrite(tmp_path / "in.ome.tif", pixels, photometric="minisblack", metadata=metadata, compression="zlib")
+    image = open_image(tmp_path / "in.ome.tif")
+    assert (image.scale, image.units) == ((0.25, 0.5), "micrometer")
+    out = saved(image, tmp_path / "out.ome.tif")
+    with tifffile.TiffFile(out) as file:
+        assert file.is_ome and file.series[0].axes == "CYX" and len(file.series[0].levels) == 2
+        np.testing.assert_array_equal(file.asarray(), pixels)
+        assert all(word in (file.ome_metadata or "") for word in ("DAPI", "Cy5", "a slice", 'PhysicalSizeX="0.5"'))
+        assert file.pages.first.get_resolution("micrometer") == pytest.approx((2, 4))
+    again = open_image(out)
+    assert (again.bands, again.scale, again.units) == (image.bands, image.scale, image.units)
+
+
+def test_pages_are_told_and_chosen(tmp_path: Path) -> None:
+    pages = [scene("uint8"), scene("uint8")[::-1], scene("uint8")[:50]]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in pages:
+            file.write(page, photometric="rgb", metadata=None, compression="zlib")
+    first = open_image(tmp_path / "a.tif")
+    assert first.notes == ("the file has 3 pages, of which the first is opened; --page N opens another",)
+    for number, page in enumerate(pages, 1):
+        image = open_image(tmp_path / "a.tif", page=number)
+        np.testing.assert_array_equal(image.levels[0].compute(), page)
+        assert image.notes == ()
+    with pytest.raises(ValueError, match="has no page 4: choose one of 1 to 3"):
+        open_image(tmp_path / "a.tif", page=4)
+
+
+def test_pages_of_a_georeferenced_file(tmp_path: Path) -> None:
+    for name, pixels in (("1.tif", scene("uint8")), ("2.tif", scene("uint8")[::-1])):
+        write_gdal(tmp_path / name, pixels)
+    rasterio.shutil.copy(tmp_path / "1.tif", tmp_path / "a.tif", driver="GTiff")
+    rasterio.shutil.copy(tmp_path / "2.tif", tmp_path / "a.tif", driver="GTiff", APPEND_SUBDATASET="YES")
+    assert "has 2 pages" in open_image(tmp_path / "a.tif").notes[0]
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif", page=2).levels[0].compute(), scene("uint8")[::-1])
+
+
+# ---- photographs ----------------------------------------------------------------------------------
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf gimbal="-89.9"/></x:xmpmeta>'
+IPTC = b"\x1c\x02\x78\x00\x05a park"[:-1]
+
+
+def photograph(path: Path, **entries: Any) -> None:
+    """Write a photograph of a drone: EXIF with position, XMP and IPTC."""
+    exif = PIL.Image.Exif()
+    exif[0x010F] = "DJI"
+    exif[0x8769] = {0x9003: "2024:05:06 07:08:09"}
+    exif[0x8825] = {1: "N", 2: (46.0, 30.0, 0.0), 6: 82.5}
+    for code, value in entries.items():
+        exif[int(code)] = value
+    resource = b"8BIM" + struct.pack(">HHI", 0x0404, 0, len(IPTC)) + IPTC + b"\0" * (len(IPTC) % 2)
+    iptc = b"Photoshop 3.0\0" + resource
+    extra = struct.pack(">BBH", 0xFF, 0xED, len(iptc) + 2) + iptc
+    PIL.Image.fromarray(scene("uint8")).save(path, "JPEG", exif=exif, xmp=XMP, extra=extra)
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.png", "out.tif"])
+@pytest.mark.parametrize("between", ["", "between.tif", "between.png", "between.zarr"])
+def test_the_metadata_of_a_drone_are_kept(tmp_path: Path, name: str, between: str) -> None:
+    """12 rows: from JPEG to each format, at once or by way of another."""
+    photograph(tmp_path / "in.jpg")
+    image = open_image(tmp_path / "in.jpg")
+    if between:
+        image = open_image(saved(image, tmp_path / between))
+    with PIL.Image.open(saved(image, tmp_path / name)) as file:
+        exif = file.getexif()
+        assert exif[0x010F] == "DJI"
+        assert exif.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
+        assert (exif.get_ifd(0x8825)[2], exif.get_ifd(0x8825)[6]) == ((46.0, 30.0, 0.0), 82.5)
+    again = open_image(tmp_path / name)
+    assert again.metadata["xmp"] == XMP
+    if not {"out.png", "between.png"} & {name, between}:
+        assert again.metadata["iptc"] == IPTC
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_beyond_its_values_is_upright(tmp_path: Path, orientation: int) -> None:
+    photograph(tmp_path / "in.jpg", **{"274": orientation})
+    assert open_image(tmp_path / "in.jpg").levels[0].compute().shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("name", ["out.jpg", "out.png", "out.tif"])
+def test_exif_that_cannot_be_written_costs_the_exif(tmp_path: Path, orientation: int, name: str) -> None:
+    """A resolution unit of 4 bytes where its type has 2."""
+    photograph(tmp_path / "in.jpg", **{"274": orientation, "296": 2})
+    body = (tmp_path / "in.jpg").read_bytes()
+    head = body.index(b"Exif\0\0") + 6
+    order = ">" if body[head : head + 2] == b"MM" else "<"
+    entry = body.index(struct.pack(order + "HHI", 296, 3, 1), head)
+    wrong = struct.pack(order + "HHII", 296, 4, 1, 700_000)
+    (tmp_path / "in.jpg").write_bytes(body[:entry] + wrong + body[entry + 12 :])
+    image = open_image(tmp_path / "in.jpg")
+    assert image.notes == ("EXIF that does not follow its standard is left out: ResolutionUnit",)
+    with PIL.Image.open(saved(image, tmp_path / name)) as file:
+        assert file.getexif().get_ifd(0x8825)[6] == 82.5
+
+
+def test_damaged_exif_costs_the_exif_alone(tmp_path: Path) -> None:
+    photograph(tmp_path / "in.jpg")
+    body = (tmp_path / "in.jpg").read_bytes()
+    head = body.index(b"Exif\0\0") + 6
+    (tmp_path / "in.jpg").write_bytes(body[: head + 2] + b"\xff" * 30 + body[head + 32 :])
+    assert open_image(tmp_path / "in.jpg").levels[0].compute().shape == (HEIGHT, WIDTH, 3)
+
+
+# ---- Zarr -----------------------------------------------------------------------------------------
+
+
+def group_of(path: Path, **arrays: tuple[NDArray[Any], tuple[str, ...]]) -> zarr.Group:
+    group = zarr.open_group(path, mode="a", zarr_format=3)
+    for name, (values, names) in arrays.items():
+        group.create_array(name, data=values, dimension_names=names)
+    return group
+
+
+def coordinates() -> dict[str, tuple[NDArray[Any], tuple[str, ...]]]:
+    return {"x": (500_005 + 10.0 * np.arange(WIDTH), ("x",)), "y": (5_599_995 - 10.0 * np.arange(HEIGHT), ("y",))}
+
+
+def planes(dtype: str = "uint16") -> dict[str, NDArray[Any]]:
+    return dict(zip(("b02", "b03", "b04"), np.moveaxis(scene(dtype), -1, 0), strict=True))
+
+
+def test_one_array_a_band(tmp_path: Path) -> None:
+    arrays = {name: (plane, ("y", "x")) for name, plane in planes().items()}
+    group_of(tmp_path / "a.zarr", **arrays, **coordinates())
+    image = open_image(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint16"))
+    assert (image.bands, image.rgb) == (("b02", "b03", "b04"), (2, 1, 0))
+    assert image.geo is not None and image.geo.affine == (10, 0, 500_000, 0, -10, 5_600_000)
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert file.descriptions == ("b02", "b03", "b04")
+        assert [color.name for color in file.colorinterp] == ["gray", "undefined", "undefined"]
+
+
+def test_the_finest_group_of_a_product(tmp_path: Path) -> None:
+    for folder, step in (("r10m", 1), ("r20m", 2)):
+        arrays = {name: (plane[::step, ::step], ("y", "x")) for name, plane in planes().items()}
+        group_of(tmp_path / f"a.zarr/measurements/reflectance/{folder}", **arrays)
+    group_of(tmp_path / "a.zarr/quality/mask/r10m", b01=(np.zeros((300, 300), "u1"), ("y", "x")))
+    for folder in ("", "measurements", "measurements/reflectance", "quality", "quality/mask"):
+        zarr.open_group(tmp_path / "a.zarr" / folder, mode="a")
+    image = open_image(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint16"))
+    assert image.notes[0] == "the group measurements/reflectance/r10m is opened; another is opened by its path"
+
+
+def test_the_axis_variable_and_labels(tmp_path: Path) -> None:
+    values = xarray.DataArray(
+        np.moveaxis(scene("uint16"), -1, 0), dims=("variable", "y", "x"), coords={"variable": ["B04", "B03", "B02"]}
+    )
+    values.to_dataset(name="refl").to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=False)
+    image = open_image(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint16"))
+    assert image.rgb == (0, 1, 2)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_bioformats2raw_writes(tmp_path: Path, version: Any) -> None:
+    root = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=version)
+    axes = [{"name": name, "type": "channel" if name == "c" else "space"} for name in "cyx"]
+    for series in ("0", "1"):
+        group = root.create_group(series)
+        group.create_array("0", data=np.moveaxis(scene("uint8"), -1, 0))
+        scale = [{"type": "scale", "scale": [1.0, 0.5, 0.5]}]
+        datasets = [{"path": "0", "coordinateTransformations": scale}]
+        said: dict[str, Any] = {"multiscales": [{"version": "0.4", "axes": axes, "datasets": datasets}]}
+        group.attrs.update(said if version == 2 else {"ome": {"version": "0.5", **said}})
+    layout: dict[str, Any] = {"bioformats2raw.layout": 3}
+    root.attrs.update(layout if version == 2 else {"ome": {"version": "0.5", **layout}})
+    root.create_group("OME")
+    image = open_image(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint8"))
+    assert image.notes[0].startswith("the Zarr has 2 images, of which 0 is opened")
+
+
+def test_a_folder_within_a_zip(tmp_path: Path) -> None:
+    group_of(tmp_path / "in/a.zarr", refl=(scene("uint8"), ("y", "x", "band")))
+    shutil.make_archive(str(tmp_path / "b.zarr"), "zip", tmp_path / "in")
+    np.testing.assert_array_equal(open_image(tmp_path / "b.zarr.zip").levels[0].compute(), scene("uint8"))
+
+
+def test_an_array_opened_by_its_path_has_its_place(tmp_path: Path) -> None:
+    group = group_of(tmp_path / "a.zarr", refl=(scene("uint8"), ("y", "x", "band")), **coordinates())
+    group["refl"].attrs["_CRS"] = {"wkt": rasterio.crs.CRS.from_epsg(32632).to_wkt()}
+    image = open_image(tmp_path / "a.zarr" / "refl")
+    assert image.geo is not None and image.geo.epsg == 32632
+    assert image.geo.affine == (10, 0, 500_000, 0, -10, 5_600_000)
+
+
+def test_scale_and_offset_of_cf_move_black(tmp_path: Path) -> None:
+    group = group_of(tmp_path / "a.zarr", refl=(scene("uint16") + np.uint16(1000), ("y", "x", "band")))
+    group["refl"].attrs.update({"scale_factor": 1e-4, "add_offset": -0.1})
+    image = open_image(tmp_path / "a.zarr")
+    assert image.zero == pytest.approx(1000)
+    assert value_range(image)[0] == pytest.approx(1000)
+
+
+def test_nodata_that_is_given(tmp_path: Path) -> None:
+    write_input(tmp_path / "in.tif", "uint16", "all", "strips")
+    image = open_image(tmp_path / "in.tif", nodata=7)
+    assert image.nodata == 7
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert file.nodata == 7
+
+
+def test_metadata_that_cannot_be_written_cost_the_metadata(tmp_path: Path) -> None:
+    image = replace(
+        open_image(scene("uint8")),
+        geo=Geo((1, 0, 0, 0, -1, 0), "GEOGCS[no such system"),
+        metadata={"band_tags": [{"a": "\udcff"}, {}, {}], "units": ["\udcff"] * 3},
+    )
+    lost = "not carried over: metadata of band 1, units, the coordinate system"
+    assert not_carried_over(Path("out.tif"), image) == lost
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), scene("uint8"))
+        assert file.crs is None and file.transform.e == -1
+
+
+def test_lines_about_what_is_lost() -> None:
+    image = open_image(scene("uint8"))
+    assert not_carried_over(Path("a.png"), image) == ""
+    said = {"exif": b"x", "iptc": b"x", "scales": [2]}
+    lost = replace(image, nodata=0, metadata={**said, "container": "cog"})
+    assert not_carried_over(Path("a.tif"), lost) == "not carried over: EXIF, IPTC"
+    assert not_carried_over(Path("a.png"), lost) == "not carried over: the nodata value, scale and offset, IPTC"
+    assert not_carried_over(Path("a.jpg"), lost) == "not carried over: the nodata value, scale and offset"
