@@ -150,7 +150,7 @@ def prepare_float32(
         model = load_model(dtype="float32") if model is None else load_model(model, dtype="float32")
     # A tile with gradients takes several times the memory of one without.
     at_once = max(1, choose_batch(batch, model) // 4) if batch == "auto" else batch
-    return prepare(source, model, overlap, 1.0, value_range, bands, at_once)
+    return prepare(source, model, overlap, 1.0, value_range, bands, at_once, border="ignore")
 
 
 class Attribution:

@@ -26,6 +26,7 @@ from dehazexl.engine.recipe import DecodedElsewhere, Recipe
 from dehazexl.engine.run import Stage, stages
 from dehazexl.engine.share import share, temporary_folder
 from dehazexl.engine.tokens import MemoryTokens, TokenStore, ZarrTokens, check_apart
+from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import SIDE, TileGrid, Window, check_overlap
 from dehazexl.image.image import check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
@@ -167,11 +168,12 @@ def prepare(
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] | TilesAtOnce = "auto",
-    border: Literal["ignore", "keep"] = "ignore",
+    border: Literal["ignore", "keep"] = "keep",
 ) -> Job:
     """Check the arguments of `dehaze`, open the image and find its value range.
 
-    A `batch` of `TilesAtOnce` is shared with other jobs.
+    A `batch` of `TilesAtOnce` is shared with other jobs. Nothing is read if the value range is given and `border` is
+    "keep".
     """
     check_overlap(overlap)
     check_strength(strength)
@@ -179,13 +181,16 @@ def prepare(
     if border not in ("ignore", "keep"):
         raise ValueError(f"border={border!r} is not one of ignore, keep")
     image = open_image(source, bands=bands)
+    pixels = ChunkCache.of(image.levels[0])
     image = image if border == "keep" or image.border is not None else find_border(image)
     height, width, _ = image.levels[0].shape
     limits = find_value_range(image) if value_range is None else check_range(value_range)
     model = _network(model)
     grid = TileGrid(height, width, model.head.overlap if overlap is None else int(overlap), model.spec.tile)
     memory = batch if isinstance(batch, TilesAtOnce) else TilesAtOnce(choose_batch(batch, model))
-    return Job(image, grid, model, limits, memory, strength)
+    job = Job(image, grid, model, limits, memory, strength)
+    assert job.pixels is pixels  # what was read for the border need not be read again
+    return job
 
 
 def _network(model: DehazeXL | str | Path | None) -> DehazeXL:

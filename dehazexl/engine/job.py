@@ -88,7 +88,7 @@ class Job:
     @cached_property
     def pixels(self) -> ChunkCache:
         """The finest level, to be read in windows."""
-        return ChunkCache(self.image.levels[0])
+        return ChunkCache.of(self.image.levels[0])
 
     @cached_property
     def feature_cache(self) -> dict[tuple[int, int], list[Tensor]]:

@@ -187,9 +187,17 @@ class Image:
         OSError
             If the files of the image were changed after it was opened.
         """
-        if self.holes is None or self.holes.level != self.levels[0].name:
-            return False
-        if valid_mask(self.fill(1, 1), self).any() or not self.holes.contains(window):
+        return self.holes is not None and not valid_mask(self.fill(1, 1), self).any() and self.is_missing(window)
+
+    def is_missing(self, window: Window) -> bool:
+        """Return whether it is known, without reading, that the file lacks a window of pixels, see `fill`.
+
+        Raises
+        ------
+        OSError
+            If the files of the image were changed after it was opened.
+        """
+        if self.holes is None or self.holes.level != self.levels[0].name or not self.holes.contains(window):
             return False
         if self.guard is not None:
             self.guard()  # what was removed meanwhile is no hole

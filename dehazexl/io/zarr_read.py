@@ -121,7 +121,8 @@ def parent_of(array: zarr.Array[Any]) -> zarr.Group | None:
         if array.path:
             return zarr.open_group(array.store, path=array.path.rpartition("/")[0], mode="r")
         if isinstance(array.store, zarr.storage.LocalStore):
-            return zarr.open_group(Path(array.store.root).parent, mode="r")
+            kind = array.metadata.zarr_format
+            return zarr.open_group(Path(array.store.root).parent, mode="r", zarr_format=kind, use_consolidated=False)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
     return None

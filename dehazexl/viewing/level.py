@@ -73,7 +73,8 @@ class LevelRun:
         from dehazexl.engine.dehaze import open_tokens, prepare
 
         alone = replace(image, levels=(image.levels[level],))
-        job = replace(prepare(alone, model, overlap, value_range=value_range, batch=memory or "auto"), keep=MAPS)
+        job = prepare(alone, model, overlap, value_range=value_range, batch=memory or "auto", border="ignore")
+        job = replace(job, keep=MAPS)
         return cls(job, open_tokens(job))
 
     def advance(self) -> None:

@@ -84,7 +84,7 @@ def save(
     with claimed(path):
         check(image.levels[0], path, image, overwrite=overwrite)
         yield Progress("loading the weights", 0)
-        job = prepare(image, load(), overlap, strength, value_range)
+        job = prepare(image, load(), overlap, strength, value_range, border="ignore")
         store = _fresh_tokens(job, tokens_of(path))
         try:
             return (yield from _passes(job, store, path, overwrite, stopped))

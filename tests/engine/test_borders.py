@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from make_pictures import smooth, write_gdal
 from numpy.typing import NDArray
 
@@ -69,6 +72,48 @@ def test_a_border_is_found_in_an_overview(tmp_path: Path) -> None:
     rows, cols = np.abs(np.arange(-20, 500)), np.arange(100, 2500)
     cols = np.where(cols > 2399, 2 * 2399 - cols, cols)
     np.testing.assert_array_equal(valid_mask(block, image, window), ~outside[rows[:, None], cols])
+
+
+@pytest.mark.parametrize("margin", [0, 300])
+def test_no_more_is_read_than_the_border_needs(margin: int) -> None:
+    """Blocks of 256 pixels: those at the edges, and those that a margin of 300 pixels extends into."""
+    pixels = np.full((2048, 2048, 3), 7, "uint8")
+    pixels[0, 0] = 0  # starts the search
+    pixels[:, :margin] = pixels[:, 2048 - margin :] = 0
+    pixels[1000:1100, 1000:1100] = 0
+    places: list[tuple[int, int]] = []
+
+    def read(part: NDArray[np.uint8], block_info: Any = None) -> NDArray[np.uint8]:
+        places.append(block_info[None]["chunk-location"][:2])
+        return part
+
+    source = da.map_blocks(read, da.from_array(pixels, chunks=(256, 256, 3)), dtype="u1", meta=np.empty(0, "u1"))
+    image = find_border(open_image(source))
+    assert (image.border is not None) == bool(margin)
+    edges = {(y, x) for y in range(8) for x in range(8) if y in (0, 7) or x in (0, 7)}
+    within = {(y, x) for y in range(8) for x in (1, 6)} if margin else set()
+    assert set(places) == edges | within
+    if image.border is not None:
+        block = image.levels[0][:400, :400].compute()
+        valid = valid_mask(block, image, Window(0, 400, 0, 400))
+        np.testing.assert_array_equal(valid, np.broadcast_to(np.arange(400) >= margin, (400, 400)))
+
+
+def test_a_hole_counts_as_its_fill_value(tmp_path: Path) -> None:
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(1500, 1500, 3), dtype="u1", chunks=(500, 500, 3), fill_value=0
+    )
+    array[:, 500:] = 7
+    image = find_border(open_image(tmp_path / "a.zarr"))
+    assert image.border is not None and image.border.share == pytest.approx(1 / 3, abs=0.01)
+    assert not image.is_hole(Window(0, 9, 0, 9)) and image.is_missing(Window(0, 9, 0, 9))
+
+
+def test_a_border_of_half_precision() -> None:
+    pixels = smooth(3, "float32", SIDE, SIDE).astype("float16")
+    pixels[:40] = -9999
+    border = find_border(open_image(pixels)).border
+    assert border is not None and border.value == np.float16(-9999)
 
 
 def test_a_border_is_small_when_it_is_sent(tmp_path: Path) -> None:
