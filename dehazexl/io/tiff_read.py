@@ -95,6 +95,7 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
         name = f"GTIFF_DIR:{pages[(page or 1) - 1] + 1}:{path}" if page else ""
         image = open_raster(path, name)
         if page is None and not image.masked:
+            image = with_jpeg_pixels(image, tif, path)
             image = replace(image, holes=tiff_holes(tif.series[0], image.levels[0].name))
         return with_photo_metadata(image, tif, pages, page)
     series, notes = chosen_series(tif, pages, page)
@@ -144,6 +145,19 @@ def for_gdal(tif: tifffile.TiffFile, path: Path) -> bool:
         return False  # GDAL does not turn images
     worlds = (path.with_suffix(suffix) for suffix in (".tfw", ".tifw", ".wld", ".TFW"))
     return any(path.with_name(path.name + suffix).exists() for suffix in SIDECARS) or any(w.exists() for w in worlds)
+
+
+def with_jpeg_pixels(image: Image, tif: tifffile.TiffFile, path: Path) -> Image:
+    """Return an image of JPEG tiles, opened by GDAL, whose pixels imagecodecs decodes: GDAL takes longer."""
+    series = tif.series[0]
+    page = series.keyframe
+    if (page.compression, page.bitspersample, page.planarconfig) != (7, 8, 1) or page.samplesperpixel not in (1, 3):
+        return image
+    axes = tiff_axes(series, path)
+    sources = [tiff_source(level, axes, path) for level in tiff_levels(tif, series)]
+    found = {source.shape: (source, chunk) for source, chunk in sources}
+    levels = (lazy(*found[level.shape], level.name) if level.shape in found else level for level in image.levels)
+    return replace(image, levels=tuple(levels))
 
 
 def full_pages(tif: tifffile.TiffFile) -> list[int]:

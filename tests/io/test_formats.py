@@ -215,6 +215,20 @@ def test_compression_is_that_of_the_input(tmp_path: Path, compression: str, cog:
         assert cog_validate(out)[:2] == (True, [])
 
 
+def test_jpeg_tiles_are_those_of_tifffile(tmp_path: Path) -> None:
+    """Of all levels; place, names and colors are GDAL's."""
+    pixels = smooth(3, "uint8", 600, 530)
+    write_gdal(tmp_path / "in.tif", pixels, driver="COG", compress="jpeg", blocksize=128, **PLACES["utm"])
+    image = open_image(tmp_path / "in.tif")
+    assert len(image.levels) > 2 and image.geo is not None and image.bands == ("red", "green", "blue")
+    for number, level in enumerate(image.levels):
+        read = level.compute()
+        np.testing.assert_array_equal(read, tifffile.imread(tmp_path / "in.tif", level=number))
+        with rasterio.open(tmp_path / "in.tif", **({"overview_level": number - 1} if number else {})) as file:
+            difference = np.abs(read.astype(int) - np.moveaxis(file.read(), 0, -1))
+        assert difference.mean() < 1  # chroma is interpolated differently
+
+
 def test_a_lossy_compression_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for compression, message in (("jpeg", "8 bits without sign, not float32"), ("webp", "3 or 4 bands of 8 bits")):
         with pytest.raises(ValueError, match=message):
