@@ -33,7 +33,7 @@ STEPS, GLANCE_STEPS = 20, 4
 """Points of the path for the image, by default, and for the overview, at most."""
 
 LARGEST = 4096
-"""Pixels: longest side of the level that is explained. It takes 11 bytes of memory a pixel, or more."""
+"""Pixels: longest side of the level that is explained. It takes 15 bytes of memory a pixel, or more."""
 
 SHOWN = 2048
 """Pixels: longest side of a map that is shown."""
