@@ -23,7 +23,7 @@ from dehazexl.synthesis.sample import add_haze, clear_sample
 
 README = Path(__file__).parents[1] / "README.md"
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
-FEW = ["--steps", "2"]
+FEW = ["--steps", "2", "--no-curves"]
 """Options that make an explanation short."""
 SHORT = ["--spec", "tiny", "--tiles", "1", "--every", "1", "--device", "cpu"]
 """Options that make a training short; a run that is resumed keeps its own."""
