@@ -10,15 +10,11 @@ within 8 GB.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 from machine import save_result
-from memory import make
+from memory import make, run
 
 LIMITS = {(4096, 4096): 4.0, (8192, 8192): 8.0}
 """Gigabytes of resident memory at most, by height and width."""
@@ -27,31 +23,14 @@ WINDOW = 256
 """Side of the window in pixels, in the middle of the image."""
 
 
-def run(
+def explain(
     source: Path, out: Path, height: int, width: int, weights: str, steps: int, baseline: str
 ) -> tuple[float, float]:
-    """Run the command line; return peak resident memory in GB, as measured by the kernel, and seconds."""
+    """Explain a window in the middle of an image; return peak memory and seconds, see `memory.run`."""
     y, x = (height - WINDOW) // 2, (width - WINDOW) // 2
     window = f"{y}:{y + WINDOW},{x}:{x + WINDOW}"
     options = ["--weights", weights, "--steps", str(steps), "--baseline", baseline, "--no-curves", "--device", "cpu"]
-    command = [
-        sys.executable,
-        "-m",
-        "dehazexl",
-        "explain",
-        str(source),
-        "--window",
-        window,
-        "--out",
-        str(out),
-        *options,
-    ]
-    start = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit("dehazexl explain failed")
-    return usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - start
+    return run("explain", str(source), "--window", window, "--out", str(out), *options)
 
 
 def main() -> None:
@@ -71,7 +50,7 @@ def main() -> None:
             make(source, height, width)
             peaks, seconds = zip(
                 *(
-                    run(source, Path(folder) / f"maps{steps}", height, width, args.weights, steps, args.baseline)
+                    explain(source, Path(folder) / f"maps{steps}", height, width, args.weights, steps, args.baseline)
                     for steps in (fewer, args.steps)
                 ),
                 strict=True,

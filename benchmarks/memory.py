@@ -18,8 +18,9 @@ import numpy as np
 import tifffile
 from machine import save_result
 
-from dehazexl.image.grid import TileGrid
-from dehazexl.model import SPECS
+from dehazexl.image.grid import SIDE, TileGrid
+from dehazexl.model.heads import channels, head_of
+from dehazexl.model.weights import load_model
 
 TILE = 512
 
@@ -38,27 +39,13 @@ def make(path: Path, height: int, width: int) -> None:
         tif.write(tiles(), shape=(height, width, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb")
 
 
-def run(source: Path, target: Path, weights: str, dtype: str) -> tuple[float, float]:
-    """Run the command line; return peak resident memory in GB, as measured by the kernel, and seconds."""
-    command = [
-        sys.executable,
-        "-m",
-        "dehazexl",
-        "run",
-        str(source),
-        str(target),
-        "--weights",
-        weights,
-        "--device",
-        "cpu",
-        "--dtype",
-        dtype,
-    ]
+def run(*words: str) -> tuple[float, float]:
+    """Run a command of `dehazexl`; return peak resident memory in GB, as measured by the kernel, and seconds."""
     start = time.perf_counter()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen([sys.executable, "-m", "dehazexl", *words])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit("dehazexl run failed")
+        raise SystemExit(f"dehazexl {words[0]} failed")
     return usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - start
 
 
@@ -69,22 +56,23 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     args = parser.parse_args()
     rows = []
-    token = SPECS["compact"].channels * (4 if args.dtype == "float32" else 2)
+    spec = load_model(args.weights, device="cpu").spec
+    token = channels(spec) * (4 if args.dtype == "float32" else 2)
     for size in args.sizes:
         height, width = map(int, size.split("x"))
         with tempfile.TemporaryDirectory(dir=".") as folder:
             source = Path(folder) / "hazy.tif"
             make(source, height, width)
-            peak, seconds = run(source, Path(folder) / "clear.ome.zarr", args.weights, args.dtype)
-        grid = TileGrid(height, width, 32)
-        tiles = grid.count
+            options = ["--weights", args.weights, "--device", "cpu", "--dtype", args.dtype]
+            peak, seconds = run("run", str(source), str(Path(folder) / "clear.ome.zarr"), *options)
+        tiles = TileGrid(height, width, head_of(spec).overlap, spec.tile).count
         rows.append(
             {
                 "height": height,
                 "width": width,
                 "tiles": tiles,
                 "dtype": args.dtype,
-                "tokens_gb": round(tiles * SPECS["compact"].tokens * token / 1e9, 3),
+                "tokens_gb": round(tiles * SIDE**2 * token / 1e9, 3),
                 "peak_rss_gb": round(peak, 3),
                 "seconds": round(seconds, 1),
             }

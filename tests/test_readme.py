@@ -23,6 +23,8 @@ from dehazexl.synthesis.sample import add_haze, clear_sample
 
 README = Path(__file__).parents[1] / "README.md"
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
+FEW = ["--steps", "2", "--no-curves"]
+"""Options that make an explanation short."""
 SHORT = ["--spec", "tiny", "--tiles", "1", "--every", "1", "--device", "cpu"]
 """Options that make a training short; a run that is resumed keeps its own."""
 
@@ -70,6 +72,7 @@ def test_commands(code: str, skipped: set[str], inputs: None, capsys: pytest.Cap
             continue
         if words[0] == "train":
             words += ["--steps", "2"] if "--resume" in words else [*SHORT, "--steps", "1"]
+        words += FEW if words[0] == "explain" else []
         assert main(words) == 0, f"dehazexl {shlex.join(words)}\n{capsys.readouterr().err}"
 
 

@@ -148,8 +148,10 @@ def close_dock(viewer: Any, widget: Any) -> None:
 
 
 def workers() -> list[str]:
-    """List the threads that dehaze or save."""
+    """List the threads that dehaze, explain or save."""
     from napari.qt.threading import WorkerBase
 
-    dehazing = [thread.name for thread in threading.enumerate() if thread.name.startswith(("dehaze ", "paint "))]
+    dehazing = [
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("dehaze ", "paint ", "explain "))
+    ]
     return dehazing + [str(worker) for worker in WorkerBase._worker_set]

@@ -391,6 +391,7 @@ def explain(
     bands: Annotated[str, typer.Option(metavar="R,G,B", help="Red, green and blue bands, as in run.")] = "",
     nor: Annotated[bool, typer.Option("--nor", help="The official .pth file was trained with --nor.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing explanation.")] = False,
+    map_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="Of the maps: tiff or zarr.")] = "tiff",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start again, instead of going on with a command that was stopped.")
     ] = False,
@@ -420,7 +421,7 @@ def explain(
     place = Window(y0 or 0, job.grid.height if y1 is None else y1, x0 or 0, job.grid.width if x1 is None else x1)
     try:
         for line in explain_to_folder(
-            job, place, out.expanduser(), overwrite=overwrite, fresh=fresh,
+            job, place, out.expanduser(), map_format=map_format, overwrite=overwrite, fresh=fresh,
             detector=detector, baseline=baseline, steps=steps, sigma=sigma, with_curves=curves,
         ):  # fmt: skip
             print(line, flush=True)

@@ -25,7 +25,7 @@ from dehazexl.image.image import Image, colors
 from dehazexl.io.content import describe_files
 from dehazexl.io.disk import paths_overlap
 from dehazexl.io.unfinished import IMAGE, Unfinished, held, part_of, remove
-from dehazexl.io.write import to_tiff
+from dehazexl.io.write import write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +38,15 @@ PANEL = 640
 PERCENTILE = 99.5
 """Percentile of the absolute attributions at the end of the scale of colors."""
 
-FILES = ("attribution.tif", "tiles.tif", "tokens.tif", "heatmap.png", "curves.png", "explanation.json")
+MAPS = ("attribution", "tiles", "tokens")
+"""Names of the maps in a folder."""
+
+FORMATS = {"tiff": ".tif", "zarr": ".zarr"}
+"""Suffixes of maps by format."""
+
+FILES = {
+    *(name + suffix for name in MAPS for suffix in FORMATS.values()), "heatmap.png", "curves.png", "explanation.json"
+}  # fmt: skip
 """Files of a folder; a folder that holds others as well is not replaced."""
 
 WORK = "attribution"
@@ -65,12 +73,19 @@ def check_folder(out: Path, image: Image, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(f"{out} exists: choose another name, or replace it with --overwrite")
-    if not out.is_dir() or {each.name for each in out.iterdir()} - set(FILES):
+    if not out.is_dir() or {each.name for each in out.iterdir()} - FILES:
         raise FileExistsError(f"{out} holds other files than an explanation, and is not replaced: choose another name")
 
 
 def explain_to_folder(
-    job: Job, window: Window, out: Path, *, overwrite: bool = False, fresh: bool = False, **options: Any
+    job: Job,
+    window: Window,
+    out: Path,
+    *,
+    map_format: str = "tiff",
+    overwrite: bool = False,
+    fresh: bool = False,
+    **options: Any,
 ) -> Iterator[str]:
     """Compute an explanation, with progress bars on stderr, and write it into a folder.
 
@@ -83,6 +98,8 @@ def explain_to_folder(
     out
         The folder, which gets the map ``attribution.tif`` (float32, georeferenced), its sums over tiles and tokens
         ``tiles.tif`` and ``tokens.tif``, ``heatmap.png``, ``curves.png``, and all numbers, ``explanation.json``.
+    map_format
+        Format of the maps: ``"tiff"``, or ``"zarr"`` for OME-Zarr.
     overwrite
         Replace an explanation in the folder, once the new one is complete.
     fresh
@@ -99,13 +116,15 @@ def explain_to_folder(
         See `check_folder`, `Attribution` and `Unfinished.begin`; OSError also if another process writes into the
         folder.
     """
+    if map_format not in FORMATS:
+        raise ValueError(f"unknown format {map_format!r}: choose one of {', '.join(FORMATS)}")
     check_folder(out, job.image, overwrite)
-    description = _description(Attribution(job, window, **options))  # raises before the folder is made
+    description = _description(Attribution(job, window, **options), map_format)  # raises before the folder is made
     with held(out) as unfinished:
         if unfinished.begin(description, fresh):
             tell(f"going on with {unfinished.folder} ({unfinished.progress or 'at the beginning'})")
         if not (unfinished.complete or unfinished.moved):
-            yield from describe(_explain(job, window, unfinished, options))
+            yield from describe(_explain(job, window, unfinished, FORMATS[map_format], options))
         unfinished.finish(overwrite)
     yield f"maps and numbers: {out}"
 
@@ -118,7 +137,7 @@ def remaining(out: Path) -> str:
     return f"the same command goes on, dehazexl clean {out.parent} removes {part}"
 
 
-def _explain(job: Job, window: Window, unfinished: Unfinished, options: dict[str, Any]) -> Explanation:
+def _explain(job: Job, window: Window, unfinished: Unfinished, suffix: str, options: dict[str, Any]) -> Explanation:
     """Compute an explanation and write it into the folder of the unfinished output."""
     folder, made = unfinished.folder / WORK, unfinished.folder / IMAGE
     folder.mkdir(exist_ok=True)
@@ -132,6 +151,7 @@ def _explain(job: Job, window: Window, unfinished: Unfinished, options: dict[str
         clear = _dehazed(job, factor) if dehazed is None else _shown(job, np.load(dehazed, "r")[::factor, ::factor])
         remove(made)
         made.mkdir()
+        _write_maps(made, suffix, job, found)
         _write(made, job, window, found, clear, factor)
     return found
 
@@ -173,11 +193,12 @@ def describe(found: Explanation) -> Iterator[str]:
         yield f"{name + ':':<17} area {curve.area:.3f}, tiles at random {chance:.3f}"
 
 
-def _description(work: Attribution) -> dict[str, Any]:
+def _description(work: Attribution, map_format: str) -> dict[str, Any]:
     """Describe the computation in words, so that no other one goes on from its intermediate results."""
     window = work.window
     words: dict[str, Any] = {
         "output": "explanation",
+        "format": map_format,
         "window": f"{window.y0}:{window.y1},{window.x0}:{window.x1}",
         "detector": work.detector,
         "baseline": work.baseline,
@@ -215,16 +236,20 @@ def _shown(job: Job, values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.rint(255 * np.clip(np.nan_to_num(job.scale.to_unit(values)), 0, 1)).astype(np.uint8)
 
 
-def _write(folder: Path, job: Job, window: Window, found: Explanation, clear: NDArray[np.uint8], factor: int) -> None:
-    """Write all files of an explanation."""
-    height, width = found.attribution.shape
-    numbers = found.numbers
-    for name, values, side in (
-        ("attribution", found.attribution, 1),
-        ("tiles", found.tiles, numbers["tile_side"]),
-        ("tokens", found.tokens, numbers["token_side"]),
+def _write_maps(folder: Path, suffix: str, job: Job, found: Explanation) -> None:
+    """Write the maps of an explanation."""
+    maps: list[NDArray[Any]] = [found.attribution, found.tiles, found.tokens]
+    for name, values, side in zip(
+        MAPS, maps, (1, found.numbers["tile_side"], found.numbers["token_side"]), strict=True
     ):
-        to_tiff(values.astype(np.float32, copy=False), folder / f"{name}.tif", _like(job, values, side))
+        like = _like(job, values, side)
+        for _ in write(like.levels[0], folder / (name + suffix), like):
+            pass
+
+
+def _write(folder: Path, job: Job, window: Window, found: Explanation, clear: NDArray[np.uint8], factor: int) -> None:
+    """Write the figures and numbers of an explanation."""
+    height, width = found.attribution.shape
     hazy = _sampled(job, factor, lambda strip: colors(job.pixels.read(strip), job.image))
     small = squares(found.attribution, range(0, height, factor), range(0, width, factor)) / factor**2
     frame = Window(window.y0 // factor, -(-window.y1 // factor), window.x0 // factor, -(-window.x1 // factor))

@@ -189,8 +189,7 @@ class Attribution:
         folder: FilePath | None = None,
     ) -> None:
         check_window(job, window)
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, not {steps}")
+        check_steps(steps)
         if not sigma > 0:
             raise ValueError(f"sigma must be above 0 pixels, not {sigma}")
         self.job, self.window, self.steps, self.detector = job, window, steps, detector
@@ -376,6 +375,13 @@ def order(steps: int) -> list[int]:
     while math.gcd(stride, steps) > 1:
         stride += 1
     return [(steps // 2 + point * stride) % steps for point in range(steps)]
+
+
+def check_steps(steps: int) -> int:
+    """Return a number of points of a path; raise ValueError if it is below 2."""
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, not {steps}")
+    return steps
 
 
 def check_window(job: Job, window: Window) -> None:

@@ -64,6 +64,8 @@ def stages(job: Job, store: TokenStore, cancel: Cancel | None = None) -> Iterato
 
 def _cancelable(steps: Iterator[int], cancel: Cancel | None) -> Iterator[int]:
     """Yield from `steps` until the run is cancelled."""
+    if cancel is not None:
+        cancel.check()
     for done in steps:
         if cancel is not None:
             cancel.check()

@@ -118,7 +118,7 @@ class DehazeSession:
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self._pixels = [ChunkCache.of(level) for level in image.levels]
-        self.coarse = _finest(image, OVERVIEW)
+        self.coarse = finest(image, OVERVIEW)
         self._pending = self._all_pending()  # levels still to be dehazed as a whole
         self._tiles = TileCache([level.shape for level in image.levels], self.coarse, cache)
         self._model: DehazeXL | None = None
@@ -368,7 +368,7 @@ class DehazeSession:
 
     def _all_pending(self) -> list[int]:
         """List the levels to dehaze as a whole, the smaller one first."""
-        return sorted({self.coarse, _finest(self.image, GLANCE)}, reverse=True)
+        return sorted({self.coarse, finest(self.image, GLANCE)}, reverse=True)
 
     def _begin(self, level: int, model: DehazeXL) -> LevelRun:
         memory = next((run.job.memory for run in self._runs.values()), None)
@@ -431,7 +431,7 @@ class Level(WindowedArray):
         return self.session.read(self.number, window)
 
 
-def _finest(image: Image, side: int) -> int:
+def finest(image: Image, side: int) -> int:
     """Return the index of the finest level of at most `side` pixels; if there is none, of the last."""
     fits = [max(level.shape[:2]) <= side for level in image.levels]
     return fits.index(True) if any(fits) else len(fits) - 1

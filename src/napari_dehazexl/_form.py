@@ -42,14 +42,14 @@ class Form(Container):  # type: ignore[type-arg]
         self.status = Label(label="Status", value="", tooltip="Progress of the topmost visible dehazed layer.")
         rows = [
             Container(widgets=row, layout="horizontal", labels=False)
-            for row in ([self.preview, self.dehaze], [self.save_as, self.cancel])
+            for row in ([self.preview, self.dehaze], [self.save_as, self.cancel], [self.explain, self.defaults])
         ]
         for row in rows:
             row.margins = (0, 0, 0, 0)
         super().__init__(
             widgets=[
                 self.input, self.region, self.weights, self.device, self.precision, self.overlap, self.strength,
-                self.limits, self.cache, self.estimate, *rows, self.defaults, self.bar, self.status,
+                self.limits, self.cache, self.estimate, *rows, self.bar, self.status,
             ]
         )  # fmt: skip
         self._make_room()
@@ -95,7 +95,14 @@ class Form(Container):  # type: ignore[type-arg]
         )
         self.dehaze = PushButton(text="Dehaze", tooltip="Add a dehazed layer. The visible area is dehazed first.")
         self.save_as = PushButton(text="Save as...", tooltip="Dehaze the whole image (or the region) into a file.")
-        self.cancel = PushButton(text="Cancel", tooltip="Stop dehazing and saving. Both can be continued later.")
+        self.cancel = PushButton(
+            text="Cancel", tooltip="Stop dehazing, saving and explaining. The first two can be continued later."
+        )
+        self.explain = PushButton(
+            text="Explain region",
+            tooltip="Show what parts of the image contribute to a rectangle of the dehazed layer. Draw it in a Shapes "
+            "layer.",
+        )
         self.defaults = PushButton(text="Restore defaults", tooltip="Reset all settings to their defaults.")
 
     def _make_room(self) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import napari.layers
 
     from dehazexl.image.image import Image
+    from dehazexl.viewing.explaining import ExplainSession
     from dehazexl.viewing.overviews import OverviewBuilder
     from dehazexl.viewing.session import DehazeSession
 
@@ -39,6 +40,8 @@ class LayerState:
         Index of the band in a layer of one band.
     preview_of : weakref.ref or None
         The layer that a preview previews.
+    explanation : dehazexl.viewing.explaining.ExplainSession or None
+        The work behind a layer that `explain_layer` made, with the numbers of its map, ``found.numbers``.
     """
 
     image: Image | None = None
@@ -48,6 +51,7 @@ class LayerState:
     finest: str | None = None
     band: int | None = None
     preview_of: weakref.ref[napari.layers.Image] | None = None
+    explanation: ExplainSession | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerState:
         return self  # napari copies a layer's metadata to duplicate it; the copy shows the same work

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image
+from napari.layers import Image, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info, show_warning
 
 from dehazexl.viewing.model_info import ModelInfo
 from napari_dehazexl._estimate import Clock, estimated
+from napari_dehazexl._explain import explain_layer
 from napari_dehazexl._form import Form, parse_range
 from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
 from napari_dehazexl._main_thread import call_later
@@ -35,6 +36,7 @@ from napari_dehazexl._state import state_of, update_state
 if TYPE_CHECKING:
     import napari.viewer
 
+    from dehazexl.viewing.explaining import ExplainSession
     from dehazexl.viewing.session import DehazeSession
     from napari_dehazexl._region import Region
 
@@ -83,6 +85,7 @@ class Dehaze(Form):
         self.dehaze.changed.connect(self._dehaze)
         self.preview.changed.connect(self._preview)
         self.save_as.changed.connect(self._ask_and_save)
+        self.explain.changed.connect(self._explain)
         self.cancel.changed.connect(self._cancel)
         self.defaults.changed.connect(self._restore)
         self.strength.changed.connect(self._set_strength)
@@ -190,10 +193,34 @@ class Dehaze(Form):
         return [session for _, session in self._dehazed()]
 
     def _cancel(self) -> None:
-        """Stop saving and dehazing; dehazed tiles are kept."""
+        """Stop saving, dehazing and explaining; dehazed tiles, and the maps so far, are kept."""
         self._cancelled.set()
-        for session in self._sessions():
+        for _, session in self._working():
             session.close()
+        self._changed()
+
+    # Explaining
+
+    def _explain(self) -> None:
+        """Add a map of what contributes to the rectangle in the dehazed layer, the active or the topmost one."""
+        with reported():
+            dehazed = [layer for layer, _ in self._dehazed() if layer.visible]
+            if not dehazed:
+                raise ValueError("there is no dehazed layer in view: dehaze an image first")
+            active = self.viewer.layers.selection.active
+            layer = active if active in dehazed else dehazed[-1]
+            drawings = [each for each in self.viewer.layers if isinstance(each, Shapes) and len(each.data)]
+            shapes = self.region.value or (drawings[-1] if drawings else None)
+            if shapes is None:
+                raise ValueError("there is no region to explain: draw a rectangle in a Shapes layer")
+            added = explain_layer(layer, drawn(self.viewer, shapes, layer), viewer=self.viewer)
+            self.viewer.layers.selection.active = added
+
+    def _working(self) -> list[tuple[Image, DehazeSession | ExplainSession]]:
+        """List the layers that are dehazed or explained, from the lowest, and the sessions, running or stopped."""
+        states = [(layer, state_of(layer)) for layer in self.viewer.layers]
+        both = [(layer, state.session or state.explanation) for layer, state in states]
+        return [(layer, session) for layer, session in both if session is not None]
 
     def _set_strength(self, strength: float) -> None:
         for layer, _ in self._dehazed():
@@ -299,9 +326,10 @@ class Dehaze(Form):
 
     def _update(self) -> None:
         """Update the estimate, and the status to that of the topmost visible layer."""
-        for session in self._sessions():
+        working = self._working()
+        for _, session in working:
             session.progressed.connect(self._progressed, unique=True)  # before its status is read: none is missed
-        shown = [f"{layer.name}: {session.status}" for layer, session in self._dehazed() if layer.visible]
+        shown = [f"{layer.name}: {session.status}" for layer, session in working if layer.visible]
         _set_text(self.status, shown[-1] if shown else "")
         for session in self._sessions():
             if math.isfinite(rate := session.rate):  # read once: another thread changes it

@@ -106,9 +106,15 @@ def test_unfinished_work_is_given_up(
     if way == "clean":
         assert main(["clean", str(tmp_path), "--yes"]) == 0
         assert not (tmp_path / ".maps.part").exists()
-    assert command("--window", "30:60,100:150", "--no-curves", "", *(["--fresh", ""] if way == "fresh" else [])) == 0
+    options = ("--window", "30:60,100:150", "--no-curves", "", "--format", "zarr")
+    assert command(*options, *(["--fresh", ""] if way == "fresh" else [])) == 0
     assert json.loads((tmp_path / "maps" / "explanation.json").read_text())["window"] == [30, 60, 100, 150]
     assert not (tmp_path / ".maps.part").exists()
+    image, found = (open_image(tmp_path / name) for name in ("in.tif", "maps/attribution.zarr"))
+    assert found.levels[0].shape == (300, 280, 1) and found.levels[0].dtype == np.float32
+    assert found.geo is not None and image.geo is not None
+    assert found.geo.affine == image.geo.affine is not None and found.geo.epsg == image.geo.epsg is not None
+    assert found.levels[0].compute().any()
 
 
 BAD = [
@@ -117,6 +123,7 @@ BAD = [
     (("--baseline", "nowhere.tif"), "nowhere.tif"),
     (("--steps", "1"), "steps must be at least 2"),
     (("--detector", "median"), "sum, mean-variance, gradient"),
+    (("--format", "png"), "tiff, zarr"),
 ]
 
 

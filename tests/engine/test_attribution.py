@@ -173,6 +173,17 @@ def test_pixels_without_data_get_none_and_the_rest_sums_up() -> None:
     assert incomplete(found) < 0.01
 
 
+@pytest.mark.parametrize("spec", [COMPACT, FIELD], ids=["compact", "field"])
+def test_the_response_is_that_of_the_streamed_passes_where_tiles_have_no_data(spec: Any) -> None:
+    model, x = randomised(spec), interleaved(picture(200, 600))
+    x[:, 250:] = np.nan
+    clear = dehazexl.dehaze(x, model, 0, value_range=(0, 1)).compute()[20:100, 180:280]
+    work = Attribution(prepare_float32(x, model, 0, (0, 1)), Window(20, 100, 180, 280), baseline="black", steps=2)
+    stage = next(work.stages())
+    assert stage.name == "ends" and sum(stage.steps) == stage.total
+    assert work._state["ends"][1] == pytest.approx(np.nansum(clear.astype(float)), rel=1e-6)
+
+
 def test_exchanging_the_tile_that_counts_exchanges_the_response() -> None:
     model, x = randomised("tiny"), interleaved(picture(300, 600))
     for layer in model.context:
