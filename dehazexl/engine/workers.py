@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,9 +71,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 def local_cluster(workers: int, device: str = "auto") -> Iterator[SpecCluster]:
     """Start workers on this machine, each a process; one that dies is started again.
 
-    With dask-cuda and GPUs, each worker has a GPU.
+    With dask-cuda and GPUs, each worker has a GPU. On CPUs, a worker computes with ``OMP_NUM_THREADS`` threads if that is
+    set, else with its share of the cores. The number of threads can change the last bits of a result.
     """
-    threads = max(1, CPU_COUNT // workers)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, CPU_COUNT // workers))
     settings = {
         # However long a worker takes to start again, the cluster is not to give it up.
         "distributed.deploy.lost-worker-timeout": "1 hour",
