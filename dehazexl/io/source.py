@@ -6,9 +6,10 @@ import base64
 import binascii
 import math
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ MAX_PIECES = 1024
 """Chunks of a file in a dask chunk at most, where they are smaller than usual."""
 MIN_PIECE = 64
 """Pixels of a chunk or tile at least, in images of more than a million of them: each costs a call."""
+GUARD_SLOW, GUARD_SHARE = 0.1, 100
+"""Seconds that a look at the files of an image takes before it is left out at times, and how many times as long."""
 RETILE = "write it in tiles first, e.g. gdal_translate -co TILED=YES IMAGE tiled.tif"
 SUFFIXES = (
     *(".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg", ".webp"),
@@ -322,21 +325,32 @@ class Guard:
     path: Path
     token: str
     compute: Callable[[], str]
+    _again: list[float] = field(default_factory=list, compare=False, repr=False)
 
-    def __call__(self) -> None:
-        """Check the files.
+    def __call__(self, surely: bool = False) -> None:
+        """Check the files; not `surely`, that is left out where it takes long and was done a short time ago.
 
         Raises
         ------
         OSError
             If they were changed, replaced or removed.
         """
+        start = time.monotonic()
+        if not surely and self._again and start < self._again[-1]:
+            return
         try:
             now = self.compute()
         except OSError as error:
             raise OSError(error.errno, f"{self.path} cannot be read anymore ({error.strerror}): restore it") from error
         if now != self.token:
             raise OSError(f"{self.path} was changed or removed after it was opened: restore it, or open it again")
+        # A Zarr of a terapixel has millions of folders to be looked at.
+        took = time.monotonic() - start
+        self._again[:] = [start + GUARD_SHARE * took] if took > GUARD_SLOW else []
+
+    def __reduce__(self) -> tuple[type[Guard], tuple[Any, ...]]:
+        """Leave out the time, which is another one in other processes."""
+        return Guard, (self.path, self.token, self.compute)
 
 
 def as_number(text: object) -> float | None:
