@@ -58,8 +58,6 @@ INFLATING = frozenset({"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"})
 """Codecs of which a small chunk can make a large one."""
 WIDENING = frozenset({"astype", "cast_value", "delta", "fixedscaleoffset", "quantize", "scale_offset"})
 """Codecs whose values may take eight bytes on their way, whatever the array has."""
-MAX_MEMBERS = 2**25
-"""Bytes of the list of members of a zip file at most, half a million of them: zarr reads it, too."""
 
 
 class FolderStore(zarr.storage.LocalStore):
@@ -179,8 +177,8 @@ class _Members(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read some bytes; the list of members is read at once."""
-        if size is not None and size > MAX_MEMBERS:
-            raise ValueError(f"{self.name} has a list of members of {size} bytes, larger than {MAX_MEMBERS}: unzip it")
+        if size is not None and size > MAX_METADATA:
+            raise ValueError(f"{self.name} has a list of members of {size} bytes, larger than {MAX_METADATA}: unzip it")
         return super().read(size)
 
 
