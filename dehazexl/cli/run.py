@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -456,16 +457,35 @@ def work(
             tiles = job.grid.tiles if window is None else job.grid.tiles_touching(window)
             left = math.ceil(tiles.count * (1 - share_done(unfinished.folder / MARKS)))
             with bar("decode", left, keep_bars) as advance:
-                clear, options = decode_lazily(job, store, advance, window), settings.writing
-                for _ in write(clear, task.output, part, **options, fill=fill(advance, window), resume=unfinished):
+                noted = noting(unfinished, "decode", tiles.count, advance, tiles.count - left)
+                clear, options = decode_lazily(job, store, noted, window), settings.writing
+                for _ in write(clear, task.output, part, **options, fill=fill(noted, window), resume=unfinished):
                     pass
 
 
 def follow(stage: Stage, unfinished: Unfinished, keep_bars: bool) -> None:
     """Go through a stage with a progress bar, and note how far it is."""
-    done = 0
     with bar(stage.name, stage.total, keep_bars) as advance:
+        noted = noting(unfinished, stage.name, stage.total, advance)
         for tiles in stage.steps:
+            noted(tiles)
+
+
+def noting(
+    unfinished: Unfinished, stage: str, total: int, advance: Callable[[int], None], done: int = 0
+) -> Callable[[int], None]:
+    """Return a function like `advance` that also notes how far a stage is, for any thread.
+
+    `done` tiles were done before; tiles that are decoded twice do not count beyond the total.
+    """
+    lock = threading.Lock()
+
+    def on_progress(tiles: int) -> None:
+        nonlocal done
+        advance(tiles)
+        with lock:
             done += tiles
-            unfinished.note(stage.name, done, stage.total)
-            advance(tiles)
+            unfinished.note(stage, min(done, total), total)
+
+    on_progress(0)
+    return on_progress
