@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_BANDS = 8  # where the axes of an array have no names
 CHUNK = 1024  # pixels along a side of a dask chunk at least; an image of 100,000 pixels a side has 10,000 chunks
+MAX_CHUNKS = 2**16
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
 CHUNK_BYTES = 64 * 2**20
 MAX_SIDE = 2**24
@@ -134,7 +135,8 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     source
         The source of pixels.
     chunk
-        Rows and columns of a chunk, which contains all bands.
+        Rows and columns of a chunk, which contains all bands; twice as many, or four times, in images of more than
+        `MAX_CHUNKS` of them, where dask takes long to find one.
     name
         Name of the dask array, unique to its content.
 
@@ -143,7 +145,14 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     dask.array.Array
         ``(y, x, c)``; pixels are read when a chunk is computed.
     """
-    chunks = (min(chunk[0], source.shape[0]), min(chunk[1], source.shape[1]), source.shape[2])
+    height, width, bands = source.shape
+    rows, cols = chunk
+    pixel = bands * source.dtype.itemsize
+    while (
+        min(rows, cols) >= CHUNK and height * width > MAX_CHUNKS * rows * cols and 4 * rows * cols * pixel < CHUNK_BYTES
+    ):
+        rows, cols = 2 * rows, 2 * cols
+    chunks = (min(rows, height), min(cols, width), bands)
     meta = np.empty((0, 0, 0), source.dtype)
     # A custom getitem: some releases of dask fuse slices into theirs and would decode a chunk once per slice.
     array: da.Array = da.from_array(source, chunks=chunks, name=name, getitem=read_chunk, meta=meta)
