@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dehazexl.engine.memory import budget
 from dehazexl.image.grid import SIDE
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ def token_bytes(job: Job) -> float:
 
 
 def memory_bytes(job: Job) -> float:
-    """Return the bytes of memory: network, pixels under way, tokens, keys and values of one layer."""
+    """Return the bytes of memory: network, pixels under way, keys and values of one layer; tokens are on disk."""
     height, width, bands = job.image.levels[0].shape
-    kept = token_bytes(job) / 2 * (1 + 2 / job.model.spec.context_pool**2)
-    return BASE + VALUE * bands * min(height * width, UNDER_WAY) + kept
+    numbers = job.grid.count * SIDE**2 / job.model.spec.context_pool**2 * 2 * job.model.spec.widths[-1]
+    keys = min(numbers * job.model.dtype.itemsize, budget(job.model.device))
+    return BASE + VALUE * bands * min(height * width, UNDER_WAY) + keys
 
 
 def output_bytes(job: Job) -> float:
