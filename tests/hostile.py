@@ -331,15 +331,24 @@ def zarr_whose_chunk_is_a_broken_link(folder: Path) -> Path:
     return path
 
 
-@kind("list of members")
-def zip_of_endless_members(folder: Path) -> Path:
-    name = b"zarr.json"
+def zip_of_many(path: Path, name: bytes) -> Path:
+    """Write a zip file whose list repeats an empty member two million times."""
     local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0) + name
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
     members = entry * 2_000_000
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, len(members), len(local), 0)
-    (folder / "a.zarr.zip").write_bytes(local + members + end)
-    return folder / "a.zarr.zip"
+    path.write_bytes(local + members + end)
+    return path
+
+
+@kind("list of members")
+def zip_of_endless_members(folder: Path) -> Path:
+    return zip_of_many(folder / "a.zarr.zip", b"zarr.json")
+
+
+@kind("list of members")
+def pth_of_endless_members(folder: Path) -> Path:
+    return zip_of_many(folder / "a.pth", b"a/data.pkl")
 
 
 @kind("compressed more than once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import io
 import lzma
 import zlib
 from collections.abc import Callable
@@ -12,8 +13,26 @@ DEFLATE_RATIO = 1032
 """Bytes at most that deflate makes of one."""
 STEP = 2**20
 BLOSC_VERSION = b"\2"
+MAX_MEMBERS = 16 * 2**20
+"""Bytes of the list of members of a zip file at most, a quarter of a million of them: reading it takes seconds."""
 ZSTD_SIZES = {0: 1, 1: 2, 2: 4, 3: 8}
 """Bytes of the length in the header of a zstd frame, by the two highest bits of its descriptor."""
+
+
+class Members(io.FileIO):
+    """A zip file of which `zipfile` reads the list of members, unless that is too long."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read some bytes; the list of members is read at once.
+
+        Raises
+        ------
+        ValueError
+            If it has more than `MAX_MEMBERS` bytes.
+        """
+        if size is not None and size > MAX_MEMBERS:
+            raise ValueError(f"{self.name} has a list of members of {size} bytes, larger than {MAX_MEMBERS}: unzip it")
+        return super().read(size)
 
 
 def inflates_beyond(codec: str, data: bytes, limit: int) -> bool:

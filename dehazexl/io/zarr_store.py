@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import stat
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
-from dehazexl.io.inflation import inflates_beyond
+from dehazexl.io.inflation import Members, inflates_beyond
 from dehazexl.io.source import MAX_BLOCK, MAX_METADATA, check_block
 
 if TYPE_CHECKING:
@@ -172,16 +171,6 @@ def check_length(path: str, length: int) -> None:
         raise ValueError(f"{path} has {length} bytes, larger than the {limit} that are read at once: {RECHUNK}")
 
 
-class _Members(io.FileIO):
-    """A zip file of which `zipfile` reads the list of members, unless that is too long."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read some bytes; the list of members is read at once."""
-        if size is not None and size > MAX_METADATA:
-            raise ValueError(f"{self.name} has a list of members of {size} bytes, larger than {MAX_METADATA}: unzip it")
-        return super().read(size)
-
-
 def open_store(path: Path) -> FolderStore | ZipStore:
     """Open a folder, or a zip file after a look at its list of members.
 
@@ -194,7 +183,7 @@ def open_store(path: Path) -> FolderStore | ZipStore:
     """
     if not path.is_file():
         return FolderStore(path, read_only=True)
-    with _Members(path) as members, zipfile.ZipFile(members) as file:
+    with Members(path) as members, zipfile.ZipFile(members) as file:
         for member in file.infolist():
             # A member that is stored without compression, e.g. a shard, is read in parts.
             if member.compress_type != zipfile.ZIP_STORED or member.filename.endswith(METADATA):
