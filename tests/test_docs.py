@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,23 +78,31 @@ def with_code(pages: list[Path]) -> list[Any]:
     return named
 
 
-@pytest.fixture
-def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enter a folder with the images that the pages name."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with the images that the pages name."""
+    folder = tmp_path_factory.mktemp("images")
     clear = clear_sample(300, 520)
     hazy = add_haze(clear)
-    write_gdal(Path("hazy.tif"), hazy, colors="red green blue")
-    dehazexl.to_zarr(hazy, "hazy.ome.zarr")
-    write_gdal(Path("scene.tif"), smooth(4, "uint16", 520, 300))
+    write_gdal(folder / "hazy.tif", hazy, colors="red green blue")
+    dehazexl.to_zarr(hazy, folder / "hazy.ome.zarr")
+    write_gdal(folder / "scene.tif", smooth(4, "uint16", 520, 300))
     folders = ("photos", "photographs", "others", "clear-images", "images/train", "images/valid")
     levels = ("clear", "cloud_L1", "cloud_L2", "cloud_L3", "cloud_L4")
-    for folder in (*folders, *(f"8KDehaze/{name}" for name in levels)):
-        Path(folder).mkdir(parents=True)
+    for name in (*folders, *(f"8KDehaze/{level}" for level in levels)):
+        (folder / name).mkdir(parents=True)
         for number in range(2):
-            part = (clear if "clear" in folder else hazy)[:280, 220 * number : 220 * number + 300]
-            PIL.Image.fromarray(part).save(f"{folder}/{number}.png")
+            part = (clear if "clear" in name else hazy)[:280, 220 * number : 220 * number + 300]
+            PIL.Image.fromarray(part).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def inputs(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enter a copy of that folder."""
+    shutil.copytree(images, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
 
 
 @pytest.mark.timeout(1200)
