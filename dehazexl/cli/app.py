@@ -404,7 +404,7 @@ def explain(
     """
     from dehazexl.cli import parse
     from dehazexl.cli.explain import explain_to_folder, remaining
-    from dehazexl.engine.attribution import prepare_float32
+    from dehazexl.engine.explain.attribution import prepare_float32
     from dehazexl.image.grid import Window
     from dehazexl.model.weights import find_weights
 

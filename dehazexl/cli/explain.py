@@ -13,12 +13,12 @@ import numpy as np
 
 from dehazexl.cli.figures import heat_map, plot_curves
 from dehazexl.cli.progress import bar, tell
-from dehazexl.engine.attribution import STATE, Attribution, Explanation
-from dehazexl.engine.baselines import NAMES
 from dehazexl.engine.decode import decode
 from dehazexl.engine.dehaze import open_tokens
 from dehazexl.engine.description import describe_tokens
-from dehazexl.engine.measures import squares
+from dehazexl.engine.explain.attribution import STATE, Attribution, Explanation
+from dehazexl.engine.explain.baselines import NAMES
+from dehazexl.engine.explain.measures import squares
 from dehazexl.engine.run import Stage, stages
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Image, colors

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from reference import randomised
 
 from dehazexl.cli.app import main
-from dehazexl.engine.response import Response
+from dehazexl.engine.explain.response import Response
 from dehazexl.image import diverging
 from dehazexl.io.open import open_image
 from dehazexl.model.weights import save_model

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dehazexl.engine.decode import DecodedTiles, add
-from dehazexl.engine.detectors import Detector
 from dehazexl.engine.encode import valid_tokens
+from dehazexl.engine.explain.detectors import Detector
 from dehazexl.engine.job import Job, computing
 from dehazexl.engine.tiles import Tiles
 from dehazexl.image.grid import SIDE, Window, reflect

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dehazexl.engine import baselines, measures
-from dehazexl.engine.curves import Curve, count_steps, curves
 from dehazexl.engine.dehaze import choose_batch, prepare
-from dehazexl.engine.detectors import check_detector
-from dehazexl.engine.response import Path, Response
+from dehazexl.engine.explain import baselines, measures
+from dehazexl.engine.explain.curves import Curve, count_steps, curves
+from dehazexl.engine.explain.detectors import check_detector
+from dehazexl.engine.explain.response import Path, Response
 from dehazexl.engine.run import Stage
 from dehazexl.engine.tiles import Tiles
 from dehazexl.image.grid import TOKEN, Window
@@ -39,8 +39,8 @@ from dehazexl.model.weights import load_model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dehazexl.engine.explain.response import Baseline
     from dehazexl.engine.job import Job
-    from dehazexl.engine.response import Baseline
     from dehazexl.model import DehazeXL
 
 LARGEST_WINDOW = 4096**2
@@ -93,7 +93,7 @@ def explain(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] = "auto",
 ) -> Explanation:
-    """Compute which parts of a hazy image a network used for a window of its output, see `engine.attribution`.
+    """Compute which parts of a hazy image a network used for a window of its output, see `engine.explain.attribution`.
 
     Parameters
     ----------

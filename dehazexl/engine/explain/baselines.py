@@ -25,7 +25,7 @@ from dehazexl.io.open import open_image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dehazexl.engine.response import Baseline
+    from dehazexl.engine.explain.response import Baseline
     from dehazexl.engine.tiles import Tiles
 
 NAMES = ("dehazed", "black", "blur")

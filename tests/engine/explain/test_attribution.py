@@ -14,10 +14,10 @@ import torch
 from reference import interleaved, picture, randomised, relative
 
 import dehazexl
-from dehazexl.engine.attribution import Attribution, Explanation, explain, order, prepare_float32
-from dehazexl.engine.baselines import of_array
-from dehazexl.engine.detectors import DETECTORS
-from dehazexl.engine.response import add_reflected
+from dehazexl.engine.explain.attribution import Attribution, Explanation, explain, order, prepare_float32
+from dehazexl.engine.explain.baselines import of_array
+from dehazexl.engine.explain.detectors import DETECTORS
+from dehazexl.engine.explain.response import add_reflected
 from dehazexl.image.grid import Window, reflect
 from dehazexl.image.value_scale import to_dtype
 from dehazexl.model import SPECS, DehazeXL
