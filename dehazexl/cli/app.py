@@ -374,7 +374,16 @@ def explain(
         ),
     ] = "dehazed",
     steps: Annotated[int, typer.Option(metavar="N", help="Number of points on the path from the baseline.")] = 100,
-    sigma: Annotated[float, typer.Option(metavar="PIXELS", help="Standard deviation of the baseline blur.")] = 32.0,
+    fold: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Smooth the path, in N pieces: the difference fades in from coarse to fine. [default: no]"
+        ),
+    ] = 1,
+    sigma: Annotated[
+        float,
+        typer.Option(metavar="PIXELS", help="Standard deviation of the baseline blur, and of a smoothed path's start."),
+    ] = 32.0,
     curves: Annotated[
         bool, typer.Option("--curves/--no-curves", help="Compute deletion and insertion curves of tiles.")
     ] = True,
@@ -422,7 +431,7 @@ def explain(
     try:
         for line in explain_to_folder(
             job, place, out.expanduser(), map_format=map_format, overwrite=overwrite, fresh=fresh,
-            detector=detector, baseline=baseline, steps=steps, sigma=sigma, with_curves=curves,
+            detector=detector, baseline=baseline, steps=steps, sigma=sigma, fold=fold, with_curves=curves,
         ):  # fmt: skip
             print(line, flush=True)
     except KeyboardInterrupt:

@@ -246,7 +246,9 @@ def describe(numbers: dict[str, Any]) -> str:
         f"{numbers['radius_50']:.0f} pixels of it"
     )
     complete = numbers["completeness"]
-    return text if math.isnan(complete) else f"{text}, completeness {100 * complete:.1f} %"
+    if math.isnan(complete):
+        return f"{text}, but the responses to image and baseline hardly differ"
+    return f"{text}, completeness {100 * complete:.1f} %"
 
 
 def shrunk(window: Window, down: float, across: float, height: int, width: int) -> Window:
