@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dehazexl.engine.dehaze import dehaze
+    from dehazexl.engine.dehaze import dehaze, dehaze_with_maps
     from dehazexl.engine.explain.attribution import explain
     from dehazexl.image.image import Image
     from dehazexl.io.open import open_image
@@ -23,6 +23,7 @@ _MODULES = {
     "DehazeXL": "dehazexl.model",
     "Image": "dehazexl.image",
     "dehaze": "dehazexl.engine.dehaze",
+    "dehaze_with_maps": "dehazexl.engine.dehaze",
     "explain": "dehazexl.engine.explain.attribution",
     "load_model": "dehazexl.model.weights",
     "open_image": "dehazexl.io.open",
@@ -30,7 +31,18 @@ _MODULES = {
     "to_zarr": "dehazexl.io.write",
 }
 
-__all__ = ["DehazeXL", "Image", "__version__", "dehaze", "explain", "load_model", "open_image", "to_tiff", "to_zarr"]
+__all__ = [
+    "DehazeXL",
+    "Image",
+    "__version__",
+    "dehaze",
+    "dehaze_with_maps",
+    "explain",
+    "load_model",
+    "open_image",
+    "to_tiff",
+    "to_zarr",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -197,6 +197,13 @@ def run(
         str, typer.Option(metavar="WxH", help="Resize the input (a region: it alone) to this size first, in memory.")
     ] = "",
     nor: Annotated[bool, typer.Option("--nor", help="The official .pth file was trained with --nor.")] = False,
+    maps: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Write maps beside OUTPUT: transmission, airlight, removed (haze removed, in percent), with commas.",
+        ),
+    ] = "",
     tokens: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the tokens, from which a stopped run can be resumed.")
     ] = None,
@@ -269,6 +276,7 @@ def run(
         fresh=fresh,
         skip_existing=skip_existing,
         unchecked=unchecked,
+        maps=parse.names(maps) if maps else (),
     )
     target, tokens = Path(output).expanduser(), tokens and tokens.expanduser()
     try:
