@@ -14,8 +14,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: $(VENV)/.engine
 	$(BIN)/dehazexl demo demo
 
+# The tests of a file run in one process: they share what is made once for them.
+PARALLEL := --numprocesses 2 --dist loadfile
+
 test: $(VENV)/.test system
-	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" $(BIN)/pytest --durations=10 $(PYTEST)
+	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" $(BIN)/pytest $(PARALLEL) --durations=10 $(PYTEST)
 
 # Tracing makes the tests a sixth slower with Python 3.11; from 3.12 on COVERAGE_CORE=sysmon costs less.
 coverage: PYTEST = --cov --cov-report=term:skip-covered
