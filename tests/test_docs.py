@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -173,6 +174,17 @@ def test_the_readme_has_commands_and_python() -> None:
     languages = [block.language for block in blocks(README)]
     assert languages.count("sh") > 1
     assert languages.count("python") == 1
+
+
+def test_links_of_the_readme_exist_and_are_absolute_in_the_package() -> None:
+    text = README.read_text(encoding="utf-8")
+    relative = re.compile(r"\]\((?!https://)([^)#]*)")
+    assert all((ROOT / link).exists() for link in relative.findall(text))
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["metadata"]["hooks"]
+    for each in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert not relative.findall(text)
+    assert "](https://raw.githubusercontent.com/napari-dehazexl/napari-dehazexl/main/docs/napari.jpg)" in text
 
 
 @pytest.mark.parametrize("command", ["explode", "run --overlaps 3 a b"])
