@@ -37,10 +37,11 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 MARK = re.compile(r"<!-- (not run|parsed only): (.+) -->")
 LANGUAGES = ("sh", "python", "text")
 SHORT = {
+    "demo": ["--size", "520x400"],
     "explain": ["--steps", "2", "--no-curves"],
     "train": ["--spec", "tiny", "--tiles", "1", "--every", "1", "--device", "cpu", "--steps", "1"],
 }
-"""Options that make a command short."""
+"""Options that make commands short."""
 
 
 @dataclass
@@ -157,7 +158,8 @@ def check_dehazed(names: dict[str, Any]) -> None:
         for path in written:
             dehazed = np.asarray(dehazexl.open_image(path).levels[0])
             np.testing.assert_array_equal(names["preview"], dehazed)
-    hazy = np.asarray(dehazexl.open_image("hazy.tif").levels[0])[: len(dehazed), : dehazed.shape[1]]
+    image = names["image"] if "image" in names else dehazexl.open_image("hazy.tif")
+    hazy = np.asarray(image.levels[0])[: len(dehazed), : dehazed.shape[1]]
     assert np.abs(dehazed.astype(int) - hazy).mean() > 5, "the haze is still there"
 
 
