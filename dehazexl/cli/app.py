@@ -176,6 +176,13 @@ def run(
         str, typer.Option(metavar="WxH", help="Resize the input (a region: it alone) to this size first, in memory.")
     ] = "",
     nor: Annotated[bool, typer.Option("--nor", help="The official .pth file was trained with --nor.")] = False,
+    maps: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Write maps beside OUTPUT: transmission, airlight, removed (haze removed, in percent), with commas.",
+        ),
+    ] = "",
     tokens: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the tokens, from which a stopped run can be resumed.")
     ] = None,
@@ -259,6 +266,7 @@ def run(
         fresh=fresh,
         skip_existing=skip_existing,
         unchecked=unchecked,
+        maps=parse.names(maps) if maps else (),
     )
     target, tokens = Path(output).expanduser(), tokens and tokens.expanduser()
     try:
@@ -373,7 +381,16 @@ def explain(
         ),
     ] = "dehazed",
     steps: Annotated[int, typer.Option(metavar="N", help="Number of points on the path from the baseline.")] = 100,
-    sigma: Annotated[float, typer.Option(metavar="PIXELS", help="Standard deviation of the baseline blur.")] = 32.0,
+    fold: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Smooth the path, in N pieces: the difference fades in from coarse to fine. [default: no]"
+        ),
+    ] = 1,
+    sigma: Annotated[
+        float,
+        typer.Option(metavar="PIXELS", help="Standard deviation of the baseline blur, and of a smoothed path's start."),
+    ] = 32.0,
     curves: Annotated[
         bool, typer.Option("--curves/--no-curves", help="Compute deletion and insertion curves of tiles.")
     ] = True,
@@ -403,7 +420,7 @@ def explain(
     """
     from dehazexl.cli import parse
     from dehazexl.cli.explain import explain_to_folder, remaining
-    from dehazexl.engine.attribution import prepare_float32
+    from dehazexl.engine.explain.attribution import prepare_float32
     from dehazexl.image.grid import Window
     from dehazexl.model.weights import find_weights
 
@@ -421,7 +438,7 @@ def explain(
     try:
         for line in explain_to_folder(
             job, place, out.expanduser(), map_format=map_format, overwrite=overwrite, fresh=fresh,
-            detector=detector, baseline=baseline, steps=steps, sigma=sigma, with_curves=curves,
+            detector=detector, baseline=baseline, steps=steps, sigma=sigma, fold=fold, with_curves=curves,
         ):  # fmt: skip
             print(line, flush=True)
     except KeyboardInterrupt:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,10 +16,11 @@ from dehazexl.cli.progress import bar, tell
 from dehazexl.cli.tasks import Task, is_folder
 from dehazexl.cli.workers import Workers, work_of
 from dehazexl.engine.context import check_context, crop_to_context
+from dehazexl.engine.maps import FOLDER, MapStore, check_files, check_maps, check_names, map_bytes, map_path
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
 from dehazexl.io.carried import carried_over
-from dehazexl.io.level0 import share_done
+from dehazexl.io.level0 import Level0, share_done
 from dehazexl.io.open import open_image
 from dehazexl.io.raster_write import Compression
 from dehazexl.io.unfinished import MARKS, TOKENS, Unfinished, held, part_of
@@ -26,6 +28,8 @@ from dehazexl.io.write import TIFF, ZARR, check, check_absent, check_choices, wr
 from dehazexl.io.zarr_write import Ngff
 
 if TYPE_CHECKING:
+    import dask.array as da
+
     from dehazexl.engine.job import Job
     from dehazexl.engine.run import Stage
     from dehazexl.model import DehazeXL
@@ -52,6 +56,8 @@ class Settings:
         Leave out the tasks whose outputs exist.
     unchecked
         Do not check whether memory and disk suffice.
+    maps
+        Names of the maps to be written beside each output, see `engine.maps`.
     """
 
     overlap: int | None = None
@@ -72,6 +78,7 @@ class Settings:
     workers: Workers | None = None
     skip_existing: bool = False
     unchecked: bool = False
+    maps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_context(self.context)
@@ -80,6 +87,7 @@ class Settings:
             check_range(self.value_range)
         check_overlap(self.overlap)
         check_choices(self.ngff, self.compression)
+        check_names(self.maps)
         if self.skip_existing and self.overwrite:
             raise ValueError("--skip-existing keeps the outputs that --overwrite replaces: give one of them")
 
@@ -151,6 +159,9 @@ def check_task(task: Task, settings: Settings) -> bool:
     # A run that was killed when its output had got its name is complete, and cleans up.
     overwrite = settings.overwrite or Unfinished(task.output).moved
     check(image.levels[0], task.output, image, **{**settings.writing, "overwrite": overwrite})
+    # Unfinished work may have written some of its maps.
+    begun = overwrite or Unfinished(task.output).job is not None
+    check_files(settings.maps, task.output, image, {**settings.writing, "overwrite": begun})
     return True
 
 
@@ -163,6 +174,7 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     from dehazexl.engine.description import describe_tokens
 
     started = time.perf_counter()
+    check_maps(settings.maps, model)
     image, window = settings.in_context(task.source)
     image, lost = carried_over(task.output, image, settings.ngff, settings.compression)
     job = prepare(
@@ -182,10 +194,11 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
                 check_absent(task.output, settings.overwrite)
                 work(job, tokens, task, settings, unfinished, keep_bars, window)
     height, width = (window.height, window.width) if window else image.levels[0].shape[:2]
-    if job.memory.note:
-        tell(f"{task.source.name}: {job.memory.note}")
-        notes.append(job.memory.note)
-    return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, tuple(notes))
+    after = [f"maps: {', '.join(str(map_path(task.output, name)) for name in settings.maps)}"] if settings.maps else []
+    after += [job.memory.note] if job.memory.note else []
+    for note in after:
+        tell(f"{task.source.name}: {note}")
+    return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, (*notes, *after))
 
 
 def remaining(output: Path, tokens: Path | None) -> str:
@@ -233,6 +246,8 @@ def described(task: Task, settings: Settings, window: Window | None) -> dict[str
         words["ngff"] = settings.ngff
     if suffix in TIFF:
         words["compression"] = settings.compression
+    if settings.maps:
+        words["maps"] = list(settings.maps)
     return words
 
 
@@ -252,7 +267,8 @@ def work(
     with made(task.tokens and task.tokens.parent), held(task.tokens) if task.tokens else nullcontext():
         # Work that goes on has written some of it already.
         if not settings.unchecked and not unfinished.recorded:
-            check_room(job, unfinished.folder, task.tokens.parent if task.tokens else unfinished.folder)
+            more = map_bytes(settings.maps, job.image)
+            check_room(job, unfinished.folder, task.tokens.parent if task.tokens else unfinished.folder, more)
         store = open_tokens(job, task.tokens or unfinished.folder / TOKENS, description)
         with work_of(job, store, settings.workers) as (stages, fill):
             for stage in stages:
@@ -261,9 +277,18 @@ def work(
             tiles = job.grid.tiles if window is None else job.grid.tiles_touching(window)
             left = math.ceil(tiles.count * (1 - share_done(unfinished.folder / MARKS)))
             with bar("decode", left, keep_bars) as advance:
-                clear, options = decode_lazily(job, store, advance, window), settings.writing
-                for _ in write(clear, task.output, part, **options, fill=fill(advance, window), resume=unfinished):
+                kept = MapStore.open(unfinished.folder / FOLDER, settings.maps, part) if settings.maps else None
+                clear, options = decode_lazily(job, store, advance, window, kept), settings.writing
+                filling = fill(advance, window, kept)
+                if kept is not None:
+                    filling = kept.filling(filling or partial(_filled, clear), task.output, part, options)
+                for _ in write(clear, task.output, part, **options, fill=filling, resume=unfinished):
                     pass
+
+
+def _filled(clear: da.Array, level0: Level0) -> Generator[int, None, None]:
+    """Fill the finest level of an output in this process."""
+    return level0.fill(clear, at_once=2)
 
 
 def follow(stage: Stage, unfinished: Unfinished, keep_bars: bool) -> None:

@@ -55,7 +55,7 @@ def output_needed(image: Image) -> float:
     return COMPRESSED * LEVELS * float(image.levels[0].nbytes)
 
 
-def check_room(job: Job, output: Path, tokens: Path) -> None:
+def check_room(job: Job, output: Path, tokens: Path, more: float = 0) -> None:
     """Refuse a job that fits neither in the memory nor on the disk.
 
     Parameters
@@ -64,6 +64,8 @@ def check_room(job: Job, output: Path, tokens: Path) -> None:
         The job.
     output, tokens
         Existing folders on the disks of the output and of the tokens.
+    more
+        Further bytes on the disk of the output.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def check_room(job: Job, output: Path, tokens: Path) -> None:
             "with --region, use --dtype bfloat16, or start anyway with --unchecked"
         )
     disks: dict[int, tuple[Path, float]] = {}
-    for folder, size in ((output, output_bytes(job)), (tokens, token_bytes(job))):
+    for folder, size in ((output, output_bytes(job) + more), (tokens, token_bytes(job))):
         disk = folder.stat().st_dev
         disks[disk] = (folder, disks.get(disk, (folder, 0.0))[1] + size)
     for folder, size in disks.values():

@@ -173,6 +173,10 @@ class DehazeXL(nn.Module):
             output: Affine = self.head(features.float(), carried, maps[0], crop(tiles, self.spec.halo).float())
             return output
 
+    def air(self, fused: Tensor) -> Tensor | None:
+        """Return the airlight ``(n, 3, 1, 1)`` that the fused tokens of tiles carry, or None, see `Head.air`."""
+        return self.head.air(fused[..., self.decoder.width :])
+
     def forward(self, x: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
         """Dehaze whole images at once.
 

@@ -33,6 +33,11 @@ class Affine(NamedTuple):
     bias: Tensor
     haze: Haze | None = None
 
+    @property
+    def transmission(self) -> Tensor:
+        """Share of the scene's light that the haze let through ``(n, 3, h, w)``, by a head of the scattering model."""
+        return 1 / self.gain if self.haze is None else self.haze.transmission
+
 
 class Head(nn.Module):
     """Maps the decoder's features to gain and bias of each pixel.
@@ -117,6 +122,13 @@ class Head(nn.Module):
             ``(n, h, w, k)``, k at most `extra`.
         """
         raise NotImplementedError
+
+    def air(self, carried: Tensor) -> Tensor | None:
+        """Return the airlight of the whole image ``(n, 3, 1, 1)`` in [0, 1], float32, that fused tokens carry, or None.
+
+        `carried` is that of `forward`.
+        """
+        return None
 
     def guide(self, carried: Tensor) -> Tensor | None:
         """Return what the decoder is told of ``(n, 8, 8, extra)``: ``(n, 64, 64, known)``, or None."""

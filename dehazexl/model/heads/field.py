@@ -149,6 +149,10 @@ class Field(Head):
         whole = torch.sigmoid(values[:, None, None, [0, 1, 2, 5]])
         return torch.cat([field, whole.expand(*field.shape[:3], -1)], dim=-1)
 
+    def air(self, carried: Tensor) -> Tensor | None:
+        """See `Head.air`."""
+        return torch.sigmoid(unpacked(carried)[1][:, :3, None, None])
+
     def forward(self, features: Tensor, carried: Tensor, inputs: Tensor, tiles: Tensor) -> Affine:
         """See `Head.forward`."""
         cells, values = unpacked(carried)

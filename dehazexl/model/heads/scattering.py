@@ -96,6 +96,10 @@ class Scattering(Head):
         """Return the logits of the airlight, everywhere the same, see `Head.carried`."""
         return votes[:, None].expand(*tokens.features.shape[:3], -1)  # one way to weigh
 
+    def air(self, carried: Tensor) -> Tensor | None:
+        """See `Head.air`."""
+        return None if self.airlight is None else torch.sigmoid(carried[:, 0, 0, :, None, None].float())
+
     def forward(self, features: Tensor, carried: Tensor, inputs: Tensor, tiles: Tensor) -> Affine:
         """See `Head.forward`."""
         parameters = convolution(self.output, features)
