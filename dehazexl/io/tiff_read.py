@@ -277,8 +277,8 @@ def tiff_axes(series: tifffile.TiffPageSeries, path: Path, any_plane: bool = Fal
     further = [f"{axis} ({length})" for axis, length in sized if length > 1 and axis not in "YXSC"]
     if (further and not any_plane) or sum(length > 1 for axis, length in sized if axis in "SC") > 1:
         named = ", ".join(f"{axis} ({length})" for axis, length in sized)
-        pages = f"choose one of {plane_count(series)} planes with --page N, or save it to its own file"
-        raise ValueError(f"{path} has the axes {named}: {pages}")
+        remedy = f"choose one of {plane_count(series)} planes with --page N, or save it to its own file"
+        raise ValueError(f"{path} has the axes {named}: {remedy}")
     known = "YXSC"
     letters = ["-" if axis not in known or (length == 1 and axis in "SC") else axis.lower() for axis, length in sized]
     return "".join(letters).replace("s", "c")
