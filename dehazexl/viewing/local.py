@@ -26,7 +26,7 @@ SOFT = 4
 """Pixels of the map over which its edges are softened."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalStrength:
     """Fractions of the effect that remain, 0 to 1, on a map over the whole of an image.
 
@@ -37,6 +37,11 @@ class LocalStrength:
     """
 
     map: NDArray[np.float32]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStrength) and np.array_equal(self.map, other.map)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @classmethod
     def painted(cls, mask: NDArray[Any], remaining: float = 0.0) -> LocalStrength:

@@ -67,15 +67,15 @@ class Pages:
         self.ndim = len(shape)
         self.leading = shape[: len(shape) - len(page)]
 
-    def __getitem__(self, index: tuple[slice, ...]) -> NDArray[Any]:
-        """Return the elements at slices of all axes."""
+    def __getitem__(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
+        """Return the elements at slices and integers, one for each axis."""
         import tifffile
 
-        which = [range(size)[part] for size, part in zip(self.leading, index, strict=False)]
-        inner = index[len(which) :]
-        pages = [int(np.ravel_multi_index(place, self.leading)) for place in product(*which)]
-        read = [tifffile.imread(self.path, series=0, level=self.level, key=page)[inner] for page in pages]
-        return np.stack(read).reshape(*(len(steps) for steps in which), *read[0].shape)
+        count = len(self.leading)
+        which = [np.arange(size)[part] for size, part in zip(self.leading, index[:count], strict=True)]
+        pages = [int(np.ravel_multi_index(place, self.leading)) for place in product(*map(np.atleast_1d, which))]
+        read = [tifffile.imread(self.path, series=0, level=self.level, key=page)[index[count:]] for page in pages]
+        return np.stack(read).reshape(*(size for steps in which for size in steps.shape), *read[0].shape)
 
 
 def _tiff(path: Path) -> tuple[list[da.Array], tuple[str, ...]]:
