@@ -71,8 +71,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 def local_cluster(workers: int, device: str = "auto") -> Iterator[SpecCluster]:
     """Start workers on this machine, each a process; one that dies is started again.
 
-    With dask-cuda and GPUs, each worker has a GPU. On CPUs, a worker computes with ``OMP_NUM_THREADS`` threads if that is
-    set, else with its share of the cores. The number of threads can change the last bits of a result.
+    With dask-cuda and GPUs, each worker has a GPU. On CPUs, a worker computes with ``OMP_NUM_THREADS`` threads if
+    that is set, else with its share of the cores. The number of threads can change the last bits of a result.
     """
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, CPU_COUNT // workers))
     settings = {

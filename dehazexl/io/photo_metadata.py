@@ -15,6 +15,11 @@ IPTC_RESOURCE = 0x0404
 PNG_XMP = b"XML:com.adobe.xmp"
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 PHOTOSHOP = b"Photoshop 3.0\0"
+PNG_TEXTS = {"description": "Description", "artist": "Author", "copyright": "Copyright", "datetime": "Creation Time"}
+"""Keys of texts of PNG by the name of the metadata."""
+PNG_KINDS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"iCCP", b"pHYs")
+INCH, CENTIMETER = 2, 3
+"""Units of a resolution, as in TIFF."""
 LARGEST = 16 * 2**20
 """Bytes of a chunk of metadata at most."""
 MOST_CHUNKS = 200_000
@@ -29,12 +34,16 @@ def jpeg_metadata(file: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     width, height = file.size[::-1] if orientation_of(exif) >= 5 else file.size
     data, lost = upright_exif(exif, height, width)
     resources = file.info.get("photoshop") or {}
-    found = {
+    found: dict[str, Any] = {
         "exif": data,
         "xmp": file.info.get("xmp", b""),
         "iptc": resources.get(IPTC_RESOURCE, b"") if isinstance(resources, dict) else b"",
         "icc_profile": file.info.get("icc_profile", b""),
     }
+    if isinstance(dpi := file.info.get("dpi"), tuple) and all(dpi):
+        found |= {"x_resolution": float(dpi[0]), "y_resolution": float(dpi[1]), "resolution_unit": INCH}
+    if comment := file.info.get("comment"):
+        found["description"] = comment.decode("utf-8", "replace").rstrip("\0")
     return {name: value for name, value in found.items() if value}, lost_line(lost)
 
 
@@ -47,6 +56,7 @@ def png_metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the metadata of a PNG, and a line about entries that cannot be kept; nothing of a damaged one."""
     found: dict[str, Any] = {}
     lost: list[str] = []
+    texts: dict[str, str] = {}
     for kind, data in _chunks(path):
         if kind == b"eXIf":
             exif = parse_exif(data)
@@ -55,7 +65,27 @@ def png_metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             found["xmp"] = data[len(PNG_XMP) + 3 :].split(b"\0", 2)[-1]
         elif kind == b"iCCP":
             found["icc_profile"] = _inflated(data.partition(b"\0")[2][1:])
+        elif kind == b"pHYs" and len(data) == 9 and data[8] == 1:
+            x, y = (pixels / 100 for pixels in struct.unpack(">II", data[:8]))
+            found |= {"x_resolution": x, "y_resolution": y, "resolution_unit": CENTIMETER}
+        elif (text := _png_text(kind, data)) is not None:
+            texts[text[0]] = text[1]
+    found |= {name: texts.pop(key) for name, key in PNG_TEXTS.items() if key in texts}
+    found["texts"] = texts
     return {name: value for name, value in found.items() if value}, lost_line(lost)
+
+
+def _png_text(kind: bytes, data: bytes) -> tuple[str, str] | None:
+    """Return key and text of a chunk of PNG; None if it is no text."""
+    key, _, rest = data.partition(b"\0")
+    if kind == b"tEXt":
+        return key.decode("latin-1"), rest.decode("latin-1")
+    if kind == b"zTXt":
+        return key.decode("latin-1"), _inflated(rest[1:]).decode("latin-1")
+    if kind == b"iTXt" and len(rest) > 1:
+        text = rest[2:].split(b"\0", 2)[-1]
+        return key.decode("latin-1"), (_inflated(text) if rest[0] else text).decode("utf-8", "replace")
+    return None
 
 
 def _inflated(data: bytes) -> bytes:
@@ -76,7 +106,7 @@ def _chunks(path: Path) -> list[tuple[bytes, bytes]]:
             if len(head) < 8:
                 break
             length, kind = struct.unpack(">I4s", head)
-            if kind in (b"eXIf", b"iTXt", b"iCCP") and length <= LARGEST:
+            if kind in PNG_KINDS and length <= LARGEST:
                 found.append((kind, file.read(length)))
                 file.seek(4, 1)
             elif kind == b"IEND":
@@ -104,13 +134,20 @@ def _marked(code: int, data: bytes, name: str, markers: bytes, lost: list[str]) 
     return markers + struct.pack(">BBH", 0xFF, code, len(data) + 2) + data, lost
 
 
-def png_chunks(metadata: dict[str, Any], profile: bytes) -> bytes:
-    """Return profile, XMP and EXIF as chunks of PNG."""
+def png_chunks(metadata: dict[str, Any], profile: bytes, density: dict[str, str]) -> bytes:
+    """Return profile, XMP, EXIF, texts and resolution as chunks of PNG."""
     chunks = _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
     if xmp := metadata.get("xmp"):
         chunks += _chunk(b"iTXt", PNG_XMP + b"\0\0\0\0\0" + bytes(xmp))
     if exif := bytes(metadata.get("exif", b"")):
         chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if (unit := density.get("RESOLUTIONUNIT")) in ("2", "3"):
+        meters = 100 if unit == "3" else 100 / 2.54
+        x, y = (round(float(density[name]) * meters) for name in ("XRESOLUTION", "YRESOLUTION"))
+        chunks += _chunk(b"pHYs", struct.pack(">IIB", x, y, 1))
+    texts = {key: metadata[name] for name, key in PNG_TEXTS.items() if metadata.get(name)}
+    for key, text in {**texts, **metadata.get("texts", {})}.items():
+        chunks += _chunk(b"iTXt", key.encode("latin-1")[:79] + b"\0\0\0\0\0" + str(text).encode("utf-8", "replace"))
     return chunks
 
 

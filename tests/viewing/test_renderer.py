@@ -176,6 +176,8 @@ def test_a_lost_picture_is_shown_as_it_was(start, hazy) -> None:
     painted(painter)
     sharp = painter.levels[0][VIEW]
     disk.broken = True
+    for pixels in live._pixels:
+        pixels.forget()
     away = painter.levels[0][1500:2000, 2000:2600]
     painted(painter)
     assert live.lost and isinstance(live.error, OSError)
