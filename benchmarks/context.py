@@ -1,9 +1,11 @@
 """What the global context brings: scores of a network whose tiles see all, some or none of the other tiles.
 
-    python benchmarks/context.py IMAGES... [--weights compact] [--size 2048] [--count 30]
+    python benchmarks/context.py IMAGES [--weights compact] [--size 2048] [--cases 2] [--count N]
 
-Synthetic haze of each kind, in file values and in linear light, is put on large clear images, which have to be held
-out from the training of the weights. All tiles are encoded once for each; then their tokens are fused as asked:
+Synthetic haze is put on large clear images that are held out from the training of the weights: those of whole sources,
+see `weights/pack.py`, which also says how the veil of some is removed first. Each image gets some of the kinds of haze,
+in turn in the values of the file and in linear light.
+All tiles are encoded once for each case; then their tokens are fused as asked:
 
     all          the tokens of all tiles, as the network does
     alone        those of each tile for itself
@@ -12,32 +14,41 @@ out from the training of the weights. All tiles are encoded once for each; then 
     shuffled     those of all tiles, at the places of other tiles
     no overview  all, without the image shrunk to one tile (networks with an overview)
 
-The context includes all numbers of the whole image that tokens vote on, such as its airlight. Scores are those of
-`dehazexl evaluate`. A score of an image is its mean over the kinds of haze; means over images come with 95 % confidence
-intervals by bootstrap (10 000 resamples of images), as do the differences from ``all``, image by image.
+The context includes all numbers of the whole image that tokens vote on, such as its airlight, and the overview, which
+shows the part that is fused. Scores are those of `dehazexl evaluate`; ``hazy`` are those of the input. A score of an
+image is its mean over the cases. Means over images come with 95 % confidence intervals by bootstrap (10 000 resamples),
+as do the differences from ``all``, image by image. Images of one source show neighboring places, so ``by source`` has
+the intervals of a bootstrap that draws sources first, then images of each.
+
+Each image adds a line to ``results/context-WEIGHTS.jsonl``, from which the same command goes on after it was stopped;
+the summary of all weights is ``results/context.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from machine import save_result
+from machine import RESULTS, save_result
 from PIL import Image as Pillow
+from weights.pack import HELD_OUT, TEST, VALID, VEILED, remove_veil
 
 from dehazexl.engine.decode import decode
 from dehazexl.engine.dehaze import open_tokens, prepare
 from dehazexl.engine.encode import encode
-from dehazexl.evaluation.paired import KINDS, Case, scores, synthesize_cases
+from dehazexl.evaluation.paired import Case, scores, synthesize_cases
 from dehazexl.image.grid import SIDE, Window
 from dehazexl.io.open import open_image
 from dehazexl.model.fusing import TokenTensor, fuse
 from dehazexl.model.network import grid_to_tiles, tiles_to_grid
 from dehazexl.model.weights import load_model
+from dehazexl.synthesis.haze import KINDS
 
 if TYPE_CHECKING:
     from dehazexl.engine.job import Job
@@ -45,6 +56,12 @@ if TYPE_CHECKING:
 
 LARGEST_ENLARGEMENT = 2.0
 """Smaller images than the crops are enlarged (Lanczos), by this factor at most; it is recorded."""
+
+SMALLEST = 1536
+"""Pixels: least side of a crop."""
+
+ALL_KINDS = tuple(KINDS)
+"""Kinds of haze."""
 
 RESAMPLES = 10_000
 SCORES = ("psnr", "ssim", "ciede2000", "seam")
@@ -119,7 +136,7 @@ def score_case(model: DehazeXL, case: Case) -> dict[str, dict[str, float]]:
     for _ in encode(job, encoded):
         pass
     tokens = torch.from_numpy(encoded.tokens()[0]).to(model.device, model.dtype).unflatten(2, (SIDE, SIDE))
-    found = {}
+    found = {"hazy": scores(case, case.hazy, job.grid.overlap, job.grid.side)}
     for name, context in CONTEXTS.items():
         if name == "no overview" and not model.spec.overview:
             continue
@@ -132,72 +149,128 @@ def score_case(model: DehazeXL, case: Case) -> dict[str, dict[str, float]]:
     return found
 
 
-def crops(sources: list[Path], size: int, count: int) -> Iterator[tuple[str, np.ndarray, float]]:
-    """Yield name, center crop ``(size, size, 3)`` and enlargement of clear images, the largest first."""
-    files = sorted(
-        {file for source in sources for file in (source.rglob("*") if source.is_dir() else [source]) if file.is_file()}
-    )
-    files = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff")]
-    shapes = {file: open_image(file).levels[0].shape for file in files}
-    large = [file for file in files if min(shapes[file][:2]) * LARGEST_ENLARGEMENT >= size]
-    large.sort(key=lambda file: -min(shapes[file][:2]))
-    for file in large[:count]:
-        image = open_image(file)
-        pixels = np.ascontiguousarray(image.levels[0][..., list(image.rgb)].compute())
-        factor = max(1.0, size / min(pixels.shape[:2]))
-        if factor > 1:
-            width, height = (max(size, round(side * factor)) for side in (pixels.shape[1], pixels.shape[0]))
-            pixels = np.asarray(Pillow.fromarray(pixels).resize((width, height), Pillow.Resampling.LANCZOS))
-        y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-        yield f"{file.parent.name}/{file.name}", np.ascontiguousarray(pixels[y : y + size, x : x + size]), factor
+def held_out(folder: Path) -> list[Path]:
+    """Return the images that are held out from the training of all weights, the largest first."""
+    files = [file for source in (*VALID, *TEST) for file in (folder / "more" / source).iterdir()]
+    files += [file for pattern in HELD_OUT for file in folder.glob(pattern)]
+    sides = {file: min(open_image(file).levels[0].shape[:2]) for file in files}
+    large = [file for file in files if sides[file] * LARGEST_ENLARGEMENT >= SMALLEST]
+    return sorted(large, key=lambda file: (-sides[file], file))
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """Return the mean of one value an image, and its 95 % confidence interval by bootstrap."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return []
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(1), (2.5, 97.5))
-    return [round(float(value), 4) for value in (values.mean(), low, high)]
+def crop(file: Path, size: int) -> tuple[np.ndarray, float]:
+    """Return the center ``(side, side, 3)`` of an image, of at most `size` pixels, and its enlargement."""
+    image = open_image(file)
+    pixels = np.ascontiguousarray(image.levels[0][..., list(image.rgb)].compute())
+    if file.parent.name in VEILED:
+        pixels = remove_veil(pixels)
+    factor = min(max(1.0, size / min(pixels.shape[:2])), LARGEST_ENLARGEMENT)
+    if factor > 1:
+        height, width = (round(side * factor) for side in pixels.shape[:2])
+        pixels = np.asarray(Pillow.fromarray(pixels).resize((width, height), Pillow.Resampling.LANCZOS))
+    side = min(size, *pixels.shape[:2])
+    y, x = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return np.ascontiguousarray(pixels[y : y + side, x : x + side]), factor
 
 
-def summarize(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
+def cases(name: str, clear: np.ndarray, number: int, count: int) -> Iterator[Case]:
+    """Yield an image with some kinds of haze; each kind is as frequent as the others, in both lights."""
+    for each in range(count):
+        turn = number * count + each
+        kind, linear = ALL_KINDS[turn % len(ALL_KINDS)], bool((turn + turn // len(ALL_KINDS)) % 2)
+        yield from synthesize_cases([(name, clear)], len(clear), [kind], seed=7 + turn, linear=linear)
+
+
+def score_image(model: DehazeXL, file: Path, number: int, size: int, count: int) -> dict[str, Any]:
+    """Return the scores of an image, each the mean over its cases."""
+    started = time.perf_counter()
+    clear, factor = crop(file, size)
+    found, kinds = [], []
+    for case in cases(file.name, clear, number, count):
+        found.append(score_case(model, case))
+        kinds.append(f"{case.kind}, {case.light}")
+    means = {
+        context: {each: float(np.mean([case[context][each] for case in found])) for each in SCORES}
+        for context in found[0]
+    }
+    name = f"{file.parent.name}/{file.name}"
+    row: dict[str, Any] = {"image": name, "side": len(clear), "enlarged": round(factor, 3), "haze": kinds}
+    return row | {"scores": means, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def interval(values: np.ndarray, drawn: np.ndarray) -> list[float]:
+    """Return the mean of one value an image, and its 95 % confidence interval by resamples ``(n, images)``."""
+    low, high = np.nanpercentile(np.nanmean(values[drawn], axis=1), (2.5, 97.5))
+    return [round(float(value), 4) for value in (np.nanmean(values), low, high)]
+
+
+def by_source(sources: list[str]) -> np.ndarray:
+    """Return resamples of images ``(n, images)``: sources are drawn, then as many images of each as it has."""
+    random, names = np.random.default_rng(0), sorted(set(sources))
+    places = {name: np.flatnonzero(np.array(sources) == name) for name in names}
+    drawn = np.empty((RESAMPLES, len(sources)), int)
+    for row in drawn:
+        picked = [random.choice(places[name], len(places[name])) for name in random.choice(names, len(names))]
+        row[:] = np.resize(np.concatenate(picked), len(sources))
+    return drawn
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Return means and intervals of each score of each context, and of the differences from ``all``."""
     names = list(rows[0]["scores"])
+    images = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
+    sources = by_source([row["image"].partition("/")[0] for row in rows])
     table = {name: {each: np.array([row["scores"][name][each] for row in rows]) for each in SCORES} for name in names}
-    return {
-        name: {each: interval(table[name][each]) for each in SCORES}
-        | {f"{each} minus all": interval(table[name][each] - table["all"][each]) for each in SCORES if name != "all"}
-        for name in names
-    }
+    summary: dict[str, dict[str, list[float]]] = {}
+    for name in names:
+        summary[name] = {each: interval(table[name][each], images) for each in SCORES}
+        if name == "all":
+            continue
+        for each in SCORES:
+            difference = table[name][each] - table["all"][each]
+            summary[name][f"{each} minus all"] = interval(difference, images)
+            summary[name][f"{each} minus all, by source"] = interval(difference, sources)
+    return summary
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of images that are done; a last line that was not written to its end is left out."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def save(settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Replace the part of the results that belongs to some weights."""
+    path = RESULTS / "context.json"
+    weights = json.loads(path.read_text())["weights"] if path.exists() else {}
+    weights[settings["weights"]] = {"settings": settings, "images": len(rows), "summary": summarize(rows)}
+    save_result("context", weights=weights)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", type=Path, help="clear images, or folders of them")
+    parser.add_argument("images", type=Path, help="folder of clear images, as for weights/pack.py")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=2048, help="side of the crops in pixels")
-    parser.add_argument("--count", type=int, default=30, help="number of images")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--size", type=int, default=2048, help="side of the crops in pixels, at most")
+    parser.add_argument("--cases", type=int, default=2, help="kinds of haze for each image")
+    parser.add_argument("--count", type=int, help="number of images, the largest first; all by default")
     args = parser.parse_args()
     model = load_model(args.weights, args.device, "float32")
-    rows: list[dict] = []
-    for number, (name, clear, factor) in enumerate(crops(args.images, args.size, args.count)):
-        found = [
-            score_case(model, case)
-            for linear in (False, True)
-            for case in synthesize_cases([(name, clear)], args.size, args.kinds, seed=7 + number, linear=linear)
-        ]
-        means = {
-            context: {each: float(np.mean([case[context][each] for case in found])) for each in SCORES}
-            for context in found[0]
-        }
-        rows.append({"image": name, "enlarged": round(factor, 3), "scores": means})
-        settings = {"weights": args.weights, "size": args.size, "kinds": args.kinds}
-        # Saved after each image, because runs are long.
-        save_result("context", settings=settings, images=len(rows), summary=summarize(rows), rows=rows)
+    settings = {"weights": Path(args.weights).stem, "size": args.size, "cases": args.cases}
+    RESULTS.mkdir(exist_ok=True)
+    lines = RESULTS / f"context-{settings['weights']}.jsonl"
+    done = [row for row in read_rows(lines) if row["settings"] == settings]
+    seen = {row["image"] for row in done}
+    for number, file in enumerate(held_out(args.images)[: args.count]):
+        if f"{file.parent.name}/{file.name}" in seen:
+            continue
+        row = {**score_image(model, file, number, args.size, args.cases), "settings": settings}
+        done.append(row)
+        with lines.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(f"{len(done)}: {row['image']}, {row['seconds']:.0f} s", flush=True)
+    save(settings, done)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dehazexl.engine.attribution import explain
-    from dehazexl.engine.dehaze import dehaze
+    from dehazexl.engine.dehaze import dehaze, dehaze_with_maps
+    from dehazexl.engine.explain.attribution import explain
     from dehazexl.image.image import Image
     from dehazexl.io.open import open_image
     from dehazexl.io.write import to_tiff, to_zarr
@@ -23,14 +23,26 @@ _MODULES = {
     "DehazeXL": "dehazexl.model",
     "Image": "dehazexl.image",
     "dehaze": "dehazexl.engine.dehaze",
-    "explain": "dehazexl.engine.attribution",
+    "dehaze_with_maps": "dehazexl.engine.dehaze",
+    "explain": "dehazexl.engine.explain.attribution",
     "load_model": "dehazexl.model.weights",
     "open_image": "dehazexl.io.open",
     "to_tiff": "dehazexl.io.write",
     "to_zarr": "dehazexl.io.write",
 }
 
-__all__ = ["DehazeXL", "Image", "__version__", "dehaze", "explain", "load_model", "open_image", "to_tiff", "to_zarr"]
+__all__ = [
+    "DehazeXL",
+    "Image",
+    "__version__",
+    "dehaze",
+    "dehaze_with_maps",
+    "explain",
+    "load_model",
+    "open_image",
+    "to_tiff",
+    "to_zarr",
+]
 
 
 def __getattr__(name: str) -> object:

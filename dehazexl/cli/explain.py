@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,12 +14,12 @@ import numpy as np
 
 from dehazexl.cli.figures import heat_map, plot_curves
 from dehazexl.cli.progress import bar, tell
-from dehazexl.engine.attribution import STATE, Attribution, Explanation
-from dehazexl.engine.baselines import NAMES
 from dehazexl.engine.decode import decode
 from dehazexl.engine.dehaze import open_tokens
 from dehazexl.engine.description import describe_tokens
-from dehazexl.engine.measures import squares
+from dehazexl.engine.explain.attribution import STATE, Attribution, Explanation
+from dehazexl.engine.explain.baselines import NAMES
+from dehazexl.engine.explain.measures import squares
 from dehazexl.engine.run import Stage, stages
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Image, colors
@@ -181,10 +182,14 @@ def _show(stage: Stage, unfinished: Unfinished | None = None) -> None:
 def describe(found: Explanation) -> Iterator[str]:
     """Yield the numbers of an explanation, a line at a time."""
     n = found.numbers
-    yield (
-        f"completeness:     {100 * n['completeness']:.2f} % (attributions sum to {n['sum']:.6g}, "
-        f"the responses differ by {n['difference']:.6g})"
-    )
+    sums = f"attributions sum to {n['sum']:.6g}, the responses differ by {n['difference']:.6g}"
+    if n["note"]:
+        yield f"completeness:     none, {n['note']} ({sums}, with absolute values of {n['absolute_sum']:.6g} in total)"
+    else:
+        yield f"completeness:     {100 * n['completeness']:.2f} % ({sums})"
+    if math.isnan(n["radius_50"]):
+        yield "nothing is attributed: the image is like the baseline"
+        return
     yield f"global share:     {100 * n['global_share']:.1f} % of the attribution lies outside the window's own tiles"
     yield f"radius:           50 % within {n['radius_50']:.0f} pixels of the window, 90 % within {n['radius_90']:.0f}"
     yield f"diffusion index:  {n['diffusion_index']:.1f} of 100"
@@ -204,7 +209,9 @@ def _description(work: Attribution, map_format: str) -> dict[str, Any]:
         "baseline": work.baseline,
         "steps": work.steps,
     }
-    if work.baseline == "blur":
+    if work.fold > 1:
+        words["fold"] = work.fold
+    if work.fold > 1 or work.baseline == "blur":
         words["sigma"] = work.sigma
     if work.baseline not in NAMES:
         path = Path(work.baseline).expanduser()

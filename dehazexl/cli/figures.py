@@ -14,7 +14,7 @@ from dehazexl.image.grid import Window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dehazexl.engine.curves import Curve
+    from dehazexl.engine.explain.curves import Curve
 
 GAP, TEXT = 12, 14
 """Pixels between panels, and height of the text."""

@@ -21,6 +21,11 @@ def bands(text: str) -> tuple[int | str, ...]:
     return tuple(int(word) if word.isdecimal() else word for word in words)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Parse a list of names with commas between them."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def batch(text: str) -> int | Literal["auto"]:
     """Parse a number of tiles, or ``auto``."""
     if text == "auto":

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from dehazexl.engine.job import Job
+    from dehazexl.engine.maps import MapStore
     from dehazexl.engine.run import Stage
     from dehazexl.engine.tokens import TokenStore
     from dehazexl.image.grid import Window
@@ -59,10 +60,10 @@ def connected(
 @contextmanager
 def work_of(
     job: Job, store: TokenStore, workers: Workers | None
-) -> Iterator[tuple[Iterator[Stage], Callable[[Callable[[int], object], Window | None], Fill | None]]]:
+) -> Iterator[tuple[Iterator[Stage], Callable[[Callable[[int], object], Window | None, MapStore | None], Fill | None]]]:
     """Yield the stages of a job before decoding, and a function that returns the `fill` of `write`.
 
-    The function takes an `on_progress` and the window to be written, None for all.
+    The function takes an `on_progress`, the window to be written, None for all, and what keeps its maps, or None.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def work_of(
     if workers is None:
         from dehazexl.engine.run import stages
 
-        yield stages(job, store), lambda on_progress, window: None
+        yield stages(job, store), lambda on_progress, window, maps: None
         return
     from dehazexl.engine.cluster import Cluster
     from dehazexl.engine.tokens import ZarrTokens
@@ -83,5 +84,5 @@ def work_of(
     with Cluster(workers.client, job, store, workers.device) as cluster:
         yield (
             cluster.stages(),
-            lambda on_progress, window: partial(cluster.fill, on_progress=on_progress, window=window),
+            lambda on_progress, window, maps: partial(cluster.fill, on_progress=on_progress, window=window, maps=maps),
         )

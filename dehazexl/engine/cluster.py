@@ -11,13 +11,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dehazexl.engine.cluster_fuse import fuse
-from dehazexl.engine.decode import decode
+from dehazexl.engine.decode import decode, decode_with_haze
 from dehazexl.engine.encode import encode
 from dehazexl.engine.recipe import Recipe, forget_steps
 from dehazexl.engine.run import Stage
 from dehazexl.engine.tasks import Tasks
 
 if TYPE_CHECKING:
+    from dehazexl.engine.maps import MapStore
     from dehazexl.image.grid import Window
     from dehazexl.io.level0 import Level0, Level0Blocks
 
@@ -46,7 +47,11 @@ class Cluster(Tasks):
             yield tiles
 
     def fill(
-        self, level0: Level0, on_progress: Callable[[int], object] = lambda _: None, window: Window | None = None
+        self,
+        level0: Level0,
+        on_progress: Callable[[int], object] = lambda _: None,
+        window: Window | None = None,
+        maps: MapStore | None = None,
     ) -> Generator[int, None, None]:
         """Decode the blocks of an image that are missing, see `io.level0.Fill`.
 
@@ -58,6 +63,8 @@ class Cluster(Tasks):
             Called with the number of tiles of each part that is decoded.
         window
             Pixels of the job's image that the output shows; None for all.
+        maps
+            Maps of the output, to be written as well.
         """
         blocks, (height, width) = level0.blocks, level0.levels.sizes[0]
         y, x = (0, 0) if window is None else (window.y0, window.x0)
@@ -65,7 +72,7 @@ class Cluster(Tasks):
         if before := height * width - sum(block.count for block in missing):
             yield before
         groups = self.grouped(missing, [self.job.grid.tiles_touching(block.moved(y, x)).count for block in missing])
-        for number, tiles in self.each(decode_blocks, [(blocks, (y, x), group) for group in groups]):
+        for number, tiles in self.each(decode_blocks, [(blocks, (y, x), group, maps) for group in groups]):
             on_progress(tiles)
             yield sum(block.count for block in groups[number])
 
@@ -91,16 +98,22 @@ def encode_blocks(recipe: Recipe, blocks: Sequence[Window]) -> int:
     return sum(block.count for block in blocks)
 
 
-def decode_blocks(recipe: Recipe, work: tuple[Level0Blocks, tuple[int, int], Sequence[Window]]) -> int:
+def decode_blocks(recipe: Recipe, work: tuple[Level0Blocks, tuple[int, int], Sequence[Window], MapStore | None]) -> int:
     """Decode blocks of pixels that are missing, and write them; return the number of tiles that they touch.
 
     The tuple in `work` is the place of the output's first pixel in the image.
     """
     forget_steps()
-    level0, origin, blocks = work
+    level0, origin, blocks, maps = work
     for block in blocks:
         if not level0.done(block):
-            pixels = decode(recipe.job(), recipe.store, block.moved(*origin), recipe.check)
+            place = block.moved(*origin)
+            if maps is None:
+                pixels = decode(recipe.job(), recipe.store, place, recipe.check)
+            else:
+                pixels, haze = decode_with_haze(recipe.job(), recipe.store, place, recipe.check)
             recipe.check()
+            if maps is not None:  # before the block is marked as done
+                maps.put(recipe.job(), block, haze)
             level0.write(block, pixels)
     return sum(recipe.grid.tiles_touching(block.moved(*origin)).count for block in blocks)

@@ -43,32 +43,79 @@ def decode(
     ndarray
         ``(y, x, c)``, with dtype, bands and value range of the image.
     """
-    tiles = job.grid.tiles_touching(window)
+    return _decode(job, store, window, on_progress, maps=False)[0]
+
+
+def decode_with_haze(
+    job: Job, store: TokenStore, window: Window, on_progress: Callable[[int], object] | None = None
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Dehaze a window of the image with a head of the scattering model, and return its haze, too.
+
+    Parameters
+    ----------
+    job, store, window, on_progress
+        See `decode`.
+
+    Returns
+    -------
+    pixels : ndarray
+        See `decode`.
+    haze : ndarray
+        ``(y, x, 6)``: transmission of red, green and blue, then the airlight's red, green and blue on the unit scale,
+        blended as the pixels are; NaN where there is no data, or no airlight of the whole image.
+    """
+    return _decode(job, store, window, on_progress, maps=True)
+
+
+def _decode(
+    job: Job, store: TokenStore, window: Window, on_progress: Callable[[int], object] | None, maps: bool
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Decode a window, see `decode_with_haze`; without `maps`, the haze has no channels."""
+    tiles, channels = job.grid.tiles_touching(window), 9 if maps else 3
     if job.image.is_hole(window):
         if on_progress is not None:
             on_progress(len(_beginning(job, tiles, window)))
-        return job.image.fill(window.height, window.width)
+        nothing = np.full((window.height, window.width, channels - 3), np.nan, np.float32)
+        return job.image.fill(window.height, window.width), nothing
     read = Tiles.read(job, tiles)
-    whole = Window(0, job.grid.height, 0, job.grid.width)
+    total = _blended(job, store, window, read, on_progress, channels)
+    inside = window.to_slices(read.window)
+    haze = total[3:].permute(1, 2, 0).cpu().numpy()
+    haze[~read.valid[inside]] = np.nan
+    return _finished(job, read.raw[inside], total[:3], read.valid[inside]), haze
+
+
+def _blended(
+    job: Job,
+    store: TokenStore,
+    window: Window,
+    read: Tiles,
+    on_progress: Callable[[int], object] | None,
+    channels: int,
+) -> Tensor:
+    """Return the dehazed pixels of a window, and with 9 channels their haze, ``(channels, y, x)``, on the unit scale.
+
+    `read` are the tiles that touch the window.
+    """
+    tiles, whole = read.tiles, Window(0, job.grid.height, 0, job.grid.width)
     with job.remainders.lock:
         with computing():
             full = [cell for cell in read.tiles.cells() if read.has_data(job, *cell)]
-            parts = {cell: part for cell in full if (part := _kept_part(job, cell, window)) is not None}
+            parts = {cell: part for cell in full if (part := _kept_part(job, cell, window, channels)) is not None}
             missing = [cell for cell in full if cell not in parts]
         if on_progress is not None:
             on_progress(sum(not read.has_data(job, *cell) for cell in _beginning(job, tiles, window)))
         for batch in decode_tiles(job, store, read, missing, on_progress):
             with computing():
-                for cell, tile, weighted in batch.weighted(job.grid, batch.clear):
+                for cell, tile, weighted in batch.weighted(job.grid, batch.channels(channels)):
                     inner = tile.intersection(window).to_slices(tile)
                     parts[cell] = weighted[:, inner[0], inner[1]]
                     job.remainders.put(cell, tile, weighted, window, whole)
         with computing():
-            clear = torch.zeros(3, window.height, window.width, device=job.model.device)
+            total = torch.zeros(channels, window.height, window.width, device=job.model.device)
             for cell in full:  # in this order, so that sums do not depend on what was kept
-                add(parts[cell], job.grid.tile(*cell).intersection(window), clear, window)
-    inside = window.to_slices(read.window)
-    return _finished(job, read.raw[inside], clear, read.valid[inside])
+                add(parts[cell], job.grid.tile(*cell).intersection(window), total, window)
+    return total
 
 
 def _beginning(job: Job, tiles: Window, window: Window) -> list[tuple[int, int]]:
@@ -79,10 +126,10 @@ def _beginning(job: Job, tiles: Window, window: Window) -> list[tuple[int, int]]
     ]
 
 
-def _kept_part(job: Job, cell: tuple[int, int], window: Window) -> Tensor | None:
+def _kept_part(job: Job, cell: tuple[int, int], window: Window, channels: int) -> Tensor | None:
     """Return the part of a tile in a window if it was decoded for another window, and kept; weighted."""
     kept = job.remainders.get(cell, job.grid.tile(*cell).intersection(window))
-    return None if kept is None else kept.to(job.model.device)
+    return None if kept is None or len(kept) < channels else kept[:channels].to(job.model.device)
 
 
 @dataclass(frozen=True)
@@ -97,16 +144,26 @@ class DecodedTiles:
         ``(n, 3, side, side)``, on the unit scale, not clipped; pixels without data hold the mean of the tile.
     affine
         Gain and bias ``(n, 3, side, side)``, float32: the dehazed tile is gain times its pixels plus bias.
+    airlight
+        ``(n, 3, 1, 1)`` in [0, 1], if there is one for the whole image.
     """
 
     cells: list[tuple[int, int]]
     pixels: Tensor
     affine: Affine
+    airlight: Tensor | None = None
 
     @property
     def clear(self) -> Tensor:
         """Dehazed tiles ``(n, 3, side, side)``, on the unit scale, not clipped."""
         return torch.addcmul(self.affine.bias, self.affine.gain, self.pixels)
+
+    def channels(self, count: int) -> Tensor:
+        """Return the dehazed tiles, and for 9 channels transmission and airlight: ``(n, count, side, side)``."""
+        if count == 3:
+            return self.clear
+        airlight = torch.full_like(self.pixels, torch.nan) if self.airlight is None else self.airlight
+        return torch.cat([self.clear, self.affine.transmission, airlight.expand_as(self.pixels)], dim=1)
 
     def weighted(self, grid: TileGrid, values: Tensor) -> Iterator[tuple[tuple[int, int], Window, Tensor]]:
         """Yield row and column of each tile, its window, and its values ``(n, c, side, side)``, weighted."""
@@ -132,8 +189,9 @@ def decode_tiles(
         own = torch.from_numpy(np.stack([fused[row - tiles.y0, col - tiles.x0] for row, col in some]))
         with computing():
             seen = x.clamp(0, 1)
-            affine = job.model.decode(own.to(job.model.device), _maps(job, some, seen), seen)
-            return DecodedTiles(some, crop(x, halo), affine)
+            tokens = own.to(job.model.device)
+            affine = job.model.decode(tokens, _maps(job, some, seen), seen)
+            return DecodedTiles(some, crop(x, halo), affine, job.model.air(tokens))
 
     for part, batch in job.memory.each(len(cells), compute):
         yield batch

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ import torch
 
 from dehazexl.engine.borders import find_border
 from dehazexl.engine.context import check_context, crop_to_context
-from dehazexl.engine.decode import decode
+from dehazexl.engine.decode import decode, decode_with_haze
 from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.job import Job
+from dehazexl.engine.maps import MAPS, MapStore, Records, check_maps
 from dehazexl.engine.memory import TilesAtOnce, budget
 from dehazexl.engine.recipe import DecodedElsewhere, Recipe
 from dehazexl.engine.run import Stage, stages
@@ -114,6 +115,70 @@ def dehaze(
     OSError
         If another process works on the same folder of tokens.
     """
+    work = (model, overlap, strength, value_range, bands, batch, tokens, border, region, context, client)
+    job, store, window = _fused(source, *work)
+    return decode_lazily(job, store, window=window)
+
+
+def dehaze_with_maps(
+    source: Any,
+    maps: Sequence[str] = MAPS,
+    model: DehazeXL | str | Path | None = None,
+    overlap: int | None = None,
+    strength: float = 1.0,
+    value_range: tuple[float, float] | None = None,
+    bands: Sequence[int | str] | None = None,
+    batch: int | Literal["auto"] = "auto",
+    tokens: str | Path | None = None,
+    border: Literal["ignore", "keep"] = "ignore",
+    region: tuple[int, int, int, int] | None = None,
+    context: str = "all",
+    client: Client | None = None,
+) -> tuple[da.Array, dict[str, da.Array]]:
+    """Remove the haze from an image of any size, and map it.
+
+    Parameters
+    ----------
+    source, model, overlap, strength, value_range, bands, batch, tokens, border, region, context, client
+        See `dehaze`.
+    maps
+        Names of maps: ``"transmission"``, ``"airlight"`` and ``"removed"``, see `engine.maps`.
+
+    Returns
+    -------
+    clear : dask.array.Array
+        See `dehaze`.
+    maps : dict of dask.array.Array
+        Each map by name, lazy ``(y, x, bands)``, float32, NaN where there is no data. Computed together with the
+        image, as by ``dask.compute(clear, maps)``, they are decoded once, in this process.
+
+    Raises
+    ------
+    FileNotFoundError, TypeError, ValueError, OSError
+        See `dehaze`; ValueError also for maps that are unknown or that the network does not give.
+    """
+    model = _network(model)
+    check_maps(maps, model)
+    work = (model, overlap, strength, value_range, bands, batch, tokens, border, region, context, client)
+    job, store, window = _fused(source, *work)
+    return decode_lazily_with_maps(job, store, maps, window)
+
+
+def _fused(
+    source: Any,
+    model: DehazeXL | str | Path | None,
+    overlap: int | None,
+    strength: float,
+    value_range: tuple[float, float] | None,
+    bands: Sequence[int | str] | None,
+    batch: int | Literal["auto"],
+    tokens: str | Path | None,
+    border: Literal["ignore", "keep"],
+    region: tuple[int, int, int, int] | None,
+    context: str,
+    client: Client | None,
+) -> tuple[Job, TokenStore, Window | None]:
+    """Encode and fuse all tiles, see `dehaze`; return the job, its tokens and the region."""
     check_context(context)
     window = None
     if region is not None:
@@ -133,7 +198,7 @@ def dehaze(
             assert isinstance(store, ZarrTokens)
             with Cluster(client, job, store) as cluster:
                 _drain(cluster.stages())
-    return decode_lazily(job, store, window=window)
+    return job, store, window
 
 
 def _drain(stages: Iterator[Stage]) -> None:
@@ -266,20 +331,34 @@ def decode_lazily(
     store: TokenStore,
     on_progress: Callable[[int], object] | None = None,
     window: Window | None = None,
+    keep: MapStore | None = None,
 ) -> da.Array:
     """Return the dehazed image as a lazy dask array ``(y, x, c)``, or a window of it.
 
-    `on_progress` is as in `decode.decode`.
+    `on_progress` is as in `decode.decode`. With `keep`, computing a block also puts its maps there.
     """
     import dask.array as da
 
     return da.from_array(
-        Decoded(job, store, on_progress, window or Window(0, job.grid.height, 0, job.grid.width)),
+        Decoded(job, store, on_progress, window or Window(0, job.grid.height, 0, job.grid.width), keep),
         chunks=(*chunk_side(job.image), -1),
         meta=np.empty((0, 0, 0), job.image.levels[0].dtype),
         # A random name: hashing weights and tokens would take longer than it could save.
         name=f"dehaze-{uuid.uuid4().hex}",
     )
+
+
+def decode_lazily_with_maps(
+    job: Job, store: TokenStore, names: Iterable[str], window: Window | None = None
+) -> tuple[da.Array, dict[str, da.Array]]:
+    """Return the dehazed image ``(y, x, c)`` and maps ``(y, x, bands)`` by name, lazily, or a window of them."""
+    import dask.array as da
+
+    names = check_maps(names, job.model)
+    records = Records(job, store, window or Window(0, job.grid.height, 0, job.grid.width), names)
+    name = f"dehaze-{uuid.uuid4().hex}"
+    lazy = da.from_array(records, chunks=chunk_side(job.image), meta=np.empty((0, 0), records.dtype), name=name)
+    return lazy["image"], {name: lazy[name] for name in names}
 
 
 def chunk_side(image: Image) -> tuple[int, int]:
@@ -297,15 +376,25 @@ class Decoded(WindowedArray):
     """
 
     def __init__(
-        self, job: Job, store: TokenStore, on_progress: Callable[[int], object] | None, window: Window
+        self,
+        job: Job,
+        store: TokenStore,
+        on_progress: Callable[[int], object] | None,
+        window: Window,
+        keep: MapStore | None = None,
     ) -> None:
-        self.job, self.store, self.on_progress, self.window = job, store, on_progress, window
+        self.job, self.store, self.on_progress, self.window, self.keep = job, store, on_progress, window, keep
         self.shape = (window.height, window.width, job.image.levels[0].shape[2])
         self.dtype = job.image.levels[0].dtype
 
     def read(self, window: Window) -> NDArray[Any]:
         """Decode the pixels of a window."""
-        return decode(self.job, self.store, window.moved(self.window.y0, self.window.x0), self.on_progress)
+        place = window.moved(self.window.y0, self.window.x0)
+        if self.keep is None:
+            return decode(self.job, self.store, place, self.on_progress)
+        pixels, haze = decode_with_haze(self.job, self.store, place, self.on_progress)
+        self.keep.put(self.job, window, haze)
+        return pixels
 
     @cached_property
     def _recipe(self) -> Recipe:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dehazexl.engine.memory import budget
+from dehazexl.engine.memory import SHARE
 from dehazexl.image.grid import SIDE
 
 if TYPE_CHECKING:
     from dehazexl.engine.job import Job
+    from dehazexl.image.image import Image
 
 BASE = 350e6
 """Bytes of the running network, independent of the size of the image."""
@@ -25,24 +27,37 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 def token_bytes(job: Job) -> float:
     """Return the bytes of the tokens before and after they are fused, on disk."""
-    itemsize = 2 if job.model.dtype.itemsize == 2 else 4
-    return job.grid.count * SIDE**2 * (2 * job.channels * itemsize + 1)
+    return tokens_needed(job.grid.count, job.channels, 2 if job.model.dtype.itemsize == 2 else 4)
+
+
+def tokens_needed(tiles: int, channels: int, itemsize: int = 4) -> float:
+    """Return the bytes of the tokens of a number of tiles on disk, with numbers of `itemsize` bytes."""
+    return tiles * SIDE**2 * (2 * channels * itemsize + 1)
 
 
 def memory_bytes(job: Job) -> float:
-    """Return the bytes of memory: network, pixels under way, keys and values of one layer; tokens are on disk."""
-    height, width, bands = job.image.levels[0].shape
-    numbers = job.grid.count * SIDE**2 / job.model.spec.context_pool**2 * 2 * job.model.spec.widths[-1]
-    keys = min(numbers * job.model.dtype.itemsize, budget(job.model.device))
+    """Return the bytes of memory: network, pixels under way, keys and values of one layer."""
+    return memory_needed(job.image, token_bytes(job), job.model.spec.context_pool)
+
+
+def memory_needed(image: Image, tokens: float, context_pool: int) -> float:
+    """Return the bytes of memory for an image, given those of its tokens, which are on disk."""
+    height, width, bands = image.levels[0].shape
+    keys = min(tokens / context_pool**2, SHARE * (total_memory() or math.inf))
     return BASE + VALUE * bands * min(height * width, UNDER_WAY) + keys
 
 
 def output_bytes(job: Job) -> float:
     """Return the bytes of the output if it is well compressible."""
-    return COMPRESSED * LEVELS * float(job.image.levels[0].nbytes)
+    return output_needed(job.image)
 
 
-def check_room(job: Job, output: Path, tokens: Path) -> None:
+def output_needed(image: Image) -> float:
+    """Return the bytes of the output of an image if it is well compressible."""
+    return COMPRESSED * LEVELS * float(image.levels[0].nbytes)
+
+
+def check_room(job: Job, output: Path, tokens: Path, more: float = 0) -> None:
     """Refuse a job that fits neither in the memory nor on the disk.
 
     Parameters
@@ -51,6 +66,8 @@ def check_room(job: Job, output: Path, tokens: Path) -> None:
         The job.
     output, tokens
         Existing folders on the disks of the output and of the tokens.
+    more
+        Further bytes on the disk of the output.
 
     Raises
     ------
@@ -64,7 +81,7 @@ def check_room(job: Job, output: Path, tokens: Path) -> None:
             "with --region, use --dtype bfloat16, or start anyway with --unchecked"
         )
     disks: dict[int, tuple[Path, float]] = {}
-    for folder, size in ((output, output_bytes(job)), (tokens, token_bytes(job))):
+    for folder, size in ((output, output_bytes(job) + more), (tokens, token_bytes(job))):
         disk = folder.stat().st_dev
         disks[disk] = (folder, disks.get(disk, (folder, 0.0))[1] + size)
     for folder, size in disks.values():

@@ -32,7 +32,7 @@ class Tiles:
     tiles
         Rows and columns of the tiles.
     window
-        Their pixels, with the halo.
+        Their pixels, with the halo and the margin.
     """
 
     raw: NDArray[Any]
@@ -42,15 +42,15 @@ class Tiles:
     window: Window
 
     @classmethod
-    def read(cls, job: Job, tiles: Window) -> Tiles:
-        """Read a rectangle of tiles.
+    def read(cls, job: Job, tiles: Window, margin: int = 0) -> Tiles:
+        """Read a rectangle of tiles, with some pixels around the halo as a margin.
 
         Raises
         ------
         OSError
             If the files of the image were changed after it was opened.
         """
-        window = job.grid.tile_window(tiles).expand(job.model.spec.halo)
+        window = job.grid.tile_window(tiles).expand(job.model.spec.halo + margin)
         raw = job.pixels.read(window)
         if job.image.guard is not None:
             job.image.guard()

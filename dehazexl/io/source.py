@@ -165,7 +165,7 @@ def read_chunk(source: Source, index: tuple[slice, slice, slice]) -> NDArray[Any
     return np.ascontiguousarray(block, source.dtype)
 
 
-def strided(array: Any, axes: str) -> Source:
+def strided(array: Any, axes: str, plane: int = 0) -> Source:
     """Return a numpy-like array as a source ``(y, x, c)``.
 
     Parameters
@@ -173,19 +173,36 @@ def strided(array: Any, axes: str) -> Source:
     array
         The array.
     axes
-        One letter for each axis: y, x, c, or another one for axes of length 1.
+        One letter for each axis: y, x, c, or - for further ones.
+    plane
+        Index of a plane along the further axes, the last of them fastest.
     """
     lengths = dict(zip(axes, array.shape, strict=True))
     shape = (lengths["y"], lengths["x"], lengths.get("c", 1))
-    return Source(shape, np.dtype(array.dtype).newbyteorder("="), partial(read_strided, array, axes))
+    further = [length for axis, length in zip(axes, array.shape, strict=True) if axis == "-"]
+    fixed = tuple(int(place) for place in np.unravel_index(plane, further)) if further else ()
+    return Source(shape, np.dtype(array.dtype).newbyteorder("="), partial(read_strided, array, axes, fixed))
 
 
-def read_strided(array: Any, axes: str, rows: slice, cols: slice) -> NDArray[Any]:
+def read_strided(array: Any, axes: str, fixed: Sequence[int], rows: slice, cols: slice) -> NDArray[Any]:
     """Read a window ``(y, x, c)`` of an array with its axes in any order; the pixels of a numpy array are copied."""
-    window = {"y": rows, "x": cols, "c": slice(None)}
-    pixels = array[tuple(window.get(axis, 0) for axis in axes)]
+    window, further = {"y": rows, "x": cols, "c": slice(None)}, iter(fixed)
+    pixels = array[tuple(window[axis] if axis in window else next(further) for axis in axes)]
     block: NDArray[Any] = to_yxc(np.array(pixels) if isinstance(array, np.ndarray) else np.asarray(pixels), axes)
     return block
+
+
+def plane_of(page: int | None, count: int, where: str) -> int:
+    """Return the index of a page that is counted from 1; 0 for None.
+
+    Raises
+    ------
+    ValueError
+        If there is no such page.
+    """
+    if page is not None and not 1 <= page <= count:
+        raise ValueError(f"{where} has no page {page}: choose one of 1 to {count}")
+    return (page or 1) - 1
 
 
 def to_yxc(block: Any, axes: str) -> Any:
@@ -264,10 +281,11 @@ def check_regular(path: Path) -> None:
         )
 
 
-def axes_by_shape(shape: Sequence[int], name: str) -> str:
+def axes_by_shape(shape: Sequence[int], name: str, remedy: str = "") -> str:
     """Name the axes of an array by its shape.
 
     The bands are the last axis, or else the first one, if it has at most `MAX_BANDS` entries and no axis is shorter.
+    `remedy` ends the message of an error; by default it is that for arrays.
 
     Returns
     -------
@@ -287,12 +305,13 @@ def axes_by_shape(shape: Sequence[int], name: str) -> str:
         letters.append("-" if dropped else "?")
     lengths = [length for length, letter in zip(shape, letters, strict=True) if letter == "?"]
     if len(lengths) > 3:
-        raise ValueError(f"{name} has shape {tuple(shape)}: pass one plane of it, (y, x) or (y, x, bands)")
-    order = iter("yx" if len(lengths) == 2 else _order_3d(lengths, name))
+        remedy = remedy or "pass one plane of it, (y, x) or (y, x, bands)"
+        raise ValueError(f"{name} has shape {tuple(shape)}: {remedy}")
+    order = iter("yx" if len(lengths) == 2 else _order_3d(lengths, name, remedy))
     return "".join(next(order) if letter == "?" else letter for letter in letters)
 
 
-def _order_3d(lengths: list[int], name: str) -> str:
+def _order_3d(lengths: list[int], name: str, remedy: str) -> str:
     """Return the axis letters of a 3-D shape."""
     first, middle, last = lengths
     if last <= min(MAX_BANDS, first, middle):
@@ -300,7 +319,8 @@ def _order_3d(lengths: list[int], name: str) -> str:
     if first <= min(MAX_BANDS, middle, last):
         return "cyx"
     shape = (first, middle, last)
-    raise ValueError(f"{name} has shape {shape} and no axis of 1 to {MAX_BANDS} bands: pass one plane, e.g. array[0]")
+    remedy = remedy or "pass one plane, e.g. array[0]"
+    raise ValueError(f"{name} has shape {shape} and no axis of 1 to {MAX_BANDS} bands: {remedy}")
 
 
 def short_name(path: Path) -> str:

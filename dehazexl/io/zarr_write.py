@@ -14,7 +14,7 @@ import numpy as np
 from dehazexl.image.nodata import as_json
 from dehazexl.io.level0 import Fill, Level0, put
 from dehazexl.io.pyramid import Levels, Tile, halve
-from dehazexl.io.zarr_metadata import packed
+from dehazexl.io.zarr_metadata import further, packed
 from dehazexl.io.zarr_place import write_place
 
 if TYPE_CHECKING:
@@ -161,7 +161,8 @@ def _describe(group: zarr.Group, target: Image, levels: Levels, ngff: Ngff, coar
     attributes["dehazexl"] = own if target.guessed else {"rgb": list(target.rgb), **own}
     if target.nodata is not None:
         attributes["nodata"] = as_json(target.nodata)
-    group.attrs.update(attributes | (target.geo.to_attributes() if target.geo else {}))
+    kept = further(target.metadata.get("attributes") or {})
+    group.attrs.update(kept | attributes | (target.geo.to_attributes() if target.geo else {}))
 
 
 def level_path(level: int) -> str:
@@ -172,7 +173,7 @@ def level_path(level: int) -> str:
 def _multiscale(target: Image, levels: Levels) -> dict[str, Any]:
     unit = {"unit": target.units} if target.units in _UNITS else {}
     return {
-        "name": target.name,
+        "name": os.fsencode(target.name).decode("utf-8", "replace"),  # names of files need not be text
         "type": "mean",
         "metadata": {
             "description": "mean of 2 x 2 pixels, without missing ones",

@@ -43,9 +43,14 @@ class Haze(NamedTuple):
     exponents: Tensor
     tone: Tensor
 
+    @property
+    def transmission(self) -> Tensor:
+        """Share of the light of each color that the haze let through ``(n, 3, h, w)``, of what is removed."""
+        return torch.exp(-self.exponents * self.thickness.clamp(max=THICKEST)).clamp(min=FLOOR)
+
     def removal(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return gain and bias ``(n, 3, h, w)`` that remove the haze from ``x`` ``(n, 3, h, w)``: gain * x + bias."""
-        transmission = torch.exp(-self.exponents * self.thickness.clamp(max=THICKEST)).clamp(min=FLOOR)
+        transmission = self.transmission
         air = to_light(self.airlight, self.tone)
         clear = from_light(air + (to_light(x, self.tone) - air) / transmission, self.tone)
         # Where a pixel is as bright as the air, the secant from the air to it is the tangent.

@@ -18,7 +18,7 @@ from dehazexl.model.decoder import Decoder
 from dehazexl.model.encoder import Encoder
 from dehazexl.model.fusing import Bands, TokenGrid, TokenTensor, fuse
 from dehazexl.model.haze import Haze
-from dehazexl.model.heads import Affine, channels, head_of
+from dehazexl.model.heads import Affine, head_of
 from dehazexl.model.spec import DARK_RADIUS, Spec
 from dehazexl.model.tokens import Tokens
 
@@ -69,7 +69,7 @@ class DehazeXL(nn.Module):
         self.context = Context(spec)
         self.decoder = Decoder(spec, head.known)
         self.head = head(spec)
-        self.channels = channels(spec)
+        self.channels = spec.channels
         self._initialize()
 
     def _initialize(self) -> None:
@@ -172,6 +172,10 @@ class DehazeXL(nn.Module):
         with torch.autocast(tiles.device.type, enabled=False):
             output: Affine = self.head(features.float(), carried, maps[0], crop(tiles, self.spec.halo).float())
             return output
+
+    def air(self, fused: Tensor) -> Tensor | None:
+        """Return the airlight ``(n, 3, 1, 1)`` that the fused tokens of tiles carry, or None, see `Head.air`."""
+        return self.head.air(fused[..., self.decoder.width :])
 
     def forward(self, x: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
         """Dehaze whole images at once.

@@ -1,7 +1,7 @@
 """The explanation of a window of an image while it is viewed: a coarse map at once, a better one after each step.
 
 A small overview of the image is explained first. Then the image itself, whose map gets better with each point of the
-path, see `engine.attribution`. Nothing here needs a viewer.
+path, see `engine.explain.attribution`. Nothing here needs a viewer.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from psygnal import Signal
 
-from dehazexl.engine.attribution import Attribution, check_steps
-from dehazexl.engine.detectors import check_detector
-from dehazexl.engine.measures import squares
+from dehazexl.engine.explain.attribution import Attribution, check_steps
+from dehazexl.engine.explain.detectors import check_detector
+from dehazexl.engine.explain.measures import squares
 from dehazexl.image.grid import Window
 from dehazexl.viewing.errors import expected
 from dehazexl.viewing.session import GLANCE, finest
@@ -197,7 +197,7 @@ class ExplainSession:
             self._show(level, work)
 
     def _begin(self, level: int, model: DehazeXL) -> Attribution:
-        from dehazexl.engine.attribution import prepare_float32
+        from dehazexl.engine.explain.attribution import prepare_float32
 
         alone = replace(self.image, levels=(self.image.levels[level],))
         job = prepare_float32(alone, model, self._overlap, self._value_range)
@@ -246,7 +246,9 @@ def describe(numbers: dict[str, Any]) -> str:
         f"{numbers['radius_50']:.0f} pixels of it"
     )
     complete = numbers["completeness"]
-    return text if math.isnan(complete) else f"{text}, completeness {100 * complete:.1f} %"
+    if math.isnan(complete):
+        return f"{text}, but the responses to image and baseline hardly differ"
+    return f"{text}, completeness {100 * complete:.1f} %"
 
 
 def shrunk(window: Window, down: float, across: float, height: int, width: int) -> Window:

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from reference import randomised
 
 from dehazexl.cli.app import main
-from dehazexl.engine.response import Response
+from dehazexl.engine.explain.response import Response
 from dehazexl.image import diverging
 from dehazexl.io.open import open_image
 from dehazexl.model.weights import save_model
@@ -117,11 +117,25 @@ def test_unfinished_work_is_given_up(
     assert found.levels[0].compute().any()
 
 
+def test_where_the_responses_hardly_differ_words_say_so(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = smooth(4, "uint16", 300, 280)
+    write_gdal(tmp_path / "same.tif", pixels, colors="red green blue undefined", nodata=0)
+    assert command("--baseline", str(tmp_path / "same.tif"), "--fold", "2", "--sigma", "3") == 0
+    assert "completeness:     none, the responses to image and baseline hardly differ" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "maps" / "explanation.json").read_text())
+    assert numbers["completeness"] is None and "hardly differ" in numbers["note"]
+    assert numbers["fold"] == 2 and "deletion" not in numbers
+    assert not (tmp_path / "maps" / "curves.png").exists()
+
+
 BAD = [
     (("--window", "20:400,0:10"), "does not lie in the image"),
     (("--window", "20,10"), "--window '20,10': write rows and columns"),
     (("--baseline", "nowhere.tif"), "nowhere.tif"),
     (("--steps", "1"), "steps must be at least 2"),
+    (("--fold", "3"), "fold must be at least 1 and divide the 2 steps, not 3"),
     (("--detector", "median"), "sum, mean-variance, gradient"),
     (("--format", "png"), "tiff, zarr"),
 ]

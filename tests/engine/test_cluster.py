@@ -26,6 +26,7 @@ import dehazexl
 from dehazexl.engine.cluster import Cluster
 from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
 from dehazexl.engine.job import Job
+from dehazexl.engine.maps import MapStore, decode_maps
 from dehazexl.engine.recipe import ImageFile
 from dehazexl.engine.run import stages
 from dehazexl.engine.tasks import reason_against
@@ -132,6 +133,20 @@ def test_workers_write_the_same_as_a_single_process(
     assert max(client.sizes) < LARGEST
     left = {each.name.split("-")[0] for each in (tmp_path / "tokens" / "shared").iterdir()}
     assert left == {"weights"}
+
+
+def test_workers_write_the_maps_of_a_single_process(client: MeasuringClient, source: Path, tmp_path: Path) -> None:
+    job = prepared(open_image(source), randomised(replace(SPECS["tiny"], airlight="picture")), overlap=0)
+    (tmp_path / "maps").mkdir()
+    store, maps = open_tokens(job, tmp_path / "tokens"), MapStore.open(tmp_path / "maps", ("airlight",), job.image)
+    with Cluster(client, job, store) as cluster:
+        for stage in cluster.stages():
+            assert sum(stage.steps) == stage.total
+        fill = partial(cluster.fill, maps=maps)
+        assert list(write(decode_lazily(job, store), tmp_path / "out.zarr", job.image, fill=fill))
+    pixels, expected = decode_maps(job, store, Window(0, job.grid.height, 0, job.grid.width))
+    assert np.array_equal(np.moveaxis(pixels_of(tmp_path / "out.zarr"), 0, -1), pixels)
+    assert np.array_equal(maps.array("airlight").compute(), expected["airlight"], equal_nan=True)
 
 
 def pids(client: Client) -> list[int]:

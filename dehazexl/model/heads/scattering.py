@@ -66,11 +66,6 @@ class Scattering(Head):
         if spec.overview or spec.scale != 1:
             raise ValueError(f"overview and scale need the head 'field', not {spec.head!r}")
 
-    @classmethod
-    def extra(cls, spec: Spec) -> int:
-        """See `Head.extra`."""
-        return 3 if spec.airlight == "picture" else 0
-
     def initialize(self) -> None:
         """Start with little haze, or at the prior's; an airlight of the image a little brighter than the haziest."""
         super().initialize()
@@ -100,6 +95,10 @@ class Scattering(Head):
     def carried(self, votes: Tensor, tokens: Tokens, overlap: float) -> Tensor:
         """Return the logits of the airlight, everywhere the same, see `Head.carried`."""
         return votes[:, None].expand(*tokens.features.shape[:3], -1)  # one way to weigh
+
+    def air(self, carried: Tensor) -> Tensor | None:
+        """See `Head.air`."""
+        return None if self.airlight is None else torch.sigmoid(carried[:, 0, 0, :, None, None].float())
 
     def forward(self, features: Tensor, carried: Tensor, inputs: Tensor, tiles: Tensor) -> Affine:
         """See `Head.forward`."""

@@ -38,8 +38,8 @@ def squares(values: NDArray[np.float32], rows: Sequence[int], cols: Sequence[int
 def share_outside(values: NDArray[np.float32], window: Window) -> float:
     """Return the share of the absolute values of a map ``(y, x)`` outside a window; NaN if all are 0."""
     inner = window.intersection(Window(0, values.shape[0], 0, values.shape[1]))
-    inside = _absolute_sum(values[inner.y0 : inner.y1, inner.x0 : inner.x1])
-    total = _absolute_sum(values)
+    inside = absolute_sum(values[inner.y0 : inner.y1, inner.x0 : inner.x1])
+    total = absolute_sum(values)
     return 1 - inside / total if total else float("nan")
 
 
@@ -92,7 +92,8 @@ def area(shares: Sequence[float], values: Sequence[float]) -> float:
     return float((y[1:] + y[:-1]) / 2 @ np.diff(x))
 
 
-def _absolute_sum(values: NDArray[np.float32]) -> float:
+def absolute_sum(values: NDArray[np.float32]) -> float:
+    """Return the sum of the absolute values of a map ``(y, x)``."""
     return sum(float(np.abs(values[y : y + STRIP]).sum(dtype=np.float64)) for y in range(0, len(values), STRIP))
 
 

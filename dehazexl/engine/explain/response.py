@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dehazexl.engine.decode import DecodedTiles, add
-from dehazexl.engine.detectors import Detector
 from dehazexl.engine.encode import valid_tokens
+from dehazexl.engine.explain.detectors import Detector
 from dehazexl.engine.job import Job, computing
 from dehazexl.engine.tiles import Tiles
 from dehazexl.image.grid import SIDE, Window, reflect
@@ -45,11 +45,22 @@ Baseline = Callable[[Tiles], "NDArray[np.float32]"]
 
 @dataclass(frozen=True)
 class Pair:
-    """The same tiles of the image and of the baseline."""
+    """The same tiles at the end and at the start of a straight path.
+
+    Attributes
+    ----------
+    job
+        The image.
+    image, baseline
+        The tiles at the end and at the start.
+    speed
+        See `Path`.
+    """
 
     job: Job
     image: Tiles
     baseline: Tiles
+    speed: float = 1.0
 
     def between(self, cells: list[Cell], shares: NDArray[np.float32]) -> Tensor:
         """Return tiles ``(n, 3, side, side)`` between the baseline and the image, on the network's device.
@@ -70,7 +81,8 @@ class Pair:
         for cell, gradient in zip(cells, gradients.float().permute(0, 2, 3, 1).cpu().numpy(), strict=True):
             inside = self.job.grid.tile(*cell).expand(halo).to_slices(self.image.window)
             valid = self.image.valid[inside]
-            derivative = self.image.rgb[inside] - self.baseline.rgb[inside]  # hazy minus baseline
+            # Hazy minus baseline, for a path in one piece.
+            derivative = np.float32(self.speed) * (self.image.rgb[inside] - self.baseline.rgb[inside])
             total[inside] += (unfilled(gradient, valid) * derivative).sum(-1)
 
 
@@ -96,17 +108,36 @@ def add_reflected(part: NDArray[np.float32], window: Window, total: NDArray[np.f
 
 @dataclass(frozen=True)
 class Path:
-    """The straight path from a baseline to an image."""
+    """The straight path from a baseline to an image, or a straight piece of a longer path between them.
+
+    Attributes
+    ----------
+    job
+        The image.
+    baseline
+        Where the path starts.
+    end
+        Where it ends; None for the image.
+    speed
+        Number of such pieces in the whole path, whose derivative is that many times end minus start.
+    """
 
     job: Job
     baseline: Baseline
+    end: Baseline | None = None
+    speed: float = 1.0
 
     def read(self, tiles: Window) -> Pair:
-        """Read a rectangle of tiles of both."""
+        """Read a rectangle of tiles at both ends."""
         image = Tiles.read(self.job, tiles)
-        rgb = self.baseline(image)
-        rgb[~image.valid] = 0
-        return Pair(self.job, image, replace(image, rgb=rgb))
+        start, end = (image if place is None else _placed(image, place(image)) for place in (self.baseline, self.end))
+        return Pair(self.job, end, start, self.speed)
+
+
+def _placed(image: Tiles, rgb: NDArray[np.float32]) -> Tiles:
+    """Return tiles with other colors; pixels without data have none."""
+    rgb[~image.valid] = 0
+    return replace(image, rgb=rgb)
 
 
 class RecomputedTokens(TokenTensor):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dehazexl.engine.decode import decode
 from dehazexl.engine.job import Job
 from dehazexl.engine.run import Stage, stages
+from dehazexl.engine.tiles import Tiles
 from dehazexl.engine.tokens import MemoryTokens
 from dehazexl.image.chunk_cache import ChunkCache
 from dehazexl.image.grid import Window, reflect
@@ -25,14 +26,17 @@ from dehazexl.io.open import open_image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dehazexl.engine.response import Baseline
-    from dehazexl.engine.tiles import Tiles
+    from dehazexl.engine.explain.response import Baseline
 
 NAMES = ("dehazed", "black", "blur")
 """Baselines that need no file."""
 
 SIGMA = 32.0
 """Standard deviation of the baseline ``blur``, in pixels: a token of the networks without a scale."""
+
+
+LARGEST_SIGMA = 512.0
+"""Largest standard deviation of a blur in pixels: three times as many are read around each block of tiles."""
 
 
 def black(read: Tiles) -> NDArray[np.float32]:
@@ -83,6 +87,30 @@ def open_baseline(job: Job, source: str | Path) -> Baseline:
     return of_image(job, open_image(source, bands=[band + 1 for band in job.image.rgb]))
 
 
+def smoothed(job: Job, baseline: Baseline, share: float, sigma: float) -> Baseline:
+    """Return a point of the path on which the difference between baseline and image fades in from coarse to fine.
+
+    Parameters
+    ----------
+    job, baseline
+        The image and the baseline.
+    share
+        Share of the difference, above 0.
+    sigma
+        Standard deviation of the Gaussian that smooths the difference, in pixels, above 0.
+    """
+    margin = _reach(sigma)
+
+    def point(read: Tiles) -> NDArray[np.float32]:
+        wide = Tiles.read(job, read.tiles, margin)
+        difference = np.where(wide.valid[..., None], wide.rgb - baseline(wide), np.float32(0))
+        smooth = share * _smoothed(torch.from_numpy(difference).permute(2, 0, 1), sigma, margin)
+        smooth += torch.from_numpy(baseline(read)).permute(2, 0, 1)
+        return smooth.permute(1, 2, 0).numpy()
+
+    return point
+
+
 def dehazed_stages(job: Job, array: NDArray[Any]) -> Iterator[Stage]:
     """Yield the stages that dehaze the image into `array` ``(y, x, 3)``."""
     own = replace(job, strength=1.0)  # with caches of its own, which end with it
@@ -119,13 +147,23 @@ def _windows(job: Job) -> list[Window]:
 
 def _blurred(job: Job, window: Window, sigma: float) -> NDArray[Any]:
     """Blur a window with a Gaussian; pixels without data do not contribute."""
-    margin = int(np.ceil(3 * sigma))
+    margin = _reach(sigma)
     raw = job.pixels.read(window.expand(margin))
     valid = valid_mask(raw, job.image)
     rgb = np.where(valid[..., None], colors(raw, job.image).astype(np.float32), 0)
     stacked = torch.from_numpy(np.concatenate([rgb, valid[..., None].astype(np.float32)], axis=2)).permute(2, 0, 1)
-    total = _gaussian(_gaussian(stacked, sigma, margin).mT, sigma, margin).mT.permute(1, 2, 0).numpy()
+    total = _smoothed(stacked, sigma, margin).permute(1, 2, 0).numpy()
     return to_dtype(total[..., :3] / np.maximum(total[..., 3:], 1e-6), raw.dtype)
+
+
+def _reach(sigma: float) -> int:
+    """Return the radius in pixels of a Gaussian of this standard deviation."""
+    return int(np.ceil(3 * sigma))
+
+
+def _smoothed(x: Tensor, sigma: float, margin: int) -> Tensor:
+    """Smooth ``(c, h, w)`` with a Gaussian; the result is smaller by the margin on each side."""
+    return _gaussian(_gaussian(x, sigma, margin).mT, sigma, margin).mT
 
 
 def _gaussian(x: Tensor, sigma: float, margin: int) -> Tensor:

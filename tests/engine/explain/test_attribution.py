@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from reference import interleaved, picture, randomised, relative
+from scipy.ndimage import gaussian_filter
 
 import dehazexl
-from dehazexl.engine.attribution import Attribution, Explanation, explain, order, prepare_float32
-from dehazexl.engine.baselines import of_array
-from dehazexl.engine.detectors import DETECTORS
-from dehazexl.engine.response import add_reflected
+from dehazexl.engine.explain.attribution import Attribution, Explanation, explain, order, prepare_float32
+from dehazexl.engine.explain.baselines import of_array
+from dehazexl.engine.explain.detectors import DETECTORS
+from dehazexl.engine.explain.response import add_reflected
 from dehazexl.image.grid import Window, reflect
 from dehazexl.image.value_scale import to_dtype
 from dehazexl.model import SPECS, DehazeXL
@@ -38,7 +40,7 @@ FIELD = replace(SPECS["tiny-field"], scale=1)
 
 
 def autograd(model: DehazeXL, x: np.ndarray, b: np.ndarray, window: Window, detector: str, steps: int) -> np.ndarray:
-    """Attribute the window to the pixels ``(y, x)`` of a whole image ``(y, x, 3)`` at once."""
+    """Attribute the window to the pixels ``(y, x)`` of a whole image ``(y, x, 3)`` at once, on a straight path."""
     start, end = (torch.from_numpy(each.transpose(2, 0, 1).copy())[None] for each in (b, x))
     valid = torch.ones(window.height, window.width, dtype=torch.bool)
     total = torch.zeros(x.shape[:2])
@@ -96,6 +98,18 @@ def test_each_detector_is_attributed(detector: str) -> None:
     assert relative(found.attribution(), autograd(model, x, b, window, detector, 2)) < 1e-4
 
 
+def test_a_smoothed_path_is_that_of_the_whole_image_at_once() -> None:
+    # Without minima of neighborhoods: rounding decides which of two nearly equal pixels of a smooth image is the least.
+    model, x = randomised(GAIN), interleaved(picture(300, 520))
+    window, b = Window(200, 290, 240, 270), np.zeros_like(x)
+    found = explained(x, model, (200, 290, 240, 270), baseline="black", steps=4, fold=2, sigma=8)
+    between = b + gaussian_filter(x - b, 4, truncate=3, mode="mirror", axes=(0, 1)) / 2
+    pieces = [autograd(model, end, start, window, "sum", 2) for start, end in ((b, between), (between, x))]
+    assert relative(found.attribution, sum(pieces)) < 1e-4
+    straight = explained(x, model, (200, 290, 240, 270), baseline="black", steps=4)
+    assert relative(found.attribution, straight.attribution) > 0.01
+
+
 def test_a_pixel_beyond_the_image_gives_its_gradient_to_its_reflection() -> None:
     values = np.random.default_rng(0).random((9, 30)).astype(np.float32)
     window, total = Window(-3, 6, -4, 26), np.zeros((5, 12), np.float32)
@@ -125,6 +139,38 @@ def test_attributions_sum_to_the_difference_of_the_responses(spec: Any, overlap:
     assert incomplete(found[1]) < incomplete(found[0]) or incomplete(found[0]) < 1e-4
     assert found[1].numbers["sum"] == pytest.approx(found[1].tiles.sum())
     assert found[1].numbers["sum"] == pytest.approx(found[1].tokens.sum())
+
+
+@pytest.mark.parametrize("baseline", ["black", "blur"])
+def test_a_smoothed_path_has_the_same_sum(baseline: str) -> None:
+    torch.manual_seed(0)
+    model, x = DehazeXL(COMPACT).eval(), interleaved(picture(200, 300))
+    x[30:60, 40:50] = np.nan
+    window = (100, 160, 180, 240)
+    straight, smoothed = (
+        explained(x, model, window, baseline=baseline, sigma=8, steps=12, fold=fold, overlap=32) for fold in (1, 6)
+    )
+    assert smoothed.numbers["difference"] == straight.numbers["difference"]
+    assert incomplete(smoothed) < 0.01
+    assert smoothed.numbers["error"] < 0.01
+
+
+def test_where_attributions_cancel_the_completeness_is_not_given() -> None:
+    model = DehazeXL(OFFICIAL).eval()
+    torch.nn.init.zeros_(model.head.output.weight)  # the output is the input
+    x = interleaved(picture(100, 90))
+    job = prepare_float32(x, model, 0, (0, 1))
+    work = Attribution(job, Window(20, 60, 10, 80), baseline="black", steps=2)
+    flipped = x.copy()
+    flipped[20:60] = x[20:60][::-1]  # as bright as the image in the window
+    work._baseline = of_array(job, flipped)
+    found = finish(work)
+    assert math.isnan(found.numbers["completeness"]) and "hardly differ" in found.numbers["note"]
+    assert found.numbers["absolute_sum"] > 1 and found.numbers["error"] < 1e-4
+    assert found.to_dict()["completeness"] is None
+    work = Attribution(job, Window(20, 60, 10, 80), baseline="black", steps=2)
+    assert finish(work).numbers["completeness"] == pytest.approx(1)
+    assert not work.result().numbers["note"]
 
 
 def test_the_default_baseline_is_the_dehazed_image() -> None:
@@ -277,6 +323,11 @@ BAD: list[tuple[tuple[int, int, int, int], dict[str, Any], str]] = [
     ((20, 30, 20, 30), {"detector": "median"}, "sum, mean-variance, gradient"),
     ((20, 21, 20, 30), {"detector": "gradient"}, "2 x 2"),
     ((20, 30, 20, 30), {"baseline": "blur", "sigma": 0}, "above 0"),
+    ((20, 30, 20, 30), {"sigma": float("nan")}, "above 0"),
+    ((20, 30, 20, 30), {"sigma": 1e6}, "at most 512 pixels"),
+    ((20, 30, 20, 30), {"steps": 10**9}, "at most 100000"),
+    ((20, 30, 20, 30), {"steps": 10, "fold": 4}, "divide the 10 steps"),
+    ((20, 30, 20, 30), {"fold": 0}, "at least 1"),
 ]
 
 

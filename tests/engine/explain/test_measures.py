@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dehazexl.engine.measures import area, gini, radius, share_outside, squares
+from dehazexl.engine.explain.measures import area, gini, radius, share_outside, squares
 from dehazexl.image.grid import Window
 
 

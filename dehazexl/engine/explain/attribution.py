@@ -7,10 +7,18 @@ attribution of a pixel is
 
     (x - b) * integral over s from 0 to 1 of dD(F(g(s))) / dg.
 
+The path may also be smoothed: `fold` straight pieces between the points
+
+    g(s) = b + s G(sigma (1 - s)) (x - b)    for s = 0, 1 / fold, ..., 1,
+
+where G smooths with a Gaussian of that standard deviation, so that the difference fades in from coarse to fine. It has
+the same ends, so its attributions have the same sum.
+
 The factor is the derivative of the path, **hazy minus baseline**. The authors' code multiplies by twice the hazy image
 minus the clear one, for which the attributions have no known sum. With the derivative, the chain rule makes them sum
 to D(F(x)) - D(F(b)), the fundamental theorem of calculus along the path ("completeness"). How closely they do tells
-whether there were enough steps; it is one of the numbers of each `Explanation`.
+whether there were enough steps; it is one of the numbers of each `Explanation`. Where the attributions cancel each
+other, so that the responses hardly differ, their ratio tells nothing, and is not given.
 """
 
 from __future__ import annotations
@@ -25,11 +33,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dehazexl.engine import baselines, measures
-from dehazexl.engine.curves import Curve, count_steps, curves
 from dehazexl.engine.dehaze import choose_batch, prepare
-from dehazexl.engine.detectors import check_detector
-from dehazexl.engine.response import Path, Response
+from dehazexl.engine.explain import baselines, measures
+from dehazexl.engine.explain.curves import Curve, count_steps, curves
+from dehazexl.engine.explain.detectors import check_detector
+from dehazexl.engine.explain.response import Path, Response
 from dehazexl.engine.run import Stage
 from dehazexl.engine.tiles import Tiles
 from dehazexl.image.grid import TOKEN, Window
@@ -39,14 +47,25 @@ from dehazexl.model.weights import load_model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dehazexl.engine.explain.response import Baseline
     from dehazexl.engine.job import Job
-    from dehazexl.engine.response import Baseline
     from dehazexl.model import DehazeXL
 
 LARGEST_WINDOW = 4096**2
 """Pixels of the largest window: its output is kept in memory, as are the pixels of its tiles."""
 
+MOST_STEPS = 100_000
+"""Points of a path at most."""
+
 STATE = "state.json"
+
+CANCELED = 0.01
+"""Difference of the responses, as a share of the absolute attributions, up to which they cancel each other."""
+
+NOTE = (
+    "the responses to image and baseline hardly differ: completeness and curves, shares of the difference, tell nothing"
+)
+"""The note of an explanation whose attributions cancel each other."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +107,13 @@ def explain(
     steps: int = 100,
     with_curves: bool = True,
     sigma: float = baselines.SIGMA,
+    fold: int = 1,
     overlap: int | None = None,
     value_range: tuple[float, float] | None = None,
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] = "auto",
 ) -> Explanation:
-    """Compute which parts of a hazy image a network used for a window of its output, see `engine.attribution`.
+    """Compute which parts of a hazy image a network used for a window of its output, see `engine.explain.attribution`.
 
     Parameters
     ----------
@@ -114,7 +134,10 @@ def explain(
     with_curves
         Compute deletion and insertion curves as well.
     sigma
-        Standard deviation of the blur, in pixels.
+        Standard deviation in pixels of the baseline ``"blur"``, and of the smoothing at the start of a path that is
+        smoothed.
+    fold
+        Straight pieces of a smoothed path; 1 for the straight path. `steps` is a multiple of it.
     batch
         Number of tiles computed at once, with gradients.
 
@@ -127,10 +150,10 @@ def explain(
     ------
     FileNotFoundError, TypeError, ValueError
         See `dehaze`; ValueError also for a window outside the image, larger than 4096 x 4096 pixels or without data,
-        a baseline of another size, and fewer than two steps.
+        a baseline of another size, fewer than two steps, and steps that are no multiple of `fold`.
     """
     job = prepare_float32(source, model, overlap, value_range, bands, batch)
-    work = Attribution(job, Window(*window), detector, baseline, steps, sigma=sigma, with_curves=with_curves)
+    work = Attribution(job, Window(*window), detector, baseline, steps, sigma=sigma, fold=fold, with_curves=with_curves)
     for stage in work.stages():
         for _ in stage.steps:
             pass
@@ -158,7 +181,7 @@ class Attribution:
 
     Parameters
     ----------
-    job, window, detector, baseline, steps, sigma, with_curves
+    job, window, detector, baseline, steps, sigma, fold, with_curves
         See `explain`.
     folder
         Existing folder for intermediate results, from which an interrupted computation goes on. The caller ensures that
@@ -185,15 +208,16 @@ class Attribution:
         steps: int = 100,
         *,
         sigma: float = baselines.SIGMA,
+        fold: int = 1,
         with_curves: bool = True,
         folder: FilePath | None = None,
     ) -> None:
         check_window(job, window)
-        check_steps(steps)
-        if not sigma > 0:
-            raise ValueError(f"sigma must be above 0 pixels, not {sigma}")
+        check_steps(steps, fold)
+        if not 0 < sigma <= baselines.LARGEST_SIGMA:
+            raise ValueError(f"sigma must be above 0 and at most {baselines.LARGEST_SIGMA:g} pixels, not {sigma}")
         self.job, self.window, self.steps, self.detector = job, window, steps, detector
-        self.baseline, self.sigma, self.with_curves = str(baseline), sigma, with_curves
+        self.baseline, self.sigma, self.fold, self.with_curves = str(baseline), sigma, fold, with_curves
         self._detect, self._folder = check_detector(detector, window), folder
         known: dict[str, Baseline] = {"black": baselines.black}
         if self.baseline not in baselines.NAMES:
@@ -219,7 +243,7 @@ class Attribution:
         if self._state["ends"] is None:
             yield Stage("ends", 2 * tiles, self._find_ends())
         yield Stage("path", 2 * tiles * self.steps, self._follow())
-        if self.with_curves and tiles > 1 and self.difference:
+        if self.with_curves and tiles > 1 and not self._cancels(measures.absolute_sum(self.attribution())):
             yield Stage("curves", 2 * tiles + count_steps(tiles), self._find_curves())
 
     @property
@@ -227,6 +251,10 @@ class Attribution:
         """Response to the image minus response to the baseline."""
         start, end = self._state["ends"]
         return float(end - start)
+
+    def _cancels(self, absolute: float) -> bool:
+        """Return whether the responses hardly differ, given the sum of the absolute attributions."""
+        return abs(self.difference) <= CANCELED * absolute or not self.difference
 
     def attribution(self) -> NDArray[np.float32]:
         """Return the map ``(y, x)`` by the points computed so far."""
@@ -249,15 +277,17 @@ class Attribution:
         -------
         dict
             The request; ``response_to_image``, ``response_to_baseline`` and their ``difference``; ``sum`` of the
-            attributions and ``completeness``, that over the difference; ``global_share``, the share of the absolute
-            attributions outside the tiles of the window; ``radius_50`` and ``radius_90``, the distance in pixels from
-            the window within which these percentages of them lie; ``gini`` of the tokens and ``diffusion_index``, see
-            `measures.gini`; and ``tile_side`` and ``token_side``, the pixels that a tile (without the overlap) and a
-            token stand for.
+            attributions, ``absolute_sum`` of their absolute values, and ``error``, by which the sum misses the
+            difference as a share of the latter; ``completeness``, the sum over the difference, NaN with a ``note``
+            where the responses hardly differ (by 1 % of the absolute sum at most); ``global_share``, the share of the
+            absolute attributions outside the tiles of the window; ``radius_50`` and ``radius_90``, the distance in
+            pixels from the window within which these percentages of them lie; ``gini`` of the tokens and
+            ``diffusion_index``, see `measures.gini`; and ``tile_side`` and ``token_side``, the pixels that a tile
+            (without the overlap) and a token stand for.
         """
         own = self.job.grid.tile_window(self.job.grid.tiles_touching(self.window))
-        total = float(values.sum(dtype=np.float64))
-        spread = measures.gini(tokens)
+        total, absolute = float(values.sum(dtype=np.float64)), measures.absolute_sum(values)
+        cancels, spread = self._cancels(absolute), measures.gini(tokens)
         start, end = self._state["ends"]
         return {
             "image": self.job.image.name,
@@ -265,11 +295,15 @@ class Attribution:
             "detector": self.detector,
             "baseline": self.baseline,
             "steps": self.done,
+            "fold": self.fold,
             "response_to_image": end,
             "response_to_baseline": start,
             "difference": self.difference,
             "sum": total,
-            "completeness": total / self.difference if self.difference else math.nan,
+            "absolute_sum": absolute,
+            "error": abs(total - self.difference) / absolute if absolute else math.nan,
+            "completeness": math.nan if cancels else total / self.difference,
+            "note": NOTE if cancels else "",
             "global_share": measures.share_outside(values, own),
             "radius_50": measures.radius(values, self.window, 0.5),
             "radius_90": measures.radius(values, self.window, 0.9),
@@ -283,9 +317,24 @@ class Attribution:
     def _token_side(self) -> int:
         return TOKEN * self.job.model.spec.scale
 
-    def _response(self) -> Response:
+    def _response(self, path: Path | None = None) -> Response:
+        """Return the response on a path, by default the straight one."""
         assert self._baseline is not None
-        return Response(Path(self.job, self._baseline), self.window, self._detect)
+        return Response(path or Path(self.job, self._baseline), self.window, self._detect)
+
+    def _piece(self, number: int) -> Path:
+        """Return a straight piece of the path."""
+        start = self._point(number)
+        assert start is not None
+        return Path(self.job, start, self._point(number + 1), self.fold)
+
+    def _point(self, number: int) -> Baseline | None:
+        """Return the start of a straight piece of the path; None for the image, where the last ends."""
+        assert self._baseline is not None
+        if number in (0, self.fold):
+            return None if number else self._baseline
+        share = number / self.fold
+        return baselines.smoothed(self.job, self._baseline, share, self.sigma * (1 - share))
 
     def _baseline_stages(self) -> Iterator[Stage]:
         """Yield the stages that compute the baseline, if it has to be."""
@@ -312,13 +361,15 @@ class Attribution:
 
     def _follow(self) -> Iterator[int]:
         """Add up the gradients at all points of the path."""
-        response, tiles = self._response(), self.job.grid.count
+        tiles = self.job.grid.count
         if self.done:
             yield 2 * tiles * self.done
         for point in order(self.steps)[self.done :]:
             total = self._sum(self.done + 1)
             total[:] = self._sum(self.done)
-            yield from response.gradient(np.full(tiles, (point + 0.5) / self.steps, np.float32), total)
+            piece, share = divmod((point + 0.5) * self.fold / self.steps, 1)
+            response = self._response(self._piece(int(piece)))
+            yield from response.gradient(np.full(tiles, share, np.float32), total)
             # The other array keeps the sum without this point until the state says that it is complete.
             self._write_state(total, steps=self.done + 1)
 
@@ -377,10 +428,12 @@ def order(steps: int) -> list[int]:
     return [(steps // 2 + point * stride) % steps for point in range(steps)]
 
 
-def check_steps(steps: int) -> int:
-    """Return a number of points of a path; raise ValueError if it is below 2."""
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, not {steps}")
+def check_steps(steps: int, fold: int = 1) -> int:
+    """Return a number of points of a path; raise ValueError if it is below 2, or no multiple of its pieces."""
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps must be at least 2, and at most {MOST_STEPS}, not {steps}")
+    if fold < 1 or steps % fold:
+        raise ValueError(f"fold must be at least 1 and divide the {steps} steps, not {fold}")
     return steps
 
 

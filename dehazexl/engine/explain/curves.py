@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dehazexl.engine.measures import area
+from dehazexl.engine.explain.measures import area
 from dehazexl.model.fusing import idle
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from dehazexl.engine.response import Response
+    from dehazexl.engine.explain.response import Response
 
 POINTS = 10
 """Steps from no tile to all tiles, at most."""

@@ -1,0 +1,1 @@
+"""Attribution: what parts of an image a network used for a window of its output."""
