@@ -673,7 +673,7 @@ def evaluate(
             load, size = loader(device, dtype), size or SIZE
             print(score(folders, files, load, overlap, size, out, hold_out, light, echo_failure))
         if failures:
-            where = ", ".join(map(str, folders or [real]))
+            where = real or ", ".join(map(str, folders))
             raise ValueError(f"images in {where} that could not be scored: {len(failures)}, see above")
     except KeyboardInterrupt:
         saved = f"the scores so far are in {out / ('real.csv' if real else 'scores.csv')}" if out else ""

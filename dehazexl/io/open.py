@@ -14,7 +14,7 @@ from dask.base import tokenize
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import BANDS_HINT, array_roles, describe_bands
-from dehazexl.io.photo_read import open_jpeg, open_png
+from dehazexl.io.photo_read import open_jpeg, open_png, open_webp
 from dehazexl.io.raster_read import open_raster
 from dehazexl.io.remote import open_remote, remote_address
 from dehazexl.io.sidecars import envi_data, with_sidecars
@@ -216,6 +216,6 @@ MAGIC: dict[bytes, Callable[[Path], Image]] = {
     b"\xff\x4f\xff\x51": open_raster,
     b"EHFA_HEA": open_raster,
     b"<VRTData": open_raster,
-    b"RIFF": open_raster,
+    b"RIFF": open_webp,
 }
 """Readers by the first bytes of the file."""

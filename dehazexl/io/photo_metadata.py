@@ -6,10 +6,14 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dehazexl.io.exif import exif_of, orientation_of, parse_exif, upright_exif
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 IPTC_RESOURCE = 0x0404
 PNG_XMP = b"XML:com.adobe.xmp"
@@ -22,6 +26,12 @@ INCH, CENTIMETER = 2, 3
 """Units of a resolution, as in TIFF."""
 LARGEST = 16 * 2**20
 """Bytes of a chunk of metadata at most."""
+LUMINANCE = (
+    *(16, 11, 12, 14, 12, 10, 16, 14, 13, 14, 18, 17, 16, 19, 24, 40, 26, 24, 22, 22, 24, 49, 35, 37, 29, 40, 58, 51),
+    *(61, 60, 57, 51, 56, 55, 64, 72, 92, 78, 64, 68, 87, 69, 55, 56, 80, 109, 81, 87, 95, 98, 103, 104, 103, 62, 77),
+    *(113, 121, 112, 100, 120, 92, 101, 103, 99),
+)  # fmt: skip
+"""Quantization of luminance at quality 50, in zigzag order (ITU T.81, table K.1)."""
 MOST_CHUNKS = 200_000
 """Chunks of a PNG that are looked at."""
 LONGEST = 65533
@@ -45,6 +55,14 @@ def jpeg_metadata(file: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     if comment := file.info.get("comment"):
         found["description"] = comment.decode("utf-8", "replace").rstrip("\0")
     return {name: value for name, value in found.items() if value}, lost_line(lost)
+
+
+def quality_of(table: NDArray[np.uint8]) -> int:
+    """Return the quality of JPEG, 1 to 100, whose quantization of luminance (in zigzag order) is nearest to a table."""
+    quality = np.arange(1, 101)
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    tables = np.clip((scale[:, None] * np.array(LUMINANCE) + 50) // 100, 1, 255)
+    return int(quality[np.abs(tables - table.astype(int)).sum(axis=1).argmin()])
 
 
 def lost_line(lost: list[str]) -> tuple[str, ...]:

@@ -172,8 +172,8 @@ def _reading_error(name: str, place: str, error: Exception) -> Exception:
         return MemoryError(f"{address(name)}, {place}: {reason}")
     if name.startswith("/vsi"):
         return OSError(f"{address(name)} cannot be read in {place} ({reason}): check the connection, and try again")
-    if re.search(r"no such file|does not exist", reason, re.IGNORECASE):
-        return ValueError(f"{name} cannot be read in {place} ({reason}): restore what it refers to")
+    if name.lower().endswith(".vrt"):
+        return ValueError(f"{name} cannot be read in {place} ({reason}): check the files that it refers to")
     if re.search(r"not supported|unsupported|missing codec|not configured", reason, re.IGNORECASE):
         return ValueError(f"{name} cannot be decoded ({reason}): convert it, e.g. to a GeoTIFF compressed by deflate")
     return ValueError(f"{name} is damaged in {place} ({reason}): copy or download it again")
@@ -335,9 +335,13 @@ def remote_token(file: rasterio.DatasetReader, name: str) -> str:
 
 
 def check_colors(file: rasterio.DatasetReader, where: str) -> None:
-    """Raise ValueError for palettes and CMYK."""
+    """Raise ValueError for palettes, CMYK, Lab, and gray where white is 0."""
     from rasterio.enums import ColorInterp
 
+    structure = file.tags(ns="IMAGE_STRUCTURE")
+    if structure.get("MINISWHITE") == "YES" or "LAB" in structure.get("SOURCE_COLOR_SPACE", ""):
+        kind = "white-is-zero" if "MINISWHITE" in structure else structure["SOURCE_COLOR_SPACE"]
+        raise ValueError(f"{where} has {kind} colors, which GDAL does not convert: make it gray or RGB first")
     kinds = {ColorInterp.palette: "palette", ColorInterp.cyan: "CMYK", ColorInterp.Y: "YCbCr"}
     for color in file.colorinterp:
         if color in kinds:

@@ -177,7 +177,7 @@ def _place(target: Image) -> dict[str, Any]:
 def _describe(file: rasterio.DatasetWriter, target: Image) -> list[str]:
     """Write names, colors, scales and metadata of an open file; return the names of those that cannot be written."""
     lost = []
-    failures = (*gdal_errors(), ValueError, TypeError, UnicodeError)
+    failures: tuple[type[Exception], ...] = (*gdal_errors(), ValueError, TypeError, UnicodeError)
     for name, write in _parts(file, target):
         try:
             write()
@@ -340,7 +340,7 @@ def _copied(staged: Path, path: Path, levels: Levels, target: Image, compression
 @contextmanager
 def _told_if_full(path: Path) -> Iterator[None]:
     """Convert errors of GDAL to OSError: that of a full disk if it is one."""
-    failures = (*gdal_errors(), ValueError)
+    failures: tuple[type[Exception], ...] = (*gdal_errors(), ValueError)
     try:
         yield
         check_complete(path)

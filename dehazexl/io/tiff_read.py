@@ -15,9 +15,11 @@ import numpy as np
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Holes, Image
 from dehazexl.io.bands import OME_COLORS, RGB_ROLES, choose_bands
-from dehazexl.io.raster_read import Decoders, gdal, gdal_errors, open_dataset, open_raster
+from dehazexl.io.photo_metadata import quality_of
+from dehazexl.io.raster_read import Decoders, open_raster
 from dehazexl.io.source import (
     CHUNK,
+    MAX_METADATA,
     Guard,
     Source,
     axes_by_shape,
@@ -104,18 +106,18 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
             image = replace(image, holes=tiff_holes(tif.series[0], image.levels[0].name))
         return with_photo_metadata(image, tif, pages, page)
     series, plane, notes = chosen_plane(tif, page, path) if microscopy else chosen_series(tif, pages, page)
-    key, number = series.keyframe, tif.series.index(series) if microscopy else 0
+    key, place = series.keyframe, tif.series.index(series) if microscopy else 0
     check_colors(key, path)
     check_pixels(series.shape, np.dtype(series.dtype or "O"), str(path))
     axes = tiff_axes(series, path, any_plane=page is not None)
     levels = tiff_levels(tif, series)
     sources = [tiff_source(level, axes, path, plane) for level in levels]
-    chosen = choose_bands(*tiff_bands(tif, series, sources[0][0].shape[2], number))
+    chosen = choose_bands(*tiff_bands(tif, series, sources[0][0].shape[2], place))
     files = sorted({tiff_path(part) for level in levels for part in level.pages if part is not None})
     token = file_token(files)
     orientation = int(key.tags.valueof(ORIENTATION) or 1)
     sources = [apply_orientation(source, chunk, orientation) for source, chunk in sources]
-    scale, units = ome_scale(tif, number)
+    scale, units = ome_scale(tif, place)
     suffix = f"-{page}" if page else ""
     image = Image(
         levels=tuple(
@@ -133,7 +135,7 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
         path=path,
         fingerprint=token + suffix,
         guard=Guard(path, token, partial(file_token, files)),
-        metadata=tiff_metadata(key) | ({"ome_image": number} if number else {}),
+        metadata=tiff_metadata(key) | ({"ome_image": place} if place else {}),
         holes=tiff_holes(series, f"tiff-{token}{suffix}-0") if orientation == 1 and not plane else None,
     )
     return with_photo_metadata(image, tif)
@@ -159,6 +161,8 @@ def jpeg_decoders(tif: tifffile.TiffFile, path: Path) -> Decoders:
     page = series.keyframe
     if (page.compression, page.bitspersample, page.planarconfig) != (7, 8, 1) or page.samplesperpixel not in (1, 3):
         return {}
+    if plane_count(series) > 1:
+        return {}  # pages, of which GDAL opens the first
     axes = tiff_axes(series, path)
     sources = [tiff_source(level, axes, path) for level in tiff_levels(tif, series)]
     return {source.shape: (source, chunk) for source, chunk in sources}
@@ -273,8 +277,8 @@ def tiff_axes(series: tifffile.TiffPageSeries, path: Path, any_plane: bool = Fal
     further = [f"{axis} ({length})" for axis, length in sized if length > 1 and axis not in "YXSC"]
     if (further and not any_plane) or sum(length > 1 for axis, length in sized if axis in "SC") > 1:
         named = ", ".join(f"{axis} ({length})" for axis, length in sized)
-        pages = f"choose one of {plane_count(series)} planes with --page N, or save it to its own file"
-        raise ValueError(f"{path} has the axes {named}: {pages}")
+        remedy = f"choose one of {plane_count(series)} planes with --page N, or save it to its own file"
+        raise ValueError(f"{path} has the axes {named}: {remedy}")
     known = "YXSC"
     letters = ["-" if axis not in known or (length == 1 and axis in "SC") else axis.lower() for axis, length in sized]
     return "".join(letters).replace("s", "c")
@@ -441,15 +445,18 @@ def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     said: dict[str, Any] = {"container": "tiff", "compression": COMPRESSIONS.get(int(page.compression), "deflate")}
     if page.parent.is_ome:
         said |= {"container": "ome-tiff", "ome_xml": page.parent.ome_metadata or ""}
-    if said["compression"] == "jpeg" and (quality := jpeg_quality(tiff_path(page))):
-        said["quality"] = quality
+    if said["compression"] == "jpeg" and (quality := jpeg_quality(page)):
+        said["quality"] = str(quality)
     return {**kept, **said}
 
 
-def jpeg_quality(path: Path) -> str:
-    """Return the quality of the first image of a TIFF of JPEG, which GDAL finds by its tables; empty if unknown."""
-    try:
-        with gdal(), open_dataset(str(path)) as file:
-            return str(file.tags(ns="IMAGE_STRUCTURE").get("JPEG_QUALITY", ""))
-    except gdal_errors():
-        return ""
+def jpeg_quality(page: tifffile.TiffPage) -> int:
+    """Return the quality of JPEG tiles by their first table of quantization; 0 if it is not known."""
+    data = page.jpegtables or b""
+    if not data and page.databytecounts and 0 < page.databytecounts[0] <= MAX_METADATA:
+        page.parent.filehandle.seek(page.dataoffsets[0])
+        data = page.parent.filehandle.read(page.databytecounts[0])
+    start = data.find(b"\xff\xdb")
+    if start < 0 or len(data) < start + 69 or data[start + 4]:
+        return 0
+    return quality_of(np.frombuffer(data, np.uint8, 64, start + 5))
