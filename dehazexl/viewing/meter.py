@@ -8,6 +8,15 @@ import time
 COSTS = {"encoding": 1.0, "fusing": 0.15, "decoding": 1.0}
 """Time of a tile in each stage, as a multiple of that of encoding it. A tile is fused once for each layer."""
 
+WORDS = {
+    "encoding": "looking at all tiles",
+    "fusing": "comparing the tiles",
+    "decoding": "removing the haze",
+    "dehazing the overview": "dehazing a small copy first",
+    "the overview is dehazed": "all in view is dehazed",
+}
+"""Stages and states for somebody who does not know the network."""
+
 NEARLY = 0.99
 """Largest fraction before the end: the last overviews and the renaming come after all tiles."""
 
@@ -73,8 +82,15 @@ class Meter:
     def __str__(self) -> str:
         rate, left = self.rate, self.left
         if rate is None or left is None:
-            return self.stage or "starting"
-        return f"{self.stage}, {rate:.3g} tiles/s, {duration(left)} left"
+            return in_words(self.stage) or "starting"
+        return f"{in_words(self.stage)}, {rate:.3g} tiles/s, {duration(left)} left"
+
+
+def in_words(status: str) -> str:
+    """Return a stage or a status in the words of `WORDS`."""
+    for name, words in WORDS.items():
+        status = status.replace(name, words)
+    return status
 
 
 def duration(seconds: float) -> str:

@@ -383,9 +383,6 @@ class DehazeSession:
 
         An error ends the session, unless `worker` has been replaced: the session was closed and restarted meanwhile.
         """
-        if not is_turn(self):
-            time.sleep(PAUSE)
-            return True
         task = self._next()
         cell = self._unsettled() if task is None else None
         if task is None and cell is None:
@@ -537,9 +534,13 @@ def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Wo
         before.join()
     try:
         while (session := ref()) is not None:
-            busy = session._do_next(own[0])
-            session._tell()
+            waits = not is_turn(session)
+            busy = waits or session._do_next(own[0])
+            if not waits:
+                session._tell()
             del session
+            if waits:
+                time.sleep(PAUSE)
             yield busy
     finally:
         if (session := ref()) is not None:

@@ -19,6 +19,7 @@ from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
 
 from dehazexl.viewing.choices import PRESETS, Choices
+from dehazexl.viewing.meter import in_words
 from dehazexl.viewing.model_info import ModelInfo
 from dehazexl.viewing.overviews import ENOUGH
 from napari_dehazexl._compare import Divider, results_in, show_original_on_key
@@ -488,7 +489,7 @@ class Dehaze(Form):
         working = working_layers(self.viewer)
         for _, session in working:
             session.progressed.connect(self._progressed, unique=True)  # before its status is read: none is missed
-        shown = [f"{layer.name}: {session.status}" for layer, session in working if layer.visible]
+        shown = [f"{layer.name}: {in_words(session.status)}" for layer, session in working if layer.visible]
         _set_text(self.status, self._waited_for() or (shown[-1] if shown else ""))
         for _, session in dehazed_layers(self.viewer):
             if math.isfinite(rate := session.rate):  # read once: another thread changes it
