@@ -709,7 +709,8 @@ def test_info_tells_border_mask_and_container(inside: Path, capsys: pytest.Captu
     pixels = smooth(3, "uint8", 280, 300)
     pixels[:96] = 0  # whole blocks of JPEG
     write_gdal(inside / "a.tif", pixels, driver="COG", compress="jpeg", photometric="MINISBLACK")
-    write_gdal(inside / "b.tif", smooth(3, "uint8", 280, 300), mask=np.indices((280, 300))[1] > 9, NBITS=7)
+    options: dict[str, Any] = {"mask": np.indices((280, 300))[1] > 9, "NBITS": 7, "photometric": "MINISBLACK"}
+    write_gdal(inside / "b.tif", smooth(3, "uint8", 280, 300) // 3, **options)
     found = {}
     for name in "ab":
         assert main(["info", f"{name}.tif", "--json"]) == 0
