@@ -135,7 +135,7 @@ def score_case(model: DehazeXL, case: Case) -> dict[str, dict[str, float]]:
     encoded = open_tokens(job)
     for _ in encode(job, encoded):
         pass
-    tokens = torch.from_numpy(encoded.tokens()[0]).to(model.device, model.dtype).unflatten(2, (SIDE, SIDE))
+    tokens = torch.from_numpy(encoded.get(job.grid.tiles)[0]).to(model.device, model.dtype).unflatten(2, (SIDE, SIDE))
     found = {"hazy": scores(case, case.hazy, job.grid.overlap, job.grid.side)}
     for name, context in CONTEXTS.items():
         if name == "no overview" and not model.spec.overview:

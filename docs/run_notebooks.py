@@ -1,12 +1,13 @@
 """Run the notebooks and save them with their outputs.
 
-    python docs/run_notebooks.py
+    python docs/run_notebooks.py [docs/notebooks/zarr.ipynb]
 
-Images are kept as JPEG alone.
+All of them, or those that are named. Images are kept as JPEG alone.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import nbformat
@@ -14,8 +15,9 @@ from nbclient import NotebookClient
 
 
 def main() -> None:
-    """Run them all."""
-    for path in sorted((Path(__file__).parent / "notebooks").glob("*.ipynb")):
+    """Run them."""
+    named = [Path(name) for name in sys.argv[1:]]
+    for path in named or sorted((Path(__file__).parent / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(notebook, timeout=600).execute()
         for cell in notebook.cells:

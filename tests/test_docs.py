@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,10 +37,11 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 MARK = re.compile(r"<!-- (not run|parsed only): (.+) -->")
 LANGUAGES = ("sh", "python", "text")
 SHORT = {
+    "demo": ["--size", "520x400"],
     "explain": ["--steps", "2", "--no-curves"],
     "train": ["--spec", "tiny", "--tiles", "1", "--every", "1", "--device", "cpu", "--steps", "1"],
 }
-"""Options that make a command short."""
+"""Options that make commands short."""
 
 
 @dataclass
@@ -156,7 +158,8 @@ def check_dehazed(names: dict[str, Any]) -> None:
         for path in written:
             dehazed = np.asarray(dehazexl.open_image(path).levels[0])
             np.testing.assert_array_equal(names["preview"], dehazed)
-    hazy = np.asarray(dehazexl.open_image("hazy.tif").levels[0])[: len(dehazed), : dehazed.shape[1]]
+    image = names["image"] if "image" in names else dehazexl.open_image("hazy.tif")
+    hazy = np.asarray(image.levels[0])[: len(dehazed), : dehazed.shape[1]]
     assert np.abs(dehazed.astype(int) - hazy).mean() > 5, "the haze is still there"
 
 
@@ -173,6 +176,17 @@ def test_the_readme_has_commands_and_python() -> None:
     languages = [block.language for block in blocks(README)]
     assert languages.count("sh") > 1
     assert languages.count("python") == 1
+
+
+def test_links_of_the_readme_exist_and_are_absolute_in_the_package() -> None:
+    text = README.read_text(encoding="utf-8")
+    relative = re.compile(r"\]\((?!https://)([^)#]*)")
+    assert all((ROOT / link).exists() for link in relative.findall(text))
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["metadata"]["hooks"]
+    for each in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert not relative.findall(text)
+    assert "](https://raw.githubusercontent.com/napari-dehazexl/napari-dehazexl/main/docs/napari.jpg)" in text
 
 
 @pytest.mark.parametrize("command", ["explode", "run --overlaps 3 a b"])

@@ -183,13 +183,12 @@ def describe(found: Explanation) -> Iterator[str]:
     """Yield the numbers of an explanation, a line at a time."""
     n = found.numbers
     sums = f"attributions sum to {n['sum']:.6g}, the responses differ by {n['difference']:.6g}"
-    if n["note"]:
-        yield f"completeness:     none, {n['note']} ({sums}, with absolute values of {n['absolute_sum']:.6g} in total)"
-    else:
-        yield f"completeness:     {100 * n['completeness']:.2f} % ({sums})"
+    share = f"none, {n['note']}" if n["note"] else f"{100 * n['completeness']:.2f} %"
+    yield f"completeness:     {share} ({sums})"
     if math.isnan(n["radius_50"]):
         yield "nothing is attributed: the image is like the baseline"
         return
+    yield f"error of the sum: {100 * n['error']:.2g} % of the absolute attributions"
     yield f"global share:     {100 * n['global_share']:.1f} % of the attribution lies outside the window's own tiles"
     yield f"radius:           50 % within {n['radius_50']:.0f} pixels of the window, 90 % within {n['radius_90']:.0f}"
     yield f"diffusion index:  {n['diffusion_index']:.1f} of 100"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -278,8 +279,9 @@ def work(
             left = math.ceil(tiles.count * (1 - share_done(unfinished.folder / MARKS)))
             with bar("decode", left, keep_bars) as advance:
                 kept = MapStore.open(unfinished.folder / FOLDER, settings.maps, part) if settings.maps else None
-                clear, options = decode_lazily(job, store, advance, window, kept), settings.writing
-                filling = fill(advance, window, kept)
+                noted = noting(unfinished, "decode", tiles.count, advance, tiles.count - left)
+                clear, options = decode_lazily(job, store, noted, window, kept), settings.writing
+                filling = fill(noted, window, kept)
                 if kept is not None:
                     filling = kept.filling(filling or partial(_filled, clear), task.output, part, options)
                 for _ in write(clear, task.output, part, **options, fill=filling, resume=unfinished):
@@ -293,9 +295,27 @@ def _filled(clear: da.Array, level0: Level0) -> Generator[int, None, None]:
 
 def follow(stage: Stage, unfinished: Unfinished, keep_bars: bool) -> None:
     """Go through a stage with a progress bar, and note how far it is."""
-    done = 0
     with bar(stage.name, stage.total, keep_bars) as advance:
+        noted = noting(unfinished, stage.name, stage.total, advance)
         for tiles in stage.steps:
+            noted(tiles)
+
+
+def noting(
+    unfinished: Unfinished, stage: str, total: int, advance: Callable[[int], None], done: int = 0
+) -> Callable[[int], None]:
+    """Return a function like `advance` that also notes how far a stage is, for any thread.
+
+    `done` tiles were done before; tiles that are decoded twice do not count beyond the total.
+    """
+    lock = threading.Lock()
+
+    def on_progress(tiles: int) -> None:
+        nonlocal done
+        advance(tiles)
+        with lock:
             done += tiles
-            unfinished.note(stage.name, done, stage.total)
-            advance(tiles)
+            unfinished.note(stage, min(done, total), total)
+
+    on_progress(0)
+    return on_progress

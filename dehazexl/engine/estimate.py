@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dehazexl.engine.memory import SHARE
 from dehazexl.image.grid import SIDE
 
 if TYPE_CHECKING:
@@ -34,15 +36,15 @@ def tokens_needed(tiles: int, channels: int, itemsize: int = 4) -> float:
 
 
 def memory_bytes(job: Job) -> float:
-    """Return the bytes of memory: network, pixels under way, tokens, keys and values of one layer."""
+    """Return the bytes of memory: network, pixels under way, keys and values of one layer."""
     return memory_needed(job.image, token_bytes(job), job.model.spec.context_pool)
 
 
 def memory_needed(image: Image, tokens: float, context_pool: int) -> float:
-    """Return the bytes of memory for an image, given those of its tokens on disk."""
+    """Return the bytes of memory for an image, given those of its tokens, which are on disk."""
     height, width, bands = image.levels[0].shape
-    kept = tokens / 2 * (1 + 2 / context_pool**2)
-    return BASE + VALUE * bands * min(height * width, UNDER_WAY) + kept
+    keys = min(tokens / context_pool**2, SHARE * (total_memory() or math.inf))
+    return BASE + VALUE * bands * min(height * width, UNDER_WAY) + keys
 
 
 def output_bytes(job: Job) -> float:

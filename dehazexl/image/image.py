@@ -91,8 +91,8 @@ class Image:
         A string that changes whenever the pixels may have changed: a hash of path, size and modification time of a
         file, or of the content of an array. See `open_image`.
     guard
-        Function that raises OSError if the files of the image are no longer those that were opened, or None. Zarr
-        silently reads missing chunks as zeros.
+        Function that raises OSError if the files of the image are no longer those that were opened, or None; called
+        with ``surely=True``, it never leaves out the look. Zarr silently reads missing chunks as zeros.
     metadata
         Further metadata by name, such as description, software and date of a TIFF.
     masked
@@ -128,7 +128,7 @@ class Image:
     geo: Geo | None = None
     path: Path | None = None
     fingerprint: str = ""
-    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    guard: Callable[..., None] | None = field(default=None, compare=False, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     masked: bool = False
     guessed: bool = False

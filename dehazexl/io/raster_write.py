@@ -68,6 +68,9 @@ def write_raster(
     levels, cog = Levels(height, width), target.metadata.get("container") == "cog"
     staged = path.with_name(f"{path.name}.stage") if cog else path
     extra = photo_tags(target)
+    # rasterio opens what is there before it replaces it, and fails on the rest of a run that was killed.
+    for rest in (staged, path):
+        rest.unlink(missing_ok=True)
     with _told_if_full(path):
         with gdal(GDAL_TIFF_INTERNAL_MASK="YES"):
             file = quietly_opened(staged, "w", **_profile(target, levels, "zstd" if cog else compression))

@@ -6,9 +6,10 @@ import base64
 import binascii
 import math
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_BANDS = 8  # where the axes of an array have no names
 CHUNK = 1024  # pixels along a side of a dask chunk at least; an image of 100,000 pixels a side has 10,000 chunks
+MAX_CHUNKS = 2**16
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
 CHUNK_BYTES = 64 * 2**20
 MAX_SIDE = 2**24
@@ -34,6 +36,8 @@ MAX_PIECES = 1024
 """Chunks of a file in a dask chunk at most, where they are smaller than usual."""
 MIN_PIECE = 64
 """Pixels of a chunk or tile at least, in images of more than a million of them: each costs a call."""
+GUARD_SLOW, GUARD_SHARE = 0.1, 100
+"""Seconds that a look at the files of an image takes before it is left out at times, and how many times as long."""
 RETILE = "write it in tiles first, e.g. gdal_translate -co TILED=YES IMAGE tiled.tif"
 SUFFIXES = (
     *(".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg", ".webp"),
@@ -131,7 +135,8 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     source
         The source of pixels.
     chunk
-        Rows and columns of a chunk, which contains all bands.
+        Rows and columns of a chunk, which contains all bands; twice as many, or four times, in images of more than
+        `MAX_CHUNKS` of them, where dask takes long to find one.
     name
         Name of the dask array, unique to its content.
 
@@ -140,7 +145,14 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     dask.array.Array
         ``(y, x, c)``; pixels are read when a chunk is computed.
     """
-    chunks = (min(chunk[0], source.shape[0]), min(chunk[1], source.shape[1]), source.shape[2])
+    height, width, bands = source.shape
+    rows, cols = chunk
+    pixel = bands * source.dtype.itemsize
+    while (
+        min(rows, cols) >= CHUNK and height * width > MAX_CHUNKS * rows * cols and 4 * rows * cols * pixel < CHUNK_BYTES
+    ):
+        rows, cols = 2 * rows, 2 * cols
+    chunks = (min(rows, height), min(cols, width), bands)
     meta = np.empty((0, 0, 0), source.dtype)
     # A custom getitem: some releases of dask fuse slices into theirs and would decode a chunk once per slice.
     array: da.Array = da.from_array(source, chunks=chunks, name=name, getitem=read_chunk, meta=meta)
@@ -342,21 +354,32 @@ class Guard:
     path: Path
     token: str
     compute: Callable[[], str]
+    _again: list[float] = field(default_factory=list, compare=False, repr=False)
 
-    def __call__(self) -> None:
-        """Check the files.
+    def __call__(self, surely: bool = False) -> None:
+        """Check the files; not `surely`, that is left out where it takes long and was done a short time ago.
 
         Raises
         ------
         OSError
             If they were changed, replaced or removed.
         """
+        start = time.monotonic()
+        if not surely and self._again and start < self._again[-1]:
+            return
         try:
             now = self.compute()
         except OSError as error:
             raise OSError(error.errno, f"{self.path} cannot be read anymore ({error.strerror}): restore it") from error
         if now != self.token:
             raise OSError(f"{self.path} was changed or removed after it was opened: restore it, or open it again")
+        # A Zarr of a terapixel has millions of folders to be looked at.
+        took = time.monotonic() - start
+        self._again[:] = [start + GUARD_SHARE * took] if took > GUARD_SLOW else []
+
+    def __reduce__(self) -> tuple[type[Guard], tuple[Any, ...]]:
+        """Leave out the time, which is another one in other processes."""
+        return Guard, (self.path, self.token, self.compute)
 
 
 def as_number(text: object) -> float | None:

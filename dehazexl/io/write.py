@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,7 +24,7 @@ from dehazexl.io.unfinished import IMAGE, LEVEL0, MARKS, Unfinished, held, part_
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     import dask.array as da
     from numpy.typing import NDArray
@@ -196,7 +197,15 @@ def write(
         steps = write_ome_zarr(part / IMAGE, target, ngff, blocks_at_once, part / MARKS, fill)
     else:
         steps = _write_file(path, part, target, compression, blocks_at_once, resume is not None, fill)
+    if resume is not None and target.guard is not None:
+        steps = _then(steps, partial(target.guard, surely=True))
     return _written(steps, path, target, resume, overwrite)
+
+
+def _then(steps: Generator[int, None, None], check: Callable[[], None]) -> Generator[int, None, None]:
+    """Do the steps, then look once more whether the input is what was opened."""
+    yield from steps
+    check()
 
 
 def _write_file(
@@ -372,11 +381,13 @@ def _written(
         if resume is None:
             check_absent(path, overwrite)  # holding the folder may have finished an earlier replacement
             folder.begin(None)
-        folder.note("decode", 0, 0)
         try:
             for step in steps:
                 done += step
-                folder.note("decode" if done < pixels else "finish", done, pixels if done < pixels else 0)
+                if done >= pixels:
+                    folder.note("finish", done, 0)
+                elif resume is None:  # else whoever holds the folder counts what is decoded
+                    folder.note("decode", done, pixels)
                 # The total is reported only after the result is renamed.
                 reported = done if done < pixels else reported
                 yield reported

@@ -302,7 +302,18 @@ def chunks_missing(array: zarr.Array[Any], axes: str, window: Window) -> bool:
         touched.append(range(start // side, -(-stop // side)))
     if math.prod(map(len, touched)) > ASKED:
         return False
-    return not any((folder / array.metadata.encode_chunk_key(chunk)).exists() for chunk in product(*touched))
+    return not any(is_stored(folder / array.metadata.encode_chunk_key(chunk)) for chunk in product(*touched))
+
+
+def is_stored(chunk: Path) -> bool:
+    """Return whether there may be anything at the path of a chunk, be it a broken link: reading it says what is."""
+    try:
+        chunk.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def saved_bands(

@@ -90,7 +90,6 @@ def test_a_run_with_maps_that_is_killed_goes_on_to_the_same(inside: Path, runs: 
         "removed.begun",
         ".removed.tif.part/complete",
         "removed.complete",
-        "part/image",
     )
     for moment in (*moments, ".out.tif.part/complete"):
         for path in outputs:

@@ -643,14 +643,16 @@ def test_a_reader_that_has_gone_does_no_harm(inside: Path, weights: str, stream:
 
 
 def test_what_cannot_fit_is_refused_before_the_work(
-    inside: Path, small_disk: Path, error: Errors, weights: str
+    inside: Path, small_disk: Path, error: Errors, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zarr.create_array("large.zarr", shape=(5000, 5000, 3), dtype="uint8", chunks=(1000, 1000, 3))
     line = error("run", "large.zarr", small_disk / "out.tif", "--weights", weights)
     assert re.match(rf"0\.\d+ GB are needed on the disk of {small_disk}\S*, and 0\.000\d+ GB are free: make room", line)
     assert not list(small_disk.iterdir())
     huge = zarr.create_array("huge.zarr", shape=(2**24, 2**24, 3), dtype="uint8", chunks=(2**13, 2**13, 3))
-    assert "of memory are needed, and there are" in error("run", "huge.zarr", "out.zarr", "--weights", weights)
+    assert "are needed on the disk of" in error("run", "huge.zarr", "out.zarr", "--weights", weights)
+    monkeypatch.setattr("dehazexl.engine.estimate.total_memory", lambda: 10**8)
+    assert "of memory are needed, and there are 0.1 GB" in error("run", "large.zarr", "out.zarr", "--weights", weights)
     assert huge.nchunks_initialized == 0
 
 

@@ -625,6 +625,20 @@ def test_other_work_is_kept_until_it_is_given_up(tmp_path: Path, name: str) -> N
     assert_same(open_image(tmp_path / name).levels[0].compute(), other.compute())
 
 
+@pytest.mark.parametrize("container", ["", "cog"])
+def test_the_rest_of_an_export_that_no_program_opens_is_replaced(tmp_path: Path, container: str) -> None:
+    """GDAL had written the header, and the place of a directory that it had no room for."""
+    pixels, path = lazy(scene((1100, 1100, 3)), (512, 512)), tmp_path / "clear.tif"
+    like = replace(open_image(pixels), metadata={"container": container})
+    for name in ("image", "image.stage"):
+        writing = resumable(pixels, path, like=like)
+        next(writing)
+        writing.close()
+        (tmp_path / ".clear.tif.part" / name).write_bytes(b"II*\0" + (4096).to_bytes(4, "little") + bytes(4088))
+    list(resumable(pixels, path, like=like))
+    assert_same(open_image(path).levels[0].compute(), pixels.compute())
+
+
 def test_an_unfinished_tile_is_not_done(tmp_path: Path) -> None:
     # A kill between the pixels of a tile and its mark: the mark is missing, and so the tile is written again.
     pixels = scene((1024, 1024, 3))

@@ -59,8 +59,11 @@ MOST_STEPS = 100_000
 
 STATE = "state.json"
 
-CANCELED = 0.01
-"""Difference of the responses, as a share of the absolute attributions, up to which they cancel each other."""
+CANCELED = 1e-3
+"""Difference of the responses, as a share of the absolute attributions, up to which they cancel each other.
+
+Below it, an error of 1e-5 of the absolute attributions, near that of float32, is more than a percent of the difference.
+"""
 
 NOTE = (
     "the responses to image and baseline hardly differ: completeness and curves, shares of the difference, tell nothing"
@@ -279,7 +282,7 @@ class Attribution:
             The request; ``response_to_image``, ``response_to_baseline`` and their ``difference``; ``sum`` of the
             attributions, ``absolute_sum`` of their absolute values, and ``error``, by which the sum misses the
             difference as a share of the latter; ``completeness``, the sum over the difference, NaN with a ``note``
-            where the responses hardly differ (by 1 % of the absolute sum at most); ``global_share``, the share of the
+            where the responses hardly differ (by a thousandth of the absolute sum); ``global_share``, the share of the
             absolute attributions outside the tiles of the window; ``radius_50`` and ``radius_90``, the distance in
             pixels from the window within which these percentages of them lie; ``gini`` of the tokens and
             ``diffusion_index``, see `measures.gini`; and ``tile_side`` and ``token_side``, the pixels that a tile
