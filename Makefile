@@ -1,5 +1,7 @@
 # make demo   haze removed from a photograph
 # make test   the whole test suite, in a real napari window
+# make docs   the documentation, in site/
+# make wheel  the package in dist/, checked for PyPI and the napari hub
 # make coverage  the same, and which lines it did not run
 # make oldest the tests of the plugin with the oldest napari that it works with
 # Each makes its own virtual environment and installs what it needs.
@@ -9,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test coverage oldest lint system clean
+.PHONY: demo test coverage oldest lint docs wheel system clean
 
 demo: $(VENV)/.engine
 	$(BIN)/dehazexl demo demo
@@ -37,6 +39,16 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.test
+	$(INSTALL) build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/npe2 validate napari-dehazexl --imports
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -47,6 +59,10 @@ $(VENV)/.engine: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable ".[test]"
 	touch $@ $(VENV)/.engine
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) --editable ".[docs]"
+	touch $@
 
 # What a napari window needs on a machine without a screen.
 SYSTEM := xvfb xauth libgl1 libegl1 libopengl0 libgl1-mesa-dri libglib2.0-0 libfontconfig1 libdbus-1-3 \
@@ -68,4 +84,4 @@ system:
 	fi
 
 clean:
-	rm -rf $(VENV) .venv-oldest demo build dist
+	rm -rf $(VENV) .venv-oldest demo build dist site

@@ -19,7 +19,6 @@ import tifffile
 from machine import save_result
 
 from dehazexl.image.grid import SIDE, TileGrid
-from dehazexl.model.heads import channels, head_of
 from dehazexl.model.weights import load_model
 
 TILE = 512
@@ -57,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     spec = load_model(args.weights, device="cpu").spec
-    token = channels(spec) * (4 if args.dtype == "float32" else 2)
+    token = spec.channels * (4 if args.dtype == "float32" else 2)
     for size in args.sizes:
         height, width = map(int, size.split("x"))
         with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -65,7 +64,7 @@ def main() -> None:
             make(source, height, width)
             options = ["--weights", args.weights, "--device", "cpu", "--dtype", args.dtype]
             peak, seconds = run("run", str(source), str(Path(folder) / "clear.ome.zarr"), *options)
-        tiles = TileGrid(height, width, head_of(spec).overlap, spec.tile).count
+        tiles = TileGrid(height, width, spec.overlap, spec.tile).count
         rows.append(
             {
                 "height": height,

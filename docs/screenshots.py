@@ -35,11 +35,12 @@ def main() -> None:
     """Play in both themes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", type=Path, default=None, metavar="DIR")
+    parser.add_argument("--size", type=int, nargs=2, default=(1280, 800), metavar=("WIDTH", "HEIGHT"))
     args = parser.parse_args()
     for theme in ("light", "dark"):
         viewer = napari.Viewer(show=True)
         viewer.theme = theme
-        viewer.window.resize(1280, 800)
+        viewer.window.resize(*args.size)
         with tempfile.TemporaryDirectory() as scratch:
             play(viewer, theme, args.all, Path(scratch))
             viewer.close()
@@ -95,6 +96,9 @@ class Play:
         clear = self.shot("03-dehazed")
         if self.theme == "dark":
             side_by_side(hazy, clear).save(DOCS / "napari.jpg", quality=88)
+        self.press("divide")
+        self.shot("03-divided")
+        self.press("divide")
         camera(self.viewer).zoom = 2
         self.wait()
         self.shot("04-zoomed")
@@ -103,21 +107,23 @@ class Play:
         self.press("preview")
         self.wait()
         self.shot("06-preview")
-        self.widget.strength.value = 1
         self.viewer.layers.remove(self.viewer.layers["hazy meadow preview"])
+        self.widget.strength.value = 1
 
     def draw(self) -> None:
         """Dehaze a rectangle."""
         self.viewer.reset_view()
         self.viewer.layers.remove(self.viewer.layers["hazy meadow dehazed"])
         corners = np.array([[300, 400], [300, 1200], [900, 1200], [900, 400]])
-        shapes = self.viewer.add_shapes([corners], name="rectangle", face_color="transparent", edge_color="yellow")
-        self.viewer.layers.move(len(self.viewer.layers) - 1, 0)
-        self.widget.region.value = shapes
+        self.press("draw")
+        shapes = self.widget.region.value
+        shapes.add_rectangles([corners])
+        shapes.mode = "pan_zoom"
         self.press("dehaze")
         self.wait()
         self.shot("07-region")
         self.widget.region.value = None
+        self.viewer.layers.remove(shapes)
 
     def save(self, folder: Path) -> None:
         """Save, cancel, go on to the end."""
@@ -136,10 +142,12 @@ class Play:
         self.shot("10-saved")
 
     def mistake(self) -> None:
-        """Choose what is no RGB."""
-        self.widget.input.value = self.viewer.add_image(self.layer.data[..., 0], name="gray")
+        """Choose a mask, which is no image; and unfold the settings."""
+        self.viewer.add_image(self.layer.data[..., 0] > 128, name="mask")
         self.press("dehaze")
-        self.shot("11-not-rgb")
+        self.shot("11-mask")
+        self.widget.fold.expand(animate=False)
+        self.shot("12-settings")
 
 
 def camera(viewer: Any) -> Any:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
+import numcodecs
 import numpy as np
 import PIL.Image
 import tifffile
@@ -274,6 +276,81 @@ def zarr_with_a_lying_blosc_header(folder: Path) -> Path:
     return zarr2(folder / "a.zarr", lie, compressor={"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1})
 
 
+@kind("inflates to more")
+def zarr_with_a_blosc_header_that_lies_twice(folder: Path) -> Path:
+    lie = bytes([2, 1, 1, 2]) + struct.pack("<III", 2**31 - 64, 2**31 - 64, 2**30) + bytes(64)
+    return zarr2(folder / "a.zarr", lie, compressor={"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1})
+
+
+@kind("damaged chunk")
+def zarr_with_a_blosc_header_of_too_little(folder: Path) -> Path:
+    data = bytearray(numcodecs.Blosc().encode(bytes(64 * 64 * 2)))
+    struct.pack_into("<I", data, 4, 64)
+    return zarr2(folder / "a.zarr", bytes(data), compressor={"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1})
+
+
+@kind("inflates to more")
+def zarr_with_an_lz4_bomb(folder: Path) -> Path:
+    # A byte, then copies of it: each further 255 in the length of a match copies as many.
+    count = 2**30
+    block = b"\x1f0\x01\0" + b"\xff" * ((count - 32) // 255) + b"\0"
+    return zarr2(folder / "a.zarr", struct.pack("<I", count) + block, compressor={"id": "lz4", "acceleration": 1})
+
+
+@kind("damaged chunk")
+def zarr_with_an_lz4_header_of_too_little(folder: Path) -> Path:
+    data = struct.pack("<I", 64) + numcodecs.LZ4().encode(bytes(64 * 64 * 2))[4:]
+    return zarr2(folder / "a.zarr", data, compressor={"id": "lz4", "acceleration": 1})
+
+
+@kind("re-chunk")
+def zarr_with_a_widening_filter(folder: Path) -> Path:
+    wide = {"id": "astype", "encode_dtype": "<u2", "decode_dtype": "<f8"}
+    return zarr2(folder / "a.zarr", shape=[2**14] * 2, chunks=[2**14] * 2, filters=[wide])
+
+
+@kind("is a folder in place of a chunk")
+def zarr_whose_chunk_is_a_folder(folder: Path) -> Path:
+    path = zarr2(folder / "a.zarr")
+    (path / "0.0").mkdir()
+    return path
+
+
+@kind("Not a directory")
+def zarr_whose_chunks_lie_below_a_file(folder: Path) -> Path:
+    path = zarr3(folder / "a.zarr", data_type="uint16")
+    (path / "c").mkdir()
+    (path / "c" / "0").write_bytes(bytes(64))
+    return path
+
+
+@kind("is a link to a file that is missing")
+def zarr_whose_chunk_is_a_broken_link(folder: Path) -> Path:
+    path = zarr2(folder / "a.zarr")
+    (path / "0.0").symlink_to("elsewhere")
+    return path
+
+
+def zip_of_many(path: Path, name: bytes) -> Path:
+    """Write a zip file whose list repeats an empty member two million times."""
+    local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0) + name
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
+    members = entry * 2_000_000
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, len(members), len(local), 0)
+    path.write_bytes(local + members + end)
+    return path
+
+
+@kind("list of members")
+def zip_of_endless_members(folder: Path) -> Path:
+    return zip_of_many(folder / "a.zarr.zip", b"zarr.json")
+
+
+@kind("list of members")
+def pth_of_endless_members(folder: Path) -> Path:
+    return zip_of_many(folder / "a.pth", b"a/data.pkl")
+
+
 @kind("compressed more than once")
 def zarr_that_is_compressed_twice(folder: Path) -> Path:
     gzip = {"name": "gzip", "configuration": {"level": 1}}
@@ -416,6 +493,61 @@ def tiff_with_a_jpeg_of_other_size(folder: Path) -> Path:
     data = swollen_jpeg(folder).read_bytes()
     tags = tiled(256, 256, 256, 8, len(data)) | {259: (SHORT, [7])}
     return tiff(folder, tags, data)
+
+
+def in_a_tile(folder: Path, compression: int, data: bytes) -> Path:
+    """Write a TIFF whose only tile, of 256 x 256 pixels, is an image of its own."""
+    return tiff(folder, tiled(256, 256, 256, 8, len(data)) | {259: (SHORT, [compression])}, data)
+
+
+def jpegxl(side: int, bands: int = 0) -> bytes:
+    """Return the header of a square JPEG XL with further bands."""
+    numbers = [(0, 1), (3, 2), (side - 1, 30), (1, 3), (int(not bands), 1)]  # large, its height, square, all defaults
+    numbers += [(0, 1), (0, 1), (0, 2), (1, 1), (3, 2), (bands - 1, 12)] * bool(bands)
+    bits = "".join(f"{number:0{count}b}"[::-1] for number, count in numbers)
+    return b"\xff\x0a" + int(bits[::-1], 2).to_bytes(64, "little")
+
+
+def box(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(data), name) + data
+
+
+@kind("blocks of 60000 x 60000 x 12", reading=True)
+def tiff_with_a_jpegxl_of_other_size(folder: Path) -> Path:
+    return in_a_tile(folder, 50002, jpegxl(60_000))
+
+
+@kind("blocks of 256 x 256 x 16396", reading=True)
+def tiff_with_a_jpegxl_of_many_bands(folder: Path) -> Path:
+    return in_a_tile(folder, 50002, jpegxl(256, bands=4096))
+
+
+@kind("blocks of 60000 x 60000 x 12", reading=True)
+def tiff_with_a_jpegxl_in_boxes(folder: Path) -> Path:
+    parts = [box(b"JXL ", b"\r\n\x87\n"), box(b"free", jpegxl(8) * 100), box(b"jxlp", bytes(4) + jpegxl(60_000))]
+    return in_a_tile(folder, 50002, b"".join(parts))
+
+
+@kind("blocks of 60000 x 60000 x 16", reading=True)
+def tiff_with_a_jpegxr_of_other_size(folder: Path) -> Path:
+    data = bytearray(imagecodecs.jpegxr_encode(np.zeros((256, 256), np.uint8)))
+    struct.pack_into(">HH", data, data.index(b"WMPHOTO") + 12, 59_999, 59_999)
+    return in_a_tile(folder, 34934, bytes(data))
+
+
+@kind("blocks of 60000 x 60000 x 12", reading=True)
+def tiff_with_a_jpeg2000_behind_boxes(folder: Path) -> Path:
+    data = bytearray(imagecodecs.jpeg2k_encode(np.zeros((256, 256, 3), np.uint8), codecformat="J2K"))
+    parts = [box(b"jP  ", b"\r\n\x87\n"), box(b"free", bytes(data) * 20)]
+    struct.pack_into(">II", data, 8, 60_000, 60_000)
+    return in_a_tile(folder, 34712, b"".join([*parts, box(b"jp2c", bytes(data))]))
+
+
+@kind("blocks of 16383 x 16384 x 8", reading=True)
+def tiff_with_a_webp_of_other_size(folder: Path) -> Path:
+    data = bytearray(imagecodecs.webp_encode(np.zeros((256, 256, 3), np.uint8), lossless=True))
+    struct.pack_into("<I", data, 21, 16_383 | 16_382 << 14)
+    return in_a_tile(folder, 50001, bytes(data))
 
 
 @kind("larger than")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 import dehazexl
-from dehazexl.cli.progress import interruptible, tell
+from dehazexl.cli.errors import EXPECTED_ERRORS, echo_error, format_error, is_device_full, names_of, print_traceback
+from dehazexl.cli.progress import interruptible
 from dehazexl.cli.streams import lenient_streams
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from dehazexl.cli.run import Settings, Task
+    from dehazexl.cli.run import Settings
+    from dehazexl.cli.tasks import Task
     from dehazexl.io.raster_write import Compression
     from dehazexl.io.zarr_write import Ngff
     from dehazexl.model import DehazeXL
@@ -35,9 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-EXPECTED_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
-"""Errors caused by files, disks and arguments rather than by bugs."""
 
 # Newer releases of Typer contain their own copy of click, without a public name for this class.
 USAGE: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
@@ -87,18 +85,13 @@ def run_command(args: Sequence[str] | None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         code = 1
     except EXPECTED_ERRORS as error:
-        if os.environ.get("DEHAZEXL_TRACEBACK"):
-            traceback.print_exc()
+        print_traceback()
         echo_error(format_error(error))
         return 2
     except RuntimeError as error:
-        from dehazexl.engine.memory import short_of_memory
-
-        if not short_of_memory(error):
+        if not is_device_full(error):
             raise
-        echo_error(
-            "not enough memory on the device: use a smaller --batch (train: --tiles, or --part), or --device cpu"
-        )
+        echo_error(format_error(error))
         return 2
     if interruption.signum is not None:
         if code != STOPPED:
@@ -113,26 +106,12 @@ def explicit_options(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def echo_error(text: str) -> None:
-    """Print an error in one line on stderr."""
-    print("dehazexl: error:", " ".join(text.split()), file=sys.stderr)
-
-
 def interrupted(state: str) -> typer.Exit:
     """Print the state after a signal in one line on stderr, and return the exception to raise."""
     # Python would warn about each unfinished read that is never awaited.
     warnings.simplefilter("ignore", RuntimeWarning)
     echo_error(f"stopped; {state}")
     return typer.Exit(STOPPED)
-
-
-def format_error(error: Exception) -> str:
-    """Return the message of an expected error."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
-        return f"not enough memory ({error}): process less at once (run: --region; train: --tiles, or --part)"
-    return str(error) or type(error).__name__
 
 
 @app.callback(invoke_without_command=True)
@@ -216,13 +195,23 @@ def run(
         ),
     ] = "",
     nodata: Annotated[float | None, typer.Option(metavar="VALUE", help="Value of pixels without data.")] = None,
-    page: Annotated[int | None, typer.Option(metavar="N", help="Page of a TIFF with several, from 1.")] = None,
+    page: Annotated[int | None, typer.Option(metavar="N", help="Page of a TIFF, or plane of a stack, from 1.")] = None,
     border: Annotated[
         str,
         typer.Option(
             metavar="KIND", help="ignore: a border of one value does not count; keep: it is part of the image."
         ),
     ] = "ignore",
+    pattern: Annotated[
+        str,
+        typer.Option("--glob", metavar="PATTERN", help="Of a folder, images of these names, as in '*_B04.tif'."),
+    ] = "",
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Of a folder, also the images in subfolders, which OUTPUT mirrors.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Table of all images: state, seconds, size and message.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing outputs, once the new ones are complete.")
     ] = False,
@@ -255,7 +244,8 @@ def run(
     .OUTPUT.part next to OUTPUT.
     """
     from dehazexl.cli import parse
-    from dehazexl.cli.run import Settings, plan, remaining
+    from dehazexl.cli.run import Settings, remaining
+    from dehazexl.cli.tasks import Selection, plan
     from dehazexl.cli.workers import connected
 
     settings = Settings(
@@ -280,18 +270,31 @@ def run(
     )
     target, tokens = Path(output).expanduser(), tokens and tokens.expanduser()
     try:
-        tasks, folder = plan(source.expanduser(), target, weights, tokens, new_folder=output.endswith(("/", os.sep)))
+        is_new, selection = output.endswith(("/", os.sep)), Selection(pattern, recursive)
+        tasks, folder = plan(source.expanduser(), target, weights, tokens, is_new, selection)
         with connected(workers, scheduler, dask_config and dask_config.expanduser(), device) as found:
-            dehaze_all(tasks, folder, loader(device, dtype, nor), nor, replace(settings, workers=found))
+            dehaze_all(
+                tasks,
+                folder,
+                loader(device, dtype, nor),
+                nor,
+                replace(settings, workers=found),
+                report and report.expanduser(),
+            )
     except KeyboardInterrupt:
         raise interrupted(remaining(target, tokens)) from None
 
 
 def dehaze_all(
-    tasks: Sequence[Task], folder: Path | None, load: Callable[[Path], DehazeXL], nor: bool, settings: Settings
+    tasks: Sequence[Task],
+    folder: Path | None,
+    load: Callable[[Path], DehazeXL],
+    nor: bool,
+    settings: Settings,
+    report: Path | None,
 ) -> None:
     """Dehaze all images with all weights and print a line for each output."""
-    from dehazexl.cli import run as work
+    from dehazexl.cli.folder import run
 
     if nor and (known := next((task.weights for task in tasks if task.weights.suffix == ".safetensors"), None)):
         raise ValueError(f"--nor is for official .pth files; {known} stores its normalization")
@@ -301,14 +304,10 @@ def dehaze_all(
         echo_error(text)
         failed.append(task.source)
 
-    for result in work.run(tasks, folder, settings, load, echo_failure):
+    for result in run(tasks, folder, settings, load, echo_failure, report):
         print(result, flush=True)
-        if result.note:
-            for line in result.note.splitlines():
-                tell(line)
     if failed:
-        names = ", ".join(dict.fromkeys(map(str, failed)))
-        echo_error(f"{len(failed)} of {len(tasks)} images could not be dehazed: {names}")
+        echo_error(f"{len(failed)} of {len(tasks)} images could not be dehazed: {names_of(failed)}")
         raise typer.Exit(1)
 
 
@@ -650,30 +649,32 @@ def evaluate(
     On photographs with real haze (--real), the scores are perceived fog density (FADE), color cast, newly clipped
     pixels, lightness, amplified noise, and jumps at tile borders.
     """
-    from dehazexl.cli.run import find_weights
+    from dehazexl.cli.tasks import find_weights
 
     if (real is None) == (not folders):
         raise ValueError("pass either FOLDER, with clear images or pairs, or --real FOLDER, with hazy photographs")
     if real is not None and (hold_out or light is not None):
         raise ValueError("--hold-out and --light do not apply to --real, which scores all photographs: leave them out")
     files = {name or path.stem: path for name, path in find_weights(weights).items()}
+    failures: list[str] = []
+
+    def echo_failure(text: str) -> None:
+        echo_error(text)
+        failures.append(text)
+
     try:
         if real is not None:
             from dehazexl.cli.evaluate_real import score_real
 
-            failures: list[str] = []
-
-            def echo_failure(text: str) -> None:
-                echo_error(text)
-                failures.append(text)
-
             print(score_real(real, files, loader(device, dtype), echo_failure, overlap, size, out))
-            if failures:
-                raise ValueError(f"images in {real} that could not be scored: {len(failures)}, see above")
         else:
             from dehazexl.cli.evaluate import SIZE, score
 
-            print(score(folders, files, loader(device, dtype), overlap, size or SIZE, out, hold_out, light))
+            load, size = loader(device, dtype), size or SIZE
+            print(score(folders, files, load, overlap, size, out, hold_out, light, echo_failure))
+        if failures:
+            where = real or ", ".join(map(str, folders))
+            raise ValueError(f"images in {where} that could not be scored: {len(failures)}, see above")
     except KeyboardInterrupt:
         saved = f"the scores so far are in {out / ('real.csv' if real else 'scores.csv')}" if out else ""
         raise interrupted(saved or "--out DIR saves scores") from None
@@ -682,7 +683,12 @@ def evaluate(
 @app.command()
 def haze(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A clear image, or a folder of them.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="An image; for a folder, the folder of hazy/ and clear/.")],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="An image, or a folder with a / at its end; for a folder, that of hazy/ and clear/."
+        ),
+    ],
     level: Annotated[int, typer.Option(metavar="N", help="Density from 1 (thin) to 4, modeled on 8KDehaze.")] = 3,
     kind: Annotated[
         str | None,
@@ -700,5 +706,17 @@ def haze(
     """Add haze to clear images, to create pairs for training and evaluation."""
     from dehazexl.cli.haze import make_pairs
 
-    for line in make_pairs(source.expanduser(), out.expanduser(), level, kind, seed, overwrite, linear):
+    failed: list[Path] = []
+
+    def echo_failure(path: Path, text: str) -> None:
+        echo_error(text)
+        failed.append(path)
+
+    target, is_new = Path(out).expanduser(), out.endswith(("/", os.sep))
+    for line in make_pairs(
+        source.expanduser(), target, level, kind, seed, overwrite, linear, echo=echo_failure, new_folder=is_new
+    ):
         print(line, flush=True)
+    if failed:
+        echo_error(f"no haze was added to {len(failed)} images: {names_of(failed)}")
+        raise typer.Exit(1)

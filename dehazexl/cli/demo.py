@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.cli.run import Settings, Task, dehaze_file
+from dehazexl.cli.run import Settings, dehaze_file
+from dehazexl.cli.tasks import Task
 from dehazexl.io.open import open_image
 from dehazexl.io.pyramid import halve
 from dehazexl.io.write import to_photo, to_tiff

@@ -58,6 +58,7 @@ def score(
     out: Path | None = None,
     hold_out: Sequence[str] = (),
     light: str | None = None,
+    echo: Callable[[str], object] | None = None,
 ) -> str:
     """Score weights on folders of images.
 
@@ -79,6 +80,8 @@ def score(
         Patterns of the images to score, see `training.datasets.open_for_evaluation`.
     light
         A key of `LIGHTS`, for clear images only; None means both.
+    echo
+        Called with a message for each image that cannot be read, and is left out; None raises its error.
 
     Returns
     -------
@@ -99,7 +102,7 @@ def score(
         raise ValueError(f"--light must be one of {', '.join(LIGHTS)}, not {light!r}")
     if out is not None:
         check_output_folder(out, folders)
-    cases, count, description = open_cases(folders, size, hold_out, light)
+    cases, count, description = open_cases(folders, size, hold_out, light, echo)
     dehazers: dict[str, Dehazer] = {"dark channel prior": dark_channel_prior}
     dehazers |= {name: NetworkDehazer(load(path), overlap) for name, path in weights.items()}
     shown = {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count))} if out is not None else set()
@@ -120,6 +123,8 @@ def score(
                     sheet.append([(f"{title}: clear", thumbnail(case.clear))])
                 sheet[-1].insert(-1, (label(method, values), thumbnail(image)))
             bar.update()
+    if not rows:
+        raise ValueError(f"none of the images in {', '.join(map(str, folders))} can be read: see above")
     if out is not None:
         for i, row in enumerate(by_kind(rows)):
             append_row(out / "summary.csv", row, new=i == 0)
@@ -128,7 +133,11 @@ def score(
 
 
 def open_cases(
-    folders: Sequence[Path], size: int, hold_out: Sequence[str] = (), light: str | None = None
+    folders: Sequence[Path],
+    size: int,
+    hold_out: Sequence[str] = (),
+    light: str | None = None,
+    echo: Callable[[str], object] | None = None,
 ) -> tuple[Iterable[Case], int, str]:
     """Open the cases to evaluate; see `score` for the parameters.
 
@@ -141,15 +150,15 @@ def open_cases(
     description : str
         Text for the table.
     """
-    data = open_for_evaluation(folders, hold_out)
+    data = open_for_evaluation(folders, hold_out, echo)
     if data.hazy is not None:
         if light is not None:
             raise ValueError(f"--light {light} is for clear images: {folders[0]} contains pairs")
-        return pair_cases(data), len(data), f"means of {len(data)} pairs"
+        return pair_cases(data, echo), len(data), f"means of {len(data)} pairs"
     light = light or "both"
     lights = ("values", "linear") if light == "both" else (light,)
     images = list(zip(data.names, data.clear, strict=True))
-    cases = chain.from_iterable(synthesize_cases(images, size, linear=name == "linear") for name in lights)
+    cases = chain.from_iterable(synthesize_cases(images, size, linear=name == "linear", echo=echo) for name in lights)
     description = (
         f"means of {len(data)} images, center {size} x {size}, "
         f"with {len(KINDS)} kinds of synthetic haze, {LIGHTS[light]}"

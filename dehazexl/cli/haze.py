@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from dehazexl.cli.errors import one_of_several
+from dehazexl.cli.tasks import find_images, is_folder, output_name
 from dehazexl.image.image import Image, colors, valid_mask, value_range
 from dehazexl.image.value_scale import ValueScale
 from dehazexl.io.open import open_image
@@ -28,6 +32,8 @@ def make_pairs(
     seed: int = 0,
     overwrite: bool = False,
     linear: bool = False,
+    echo: Callable[[Path, str], object] | None = None,
+    new_folder: bool = False,
 ) -> Iterator[str]:
     """Add haze to an image or to each image of a folder.
 
@@ -49,6 +55,10 @@ def make_pairs(
         Replace existing outputs.
     linear
         Add the haze in linear light, see `haze.add_haze`; not for images with linear values, such as satellite images.
+    echo
+        Called with each image of a folder that failed and a message; the others go on. None raises the error.
+    new_folder
+        `out` is a folder also for an image, even if it does not exist.
 
     Yields
     ------
@@ -62,7 +72,6 @@ def make_pairs(
     ValueError
         If level or kind is unknown, there are no images, or two images of a folder would get the same name.
     """
-    from dehazexl.cli.run import find_images, output_name
     from dehazexl.io.write import write
 
     if level not in LEVELS:
@@ -71,24 +80,34 @@ def make_pairs(
         raise ValueError(f"--kind must be one of {', '.join(KINDS)}, not {kind!r}")
     sources = find_images(source)
     folder = sources != [source]
-    # JPEG becomes PNG: the images of a pair must differ by haze only, not by compression.
-    outputs = [output_name(path) for path in sources]
-    names = [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in outputs]
-    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"several images of {source} would be written to {duplicates[0]}: rename some of them")
-    hazy = [out / "hazy" / name if folder else out for name in names]
+    names = _names(sources)
+    alone = out / names[0] if new_folder or is_folder(out) else out
+    hazy = [out / "hazy" / name for name in names] if folder else [alone]
     clear = [out / "clear" / name for name in names] if folder else []
     if existing := [path for path in (*hazy, *clear) if path.exists() and not overwrite]:
         raise FileExistsError(f"{existing[0]} exists: choose another output, or pass --overwrite")
-    for parent in {path.parent for path in (*hazy, *clear)} if folder else ():
+    for parent in {path.parent for path in (*hazy, *clear)} if folder or new_folder else ():
         parent.mkdir(parents=True, exist_ok=True)
     for i, path in enumerate(sources):
-        image = open_image(path)
-        made = with_haze(image, LEVELS[level], kind, zlib.crc32(f"{seed} {path.name}".encode()), linear)
-        if folder:
-            write_all(write(np.asarray(image.levels[0]), clear[i], like=image, overwrite=overwrite))
-        write_all(write(made, hazy[i], like=image, overwrite=overwrite))
-        yield f"{hazy[i]}"
+        done = False
+        with one_of_several(path, partial(echo, path) if folder and echo is not None else None):
+            image = open_image(path)
+            made = with_haze(image, LEVELS[level], kind, zlib.crc32(os.fsencode(f"{seed} {path.name}")), linear)
+            if folder:
+                write_all(write(np.asarray(image.levels[0]), clear[i], like=image, overwrite=overwrite))
+            write_all(write(made, hazy[i], like=image, overwrite=overwrite))
+            done = True
+        if done:
+            yield f"{hazy[i]}"
+
+
+def _names(sources: Sequence[Path]) -> list[str]:
+    """Return the names of the outputs: PNG for JPEG, because the images of a pair must differ by haze only."""
+    outputs = [output_name(path) for path in sources]
+    names = [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in outputs]
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"several images of {sources[0].parent} would be written to {duplicates[0]}: rename some")
+    return names
 
 
 def write_all(progress: Iterator[int]) -> None:

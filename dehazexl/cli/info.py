@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dehazexl.cli.run import WEIGHTS
+from dehazexl.cli.tasks import WEIGHTS
+from dehazexl.engine.borders import find_border
+from dehazexl.engine.estimate import memory_needed, output_needed, tokens_needed
 from dehazexl.image.grid import SIDE, TileGrid
 from dehazexl.image.image import PERCENTILES, Image, value_range
 from dehazexl.image.nodata import as_json
 from dehazexl.io.open import open_image
-
-if TYPE_CHECKING:
-    from dehazexl.model import Spec
 
 
 def describe(source: str) -> dict[str, Any]:
@@ -30,33 +29,52 @@ def describe(source: str) -> dict[str, Any]:
 
 
 def describe_image(path: Path) -> dict[str, Any]:
-    """Return the properties of an image; up to a million pixels are read for the value range."""
-    from dehazexl.model.heads import channels, head_of
+    """Return the properties of an image; up to a million pixels are read for the value range, and some for a border."""
+    from dehazexl.model.spec import SPECS
 
-    image = open_image(path)
+    image = find_border(open_image(path))
     height, width, _ = image.levels[0].shape
-    spec = _default_spec()
-    grid = TileGrid(height, width, head_of(spec).overlap, spec.tile)
+    spec = SPECS["compact"]  # of the bundled weights
+    grid = TileGrid(height, width, spec.overlap, spec.tile)
+    tokens = tokens_needed(grid.count, spec.channels)
     low, high = value_range(image)
     return {
         "picture": str(path),
         "width": width,
         "height": height,
         "dtype": str(image.levels[0].dtype),
+        "bits": image.bits,
+        "container": image.metadata.get("container"),
+        "compression": image.metadata.get("compression"),
         "bands": [
             {"number": i, "name": name, "shows": _band_role(image, i - 1)} for i, name in enumerate(image.bands, 1)
         ],
+        "bands_from": image.basis or None,
         "chunks": list(image.levels[0].chunksize[:2]),
         "overviews": [[level.shape[1], level.shape[0]] for level in image.levels[1:]],
         "nodata": None if image.nodata is None else as_json(image.nodata),
+        "mask": _mask(image),
+        "border": None if image.border is None else {"value": image.border.value, "share": image.border.share},
         "value_range": [low, high],
         "pixel_size": list(image.scale) if image.units != "pixel" else None,
         "units": image.units,
         "geo": _georeference(image),
         "notes": list(image.notes),
         "tiles": {"rows": grid.rows, "columns": grid.cols, "overlap": grid.overlap},
-        "tokens_bytes": grid.count * SIDE**2 * channels(spec) * 4,  # in single precision
+        "tokens_bytes": grid.count * SIDE**2 * spec.channels * 4,  # in single precision
+        "memory_bytes": round(memory_needed(image, tokens, spec.context_pool)),
+        "disk_bytes": round(tokens + output_needed(image)),
     }
+
+
+def _mask(image: Image) -> list[str]:
+    """Return what tells the pixels without data."""
+    found = ["the nodata value"] if image.nodata is not None else []
+    if image.alpha is not None:
+        found.append("a mask of the file" if image.masked else f"the alpha band {image.alpha + 1}")
+    if image.levels[0].dtype.kind == "f":
+        found.append("NaN and infinity")
+    return found + (["a border of one value"] if image.border is not None else [])
 
 
 def _band_role(image: Image, band: int) -> str | None:
@@ -66,13 +84,6 @@ def _band_role(image: Image, band: int) -> str | None:
     if len(set(image.rgb)) == 1:
         return "gray" if band in image.rgb else None
     return dict(zip(image.rgb, ("red", "green", "blue"), strict=True)).get(band)
-
-
-def _default_spec() -> Spec:
-    """Return the spec of the bundled weights."""
-    from dehazexl.model import SPECS
-
-    return SPECS["compact"]
 
 
 def _georeference(image: Image) -> dict[str, Any] | None:
@@ -132,10 +143,13 @@ def _image_lines(properties: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("image", properties["picture"]),
         ("size", f"{properties['width']} x {properties['height']} pixels (width x height), {properties['dtype']}"),
+        ("stored as", _stored(properties)),
         ("bands", bands),
+        ("colors from", properties["bands_from"] or "the format"),
         ("read in", f"chunks of {properties['chunks'][1]} x {properties['chunks'][0]} pixels"),
         ("overviews", overviews or "none"),
         ("nodata", "none" if properties["nodata"] is None else f"{float(properties['nodata']):.17g}"),
+        ("no data by", ", ".join(properties["mask"]) or "nothing: all pixels are data"),
         ("values", f"{low:g} is black, {high:g} is white ({rule}); change it with --range"),
         *_georeference_lines(properties),
         ("tiles", f"{count:,} ({tiles['columns']} x {tiles['rows']}) at --overlap {tiles['overlap']}"),
@@ -143,9 +157,25 @@ def _image_lines(properties: dict[str, Any]) -> list[tuple[str, str]]:
             "tokens",
             f"{_format_bytes(properties['tokens_bytes'])} in memory with the bundled weights, half in half precision",
         ),
+        (
+            "needs about",
+            f"{_format_bytes(properties['memory_bytes'])} of memory, and {_format_bytes(properties['disk_bytes'])} of "
+            "disk for tokens and output",
+        ),
         *(("note", note) for note in properties["notes"]),
     ]
     return lines
+
+
+def _stored(properties: dict[str, Any]) -> str:
+    """Return container and compression, as far as they are known."""
+    name = Path(properties["picture"]).suffix.removeprefix(".") or "Zarr"
+    parts = [{"cog": "COG", "tiff": "TIFF", "ome-tiff": "OME-TIFF"}.get(properties["container"] or "", name)]
+    if properties["compression"] == "none":
+        parts.append("not compressed")
+    elif properties["compression"]:
+        parts.append(f"compressed by {properties['compression']}")
+    return ", ".join([*parts, *([f"{properties['bits']} bits"] if properties["bits"] else [])])
 
 
 def _georeference_lines(properties: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,11 +1,12 @@
-"""The command `dehazexl run`: dehaze images with weights, one output for each pair."""
+"""The command `dehazexl run`: dehaze an image from file to file, see `dehazexl.cli.folder` for several."""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,19 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dehazexl.cli.progress import bar, tell
+from dehazexl.cli.tasks import Task, is_folder
 from dehazexl.cli.workers import Workers, work_of
 from dehazexl.engine.context import check_context, crop_to_context
 from dehazexl.engine.maps import FOLDER, MapStore, check_files, check_maps, check_names, map_bytes, map_path
-from dehazexl.engine.tokens import check_apart
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
-from dehazexl.io.carried import not_carried_over
-from dehazexl.io.disk import FULL
+from dehazexl.io.carried import carried_over
 from dehazexl.io.level0 import Level0, share_done
 from dehazexl.io.open import open_image
 from dehazexl.io.raster_write import Compression
 from dehazexl.io.unfinished import MARKS, TOKENS, Unfinished, held, part_of
-from dehazexl.io.write import PHOTO, TIFF, ZARR, check, check_absent, check_choices, write
+from dehazexl.io.write import TIFF, ZARR, check, check_absent, check_choices, write
 from dehazexl.io.zarr_write import Ngff
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from dehazexl.engine.job import Job
     from dehazexl.engine.run import Stage
     from dehazexl.model import DehazeXL
-
-KINDS = (*TIFF, ".btf", *PHOTO, *ZARR, ".jp2", ".vrt", ".img", ".webp")
-"""Suffixes of the images in a folder."""
-
-WEIGHTS = (".safetensors", ".pth")
 
 
 @dataclass(frozen=True)
@@ -124,223 +119,19 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One image to be dehazed with one network."""
-
-    source: Path
-    weights: Path
-    output: Path
-    tokens: Path | None = None
-
-
-@dataclass(frozen=True)
 class Result:
-    """Result of a task: size in pixels, time in seconds from opening to the last byte, and a note for the user."""
+    """Result of a task: size in pixels, time in seconds from opening to the last byte, and notes for the user."""
 
     output: Path
     height: int
     width: int
     tiles: int
     seconds: float
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rate = self.tiles / max(self.seconds, 1e-3)
         return f"{self.output}: {self.width} x {self.height} pixels in {self.seconds:.1f} s, {rate:.1f} tiles/s"
-
-
-def plan(
-    source: Path, output: Path, weights: Sequence[str], tokens: Path | None = None, new_folder: bool = False
-) -> tuple[list[Task], Path | None]:
-    """Pair images and weights, and name the outputs.
-
-    Parameters
-    ----------
-    source
-        An image, or a folder of images.
-    output
-        A file or Zarr for one image and one network; else a folder, in which each image keeps its name, followed by the
-        name of the weights if there are several.
-    weights
-        Names of bundled weights, files, or folders of weights.
-    tokens
-        Folder for tokens; several tasks have subfolders.
-    new_folder
-        `output` is a folder, even if it does not exist.
-
-    Returns
-    -------
-    tasks : list of Task
-        By weights, then by image.
-    folder : Path or None
-        Folder of the outputs, or None for a single output.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If an image or weights do not exist, two outputs have the same name, or the folder of tokens overlaps with
-        images or outputs.
-    """
-    images, files = find_images(source), find_weights(weights)
-    if tokens is not None:
-        check_apart(tokens, source, output, part_of(output))
-    many = images != [source] or files.keys() != {""}
-    if not many and not new_folder and not is_folder(output):
-        return [Task(source, files[""], output, tokens)], None
-    if images != [source] and source.resolve() in (output.resolve(), *output.resolve().parents):
-        raise ValueError(f"{output} is the folder of the input, or in it: choose another folder for the output")
-    if many and output.suffix.lower() in KINDS:
-        raise ValueError(f"{output} is one image, but there are several outputs: give a folder as OUTPUT")
-    tasks = []
-    for name, file in files.items():
-        for image in images:
-            target = output_name(image, name)
-            tasks.append(Task(image, file, output / target, tokens and tokens / target if many else tokens))
-    for path, count in Counter(task.output for task in tasks).items():
-        if count > 1:
-            raise ValueError(f"{count} images of {source} would be written to {path}: rename some of them")
-    return tasks, output
-
-
-def is_folder(output: Path) -> bool:
-    """Return whether OUTPUT is a folder of images, not a Zarr to be replaced."""
-    return output.is_dir() and output.suffix.lower() not in ZARR
-
-
-def find_images(source: Path) -> list[Path]:
-    """List the images of a folder, or the single image."""
-    from dehazexl.io.open import ZARR_FILES, check_exists
-
-    check_exists(source)
-    if not source.is_dir() or any((source / name).exists() for name in ZARR_FILES):
-        return [source]
-    visible = (path for path in source.iterdir() if not path.name.startswith("."))
-    found = sorted(path for path in visible if path.name.lower().endswith((*KINDS, ".zarr.zip")))
-    if not found:
-        raise ValueError(f"{source} is a folder without images ({' '.join(KINDS)}), and not a Zarr")
-    return found
-
-
-def find_weights(weights: Sequence[str]) -> dict[str, Path]:
-    """Find the files of weights, by distinct names; the name is ``""`` if there is only one."""
-    from dehazexl.model.weights import BUNDLED
-    from dehazexl.model.weights import find_weights as find_file
-
-    files: list[Path] = []
-    alone = len(weights) == 1
-    for source in weights:
-        folder = Path(source).expanduser()
-        if not folder.is_dir() or (BUNDLED / f"{source}.safetensors").exists():
-            files.append(find_file(source))
-            continue
-        found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and not path.name.startswith("."))
-        if not found:
-            raise FileNotFoundError(f"{folder} is a folder without weights ({' '.join(WEIGHTS)})")
-        files += found
-        alone = False
-    if alone:
-        return {"": files[0]}
-    stems = Counter(file.stem for file in files)
-    # best.safetensors of two trainings differ by their folders.
-    named = [
-        (file.stem if stems[file.stem] == 1 else f"{file.resolve().parent.name}-{file.stem}", file) for file in files
-    ]
-    if len(dict(named)) < len(named):
-        raise ValueError(f"some of the weights have the same name: {', '.join(map(str, files))}; rename or copy them")
-    return dict(named)
-
-
-def output_name(image: Path, weights: str = "") -> str:
-    """Return the name of an output: that of the image, with the name of the weights before the suffix."""
-    from dehazexl.io.source import short_name
-
-    stem = short_name(image)
-    suffix = image.name.removeprefix(stem).removesuffix(".zip")
-    if not suffix.lower().endswith((*TIFF, *PHOTO, *ZARR)):
-        suffix = ".zarr" if image.is_dir() else ".tif"
-    return f"{stem}_{weights}{suffix}" if weights else stem + suffix
-
-
-def run(
-    tasks: Sequence[Task],
-    folder: Path | None,
-    settings: Settings,
-    load: Callable[[Path], DehazeXL],
-    echo: Callable[[Task, str], object],
-) -> Iterator[Result]:
-    """Do the tasks, one after the other, after checking all of them.
-
-    Parameters
-    ----------
-    tasks, folder, settings
-        Tasks, folder of the outputs (created if it does not exist), and settings.
-    load
-        Loads the network of a weights file.
-    echo
-        Called with each task that failed and a message, if there are several; the others go on.
-
-    Yields
-    ------
-    Result
-        Result of each finished task.
-
-    Raises
-    ------
-    FileExistsError, FileNotFoundError, TypeError, ValueError, OSError
-        See `plan`, `io.open.open_image`, `io.write.write`.
-    """
-    report = None if len(tasks) == 1 else echo
-    tasks = without_existing(tasks, settings)
-    files = list(dict.fromkeys(task.weights for task in tasks))
-    with made(folder):
-        ready = []
-        for task in tasks:
-            with one_image(task, report):
-                check_task(task, settings)
-                ready.append(task)
-        for file in files[1:]:
-            load(file)
-        for file in files:
-            model = load(file)
-            for task in (task for task in ready if task.weights == file):
-                result = None
-                with one_image(task, report):
-                    result = dehaze_file(task, model, settings, keep_bars=report is None)
-                if result is not None:
-                    yield result
-
-
-def without_existing(tasks: Sequence[Task], settings: Settings) -> Sequence[Task]:
-    """Leave out the tasks whose outputs exist, if that is wanted.
-
-    Raises
-    ------
-    FileExistsError
-        If some of several outputs exist, and nothing was said about them. A single one is checked later.
-    """
-    existing = [task for task in tasks if task.output.exists() and not Unfinished(task.output).moved]
-    if settings.skip_existing:
-        if existing:
-            tell(f"{len(existing)} of {len(tasks)} outputs exist and are skipped")
-        return [task for task in tasks if task not in existing]
-    if existing and len(tasks) > 1 and not settings.overwrite:
-        raise FileExistsError(
-            f"{len(existing)} of {len(tasks)} outputs exist, such as {existing[0].output}: keep them with "
-            "--skip-existing, replace them with --overwrite, or choose another folder"
-        )
-    return tasks
-
-
-@contextmanager
-def one_image(task: Task, echo: Callable[[Task, str], object] | None) -> Iterator[None]:
-    """Echo an error that concerns one image of several; raise it without `echo`, or if the disk is full."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if echo is None or getattr(error, "errno", None) in FULL:
-            raise
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        echo(task, text if task.source.name in text else f"{task.source}: {text}")
 
 
 @contextmanager
@@ -357,8 +148,8 @@ def made(folder: Path | None) -> Iterator[None]:
                 each.rmdir()
 
 
-def check_task(task: Task, settings: Settings) -> None:
-    """Check the arguments of a task before anything is computed."""
+def check_task(task: Task, settings: Settings) -> bool:
+    """Return True if the arguments of a task fit its image; else raise an error before anything is computed."""
     import dask.array as da
 
     image = settings.opened(task.source)
@@ -372,6 +163,7 @@ def check_task(task: Task, settings: Settings) -> None:
     # Unfinished work may have written some of its maps.
     begun = overwrite or Unfinished(task.output).job is not None
     check_files(settings.maps, task.output, image, {**settings.writing, "overwrite": begun})
+    return True
 
 
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
@@ -385,9 +177,13 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     started = time.perf_counter()
     check_maps(settings.maps, model)
     image, window = settings.in_context(task.source)
+    image, lost = carried_over(task.output, image, settings.ngff, settings.compression)
     job = prepare(
         image, model, settings.overlap, settings.strength, settings.value_range, None, settings.batch, settings.border
     )
+    notes = [*job.image.notes, *([lost] if lost else [])]
+    for note in notes:
+        tell(f"{task.source.name}: {note}")
     tokens = describe_tokens(job)
     with held(task.output) as unfinished:
         if unfinished.begin({**tokens, **described(task, settings, window)}, settings.fresh):
@@ -399,25 +195,35 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
                 check_absent(task.output, settings.overwrite)
                 work(job, tokens, task, settings, unfinished, keep_bars, window)
     height, width = (window.height, window.width) if window else image.levels[0].shape[:2]
-    maps = ", ".join(str(map_path(task.output, name)) for name in settings.maps)
-    notes = (*job.image.notes, maps and f"maps: {maps}", not_carried_over(task.output, image), job.memory.note)
-    note = "\n".join(f"{task.source.name}: {text}" for text in notes if text)
-    return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, note)
+    after = [f"maps: {', '.join(str(map_path(task.output, name)) for name in settings.maps)}"] if settings.maps else []
+    after += [job.memory.note] if job.memory.note else []
+    for note in after:
+        tell(f"{task.source.name}: {note}")
+    return Result(task.output, height, width, job.grid.count, time.perf_counter() - started, (*notes, *after))
 
 
 def remaining(output: Path, tokens: Path | None) -> str:
     """Return a message about the unfinished work in or next to OUTPUT, after a run was stopped."""
     if is_folder(output):
-        folder, goes_on, parts = output, "the same command with --skip-existing goes on", sorted(output.glob(".*.part"))
+        goes_on, parts = "the same command with --skip-existing goes on", unfinished_below(output)
     else:
-        folder, goes_on, parts = output.parent, "the same command goes on", [part_of(output)]
+        goes_on, parts = "the same command goes on", [part_of(output)]
     if tokens is not None and tokens.is_dir():
         goes_on += f" from the tokens in {tokens}"
     elif not is_folder(output) and not parts[0].is_dir():
         return "nothing was done yet"
     if not any(part.is_dir() for part in parts):
         return goes_on
-    return f"{goes_on}, dehazexl clean {folder} removes {parts[0]}"
+    return f"{goes_on}, dehazexl clean {parts[0].parent} removes {parts[0]}"
+
+
+def unfinished_below(output: Path) -> list[Path]:
+    """Return the folders of unfinished outputs in a folder and its subfolders."""
+    found = []
+    for place, folders, _ in os.walk(output):
+        found += [Path(place, name) for name in folders if name.startswith(".") and name.endswith(".part")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not name.lower().endswith(ZARR)]
+    return sorted(found)
 
 
 @contextmanager
@@ -473,8 +279,9 @@ def work(
             left = math.ceil(tiles.count * (1 - share_done(unfinished.folder / MARKS)))
             with bar("decode", left, keep_bars) as advance:
                 kept = MapStore.open(unfinished.folder / FOLDER, settings.maps, part) if settings.maps else None
-                clear, options = decode_lazily(job, store, advance, window, kept), settings.writing
-                filling = fill(advance, window, kept)
+                noted = noting(unfinished, "decode", tiles.count, advance, tiles.count - left)
+                clear, options = decode_lazily(job, store, noted, window, kept), settings.writing
+                filling = fill(noted, window, kept)
                 if kept is not None:
                     filling = kept.filling(filling or partial(_filled, clear), task.output, part, options)
                 for _ in write(clear, task.output, part, **options, fill=filling, resume=unfinished):
@@ -488,9 +295,27 @@ def _filled(clear: da.Array, level0: Level0) -> Generator[int, None, None]:
 
 def follow(stage: Stage, unfinished: Unfinished, keep_bars: bool) -> None:
     """Go through a stage with a progress bar, and note how far it is."""
-    done = 0
     with bar(stage.name, stage.total, keep_bars) as advance:
+        noted = noting(unfinished, stage.name, stage.total, advance)
         for tiles in stage.steps:
+            noted(tiles)
+
+
+def noting(
+    unfinished: Unfinished, stage: str, total: int, advance: Callable[[int], None], done: int = 0
+) -> Callable[[int], None]:
+    """Return a function like `advance` that also notes how far a stage is, for any thread.
+
+    `done` tiles were done before; tiles that are decoded twice do not count beyond the total.
+    """
+    lock = threading.Lock()
+
+    def on_progress(tiles: int) -> None:
+        nonlocal done
+        advance(tiles)
+        with lock:
             done += tiles
-            unfinished.note(stage.name, done, stage.total)
-            advance(tiles)
+            unfinished.note(stage, min(done, total), total)
+
+    on_progress(0)
+    return on_progress

@@ -30,7 +30,12 @@ class LenientStream:
 
     def write(self, text: str) -> int:
         """Write text, if it can be written."""
-        return self._attempted(lambda: self._stream.write(text), len(text))
+        try:
+            return self._attempted(lambda: self._stream.write(text), len(text))
+        except UnicodeEncodeError:  # names of files need not be text
+            code = self._stream.encoding
+            plain = text.encode(code, "backslashreplace").decode(code)
+            return self._attempted(lambda: self._stream.write(plain), len(text))
 
     def flush(self) -> None:
         """Flush the stream, if it can be flushed."""

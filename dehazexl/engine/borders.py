@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from dehazexl.image.border import Border
 from dehazexl.image.chunk_cache import ChunkCache
@@ -34,20 +36,36 @@ def find_border(image: Image) -> Image:
 
     Only black, white and the usual marks of missing data count, and only where no metadata declares them. A level of
     about `ENOUGH` pixels is searched, the finest one if there are no overviews: some pixels at its edges; if one has
-    such a value, the blocks at its edges; then those that the border extends into.
+    such a value, the blocks at its edges; then those that the border extends into. What was found is kept for the next
+    time.
     """
-    search = _Search(image, next((a for a in reversed(image.levels) if max(a.shape[:2]) >= ENOUGH), image.levels[0]))
-    seen = search.at_edges()
-    values = [value for value in _candidates(image) if (seen == value).all(axis=1).any()]
-    found = [border for value in values if (border := search.border(value)) is not None]
-    if not found:
+    key = image.levels[0].name, len(image.levels), image.rgb, image.nodata, image.bits
+    with _lock:
+        known = _found.get(key, _UNKNOWN)
+    border = _search(image) if known is _UNKNOWN else known
+    with _lock:
+        _found[key] = border
+    if border is None:
         return image
-    border = max(found, key=lambda border: border.share)
     note = (
         f"a border of {border.value:g} around the image ({border.share:.0%}) is left as it is and does not count; "
         "--border keep treats it as part of the image"
     )
     return replace(image, border=border, notes=(*image.notes, note))
+
+
+_UNKNOWN = object()
+_found: LRUCache[Any, Any] = LRUCache(16)
+_lock = threading.Lock()
+
+
+def _search(image: Image) -> Border | None:
+    """Return the border of an image, the largest of several."""
+    search = _Search(image, next((a for a in reversed(image.levels) if max(a.shape[:2]) >= ENOUGH), image.levels[0]))
+    seen = search.at_edges()
+    values = [value for value in _candidates(image) if (seen == value).all(axis=1).any()]
+    found = [border for value in values if (border := search.border(value)) is not None]
+    return max(found, key=lambda border: border.share, default=None)
 
 
 def _candidates(image: Image) -> list[float]:
@@ -98,7 +116,7 @@ class _Search:
                     return None
             unread &= ~blocks
             runs = _from_edges(cells)
-            if not _is_frame(runs, self.image):
+            if not _is_frame(runs, self.image, value):
                 return None
             wanted = _each(np.logical_or, _widened(runs), down, across)
         share = float(runs.mean())
@@ -149,11 +167,17 @@ def _from_edges(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return runs
 
 
-def _is_frame(runs: NDArray[np.bool_], image: Image) -> bool:
-    """Return whether runs of a value are a border: in a photograph, only bars along two sides; else it may be sky."""
+def _is_frame(runs: NDArray[np.bool_], image: Image, value: float) -> bool:
+    """Return whether runs of a value are a border.
+
+    In a photograph they may be sky, and white ones in any image without georeference: there only bars along two sides
+    count, and what covers all four corners.
+    """
+    is_photo = image.path is not None and image.path.suffix.lower() in (".png", ".jpg", ".jpeg")
+    if image.geo is not None or not (is_photo or value > 0):
+        return True
     sides = sum(bool(side.all()) for side in (runs[0], runs[-1], runs[:, 0], runs[:, -1]))
-    is_photo = image.path is not None and image.path.suffix.lower() in (".png", ".jpg", ".jpeg") and image.geo is None
-    return sides >= 2 if is_photo else True
+    return sides >= 2 or bool(runs[[0, 0, -1, -1], [0, -1, 0, -1]].all())
 
 
 def _widened(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -100,7 +100,7 @@ class ClusterTokens(StreamedTokens):
         results: dict[int, T] = {}
         with Step(partial(work, compute=compute), self.tasks) as step:
             for number, (done, result) in self.tasks.each(do_step, [(step, group) for group in groups]):
-                results[number] = _moved(result, self.job.model.device)
+                results[number] = _moved(pickle.loads(result), self.job.model.device)
                 yield done
         return [results[number] for number in range(len(groups))]
 
@@ -108,7 +108,7 @@ class ClusterTokens(StreamedTokens):
         """Call a function on a worker."""
         with Step(compute, self.tasks) as step:
             ((_, result),) = self.tasks.each(call_step, [step])
-        return _moved(result, self.job.model.device)
+        return _moved(pickle.loads(result), self.job.model.device)
 
 
 def _streamed(job: Job, store: TokenStore, layer: int, embed: Any, local: Any) -> StreamedTokens:
@@ -124,8 +124,8 @@ def groups_are_done(recipe: Recipe, work: tuple[str, list[Window]]) -> bool:
     return all(recipe.store.done(block, name) for block in group)
 
 
-def do_step(recipe: Recipe, work: tuple[Step, list[Window]]) -> tuple[int, Any]:
-    """Do a step for a group of blocks; return the sum of what it yields, and what it returns."""
+def do_step(recipe: Recipe, work: tuple[Step, list[Window]]) -> tuple[int, bytes]:
+    """Do a step for a group of blocks; return the sum of what it yields, and what it returns, pickled."""
     step, group = work
     parts, count = step.load(recipe)(group), 0
     while True:
@@ -134,14 +134,19 @@ def do_step(recipe: Recipe, work: tuple[Step, list[Window]]) -> tuple[int, Any]:
             with computing():
                 count += next(parts)
         except StopIteration as end:
-            return count, _moved(end.value, "cpu")
+            return count, _packed(end.value)
 
 
-def call_step(recipe: Recipe, step: Step) -> Any:
-    """Call a step without a group."""
+def call_step(recipe: Recipe, step: Step) -> bytes:
+    """Call a step without a group, and pickle what it returns."""
     recipe.check()
     with computing():
-        return _moved(step.load(recipe)(), "cpu")
+        return _packed(step.load(recipe)())
+
+
+def _packed(result: Any) -> bytes:
+    """Pickle a result, since distributed itself would send tensors as arrays of numpy, which has no bfloat16."""
+    return pickle.dumps(_moved(result, "cpu"))
 
 
 class Step:

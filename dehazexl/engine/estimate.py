@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dehazexl.engine.memory import SHARE
 from dehazexl.image.grid import SIDE
 
 if TYPE_CHECKING:
     from dehazexl.engine.job import Job
+    from dehazexl.image.image import Image
 
 BASE = 350e6
 """Bytes of the running network, independent of the size of the image."""
@@ -24,20 +27,34 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 def token_bytes(job: Job) -> float:
     """Return the bytes of the tokens before and after they are fused, on disk."""
-    itemsize = 2 if job.model.dtype.itemsize == 2 else 4
-    return job.grid.count * SIDE**2 * (2 * job.channels * itemsize + 1)
+    return tokens_needed(job.grid.count, job.channels, 2 if job.model.dtype.itemsize == 2 else 4)
+
+
+def tokens_needed(tiles: int, channels: int, itemsize: int = 4) -> float:
+    """Return the bytes of the tokens of a number of tiles on disk, with numbers of `itemsize` bytes."""
+    return tiles * SIDE**2 * (2 * channels * itemsize + 1)
 
 
 def memory_bytes(job: Job) -> float:
-    """Return the bytes of memory: network, pixels under way, tokens, keys and values of one layer."""
-    height, width, bands = job.image.levels[0].shape
-    kept = token_bytes(job) / 2 * (1 + 2 / job.model.spec.context_pool**2)
-    return BASE + VALUE * bands * min(height * width, UNDER_WAY) + kept
+    """Return the bytes of memory: network, pixels under way, keys and values of one layer."""
+    return memory_needed(job.image, token_bytes(job), job.model.spec.context_pool)
+
+
+def memory_needed(image: Image, tokens: float, context_pool: int) -> float:
+    """Return the bytes of memory for an image, given those of its tokens, which are on disk."""
+    height, width, bands = image.levels[0].shape
+    keys = min(tokens / context_pool**2, SHARE * (total_memory() or math.inf))
+    return BASE + VALUE * bands * min(height * width, UNDER_WAY) + keys
 
 
 def output_bytes(job: Job) -> float:
     """Return the bytes of the output if it is well compressible."""
-    return COMPRESSED * LEVELS * float(job.image.levels[0].nbytes)
+    return output_needed(job.image)
+
+
+def output_needed(image: Image) -> float:
+    """Return the bytes of the output of an image if it is well compressible."""
+    return COMPRESSED * LEVELS * float(image.levels[0].nbytes)
 
 
 def check_room(job: Job, output: Path, tokens: Path, more: float = 0) -> None:

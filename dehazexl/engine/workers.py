@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,12 @@ import dask
 from dask.system import CPU_COUNT
 
 try:
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, WorkerPlugin
 except ImportError as error:
     raise ImportError("a dask cluster needs distributed: pip install 'napari-dehazexl[cluster]'") from error
 
 if TYPE_CHECKING:
+    from distributed import Worker
     from distributed.deploy.spec import SpecCluster
 
 
@@ -53,6 +56,7 @@ def connected(
             raise ValueError("give either the number of workers or the address of a scheduler")
         if workers is not None:
             with local_cluster(workers, device) as cluster, Client(cluster, set_as_default=False) as client:
+                client.register_plugin(Prepare())
                 yield client
         else:
             with Client(scheduler, set_as_default=False) as client:
@@ -65,6 +69,17 @@ def _read_config(path: Path) -> dict[str, Any]:
         pass
     merged: dict[str, Any] = dask.config.merge(dask.config.config, *dask.config.collect_yaml([str(path)]))
     return merged
+
+
+class Prepare(WorkerPlugin):
+    """Imports the engine in a worker when it starts, while this process loads weights and opens the image."""
+
+    idempotent = True
+    name = "dehazexl-prepare"
+
+    def setup(self, worker: Worker) -> None:
+        """Import in a thread: the worker goes on to answer its scheduler."""
+        threading.Thread(target=import_module, args=("dehazexl.engine.cluster",), name="dehazexl", daemon=True).start()
 
 
 @contextmanager

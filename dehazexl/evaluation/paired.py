@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     FloatImage = NDArray[np.floating]
     Dehazer = Callable[[FloatImage], FloatImage]
     Scores = dict[str, float]
+
+T = TypeVar("T")
 
 KINDS = ("veil", "patches", "depth", "ridges")
 """Kinds of synthetic haze, keys of `synthesis.haze.KINDS`."""
@@ -74,6 +77,7 @@ def synthesize_cases(
     kinds: Sequence[str] = KINDS,
     seed: int = 7,
     linear: bool = False,
+    echo: Callable[[str], object] | None = None,
 ) -> Iterator[Case]:
     """Add reproducible haze of each kind to the center of each image.
 
@@ -89,6 +93,8 @@ def synthesize_cases(
         Seed of the haze.
     linear
         Add the same haze in linear light, see `haze.add_haze`.
+    echo
+        Called with a message for each image that cannot be read; None raises its error.
 
     Yields
     ------
@@ -97,7 +103,9 @@ def synthesize_cases(
     """
     light = "linear" if linear else "values"
     for i, (name, image) in enumerate(images):
-        clear = center_crop(image, size, size)
+        clear = _read(name, echo, partial(center_crop, image, size, size))
+        if clear is None:
+            continue
         for j, kind in enumerate(kinds):
             generator = torch.Generator().manual_seed(seed * 10_000 + i * 100 + j)
             made = add_haze(clear, generator, [kind], THICKNESS, BRIGHTNESS, clear_share=0, camera=False, linear=linear)
@@ -359,9 +367,29 @@ def peak_memory() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def pair_cases(data: Dataset) -> Iterator[Case]:
-    """Yield a case for each pair at full size; its kind is the folder of the hazy image, such as ``cloud_L1``."""
+def pair_cases(data: Dataset, echo: Callable[[str], object] | None = None) -> Iterator[Case]:
+    """Yield a case for each pair at full size; its kind is the folder of the hazy image, such as ``cloud_L1``.
+
+    `echo` is called with a message for each pair that cannot be read; None raises its error.
+    """
     assert data.hazy is not None
-    for name, clear, hazy in zip(data.names, data.clear, data.hazy, strict=True):
-        pixels = [image[:, :] / np.float32(255) for image in (clear, hazy)]
-        yield Case(name, name.rpartition("/")[0], pixels[0], pixels[1])
+    for name, *pair in zip(data.names, data.clear, data.hazy, strict=True):
+        pixels = _read(name, echo, partial(_in_unit, pair))
+        if pixels is not None:
+            yield Case(name, name.rpartition("/")[0], pixels[0], pixels[1])
+
+
+def _in_unit(images: Sequence[Pixels]) -> list[FloatImage]:
+    """Read 8-bit images in [0, 1]."""
+    return [image[:, :] / np.float32(255) for image in images]
+
+
+def _read(name: str, echo: Callable[[str], object] | None, read: Callable[[], T]) -> T | None:
+    """Return what a function reads; None if it fails, after echoing the reason."""
+    try:
+        return read()
+    except (ValueError, OSError) as error:
+        if echo is None:
+            raise
+        echo(f"{name}: {error}")
+        return None

@@ -91,14 +91,16 @@ class Image:
         A string that changes whenever the pixels may have changed: a hash of path, size and modification time of a
         file, or of the content of an array. See `open_image`.
     guard
-        Function that raises OSError if the files of the image are no longer those that were opened, or None. Zarr
-        silently reads missing chunks as zeros.
+        Function that raises OSError if the files of the image are no longer those that were opened, or None; called
+        with ``surely=True``, it never leaves out the look. Zarr silently reads missing chunks as zeros.
     metadata
         Further metadata by name, such as description, software and date of a TIFF.
     masked
         Whether the alpha band is a mask of the file rather than one of its bands; a TIFF is written with a mask.
     guessed
         Whether `rgb` are the first three bands because nothing tells the colors; they are then not written as colors.
+    basis
+        What tells the colors, such as the names of the bands; empty if the format does.
     notes
         A line for the user about each decision that was made in opening the image.
     zero
@@ -126,10 +128,11 @@ class Image:
     geo: Geo | None = None
     path: Path | None = None
     fingerprint: str = ""
-    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    guard: Callable[..., None] | None = field(default=None, compare=False, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     masked: bool = False
     guessed: bool = False
+    basis: str = field(default="", compare=False)
     notes: tuple[str, ...] = ()
     zero: float = 0.0
     bits: int | None = None
@@ -304,12 +307,12 @@ def value_range(image: Image) -> tuple[float, float]:
     Returns
     -------
     tuple of float
-        ``(0, 255)`` for uint8. Otherwise `Image.zero`, or percentile 0.1 if that is lower, and percentile 99.9 of the
-        valid pixels of the three color bands together. If the percentiles are equal, or no valid pixel was read,
-        from 0 to the white of the dtype for integers and ``(0, 1)`` for floats.
+        ``(0, 255)`` for uint8 of 8 bits. Otherwise `Image.zero`, or percentile 0.1 if that is lower, and percentile
+        99.9 of the valid pixels of the three color bands together. If the percentiles are equal, or no valid pixel was
+        read, from 0 to the white of the dtype for integers and ``(0, 1)`` for floats.
     """
     dtype = image.levels[0].dtype
-    if dtype == np.uint8:
+    if dtype == np.uint8 and image.bits is None:
         return 0.0, 255.0
     samples = (_sample_colors(image, *windows) for windows in SAMPLES)
     values = next((values for values in samples if values.size), None)

@@ -34,6 +34,8 @@ class Bands(NamedTuple):
         As in `dehazexl.image.image.Image`.
     coded
         Whether the colors are known from numbers of bands or wavelengths only, not stated as such.
+    basis
+        What tells the colors.
     """
 
     names: tuple[str, ...]
@@ -42,6 +44,7 @@ class Bands(NamedTuple):
     guessed: bool
     notes: tuple[str, ...]
     coded: bool = False
+    basis: str = ""
 
 
 def choose_bands(
@@ -65,22 +68,26 @@ def choose_bands(
     """
     titles, rgb, alpha = describe_bands(names, roles)
     colors = [band for band in range(len(names)) if band != alpha]
-    if find_rgb([role_from_name(name) for name in names], names) or len(colors) < 3:
-        return Bands(titles, rgb, alpha, False, ())
-    found = find_by_code(names, sensor) or find_by_wavelength(wavelengths)
+    if find_rgb([role_from_name(name) for name in names], names):
+        return Bands(titles, rgb, alpha, False, (), basis="the names of the bands")
+    if len(colors) < 3:
+        return Bands(titles, rgb, alpha, False, (), basis="the number of bands")
+    coded = find_by_code(names, sensor)
+    found = coded or find_by_wavelength(wavelengths)
     if found is not None:
+        basis = "the satellite's numbers of the bands" if coded else "the wavelengths of the bands"
         called = ", ".join(f"{band + 1} ({titles[band]})" for band in found)
         notes = (f"red, green and blue are the bands {called}{BANDS_HINT}",) if found != rgb else ()
-        return Bands(titles, found, alpha, False, notes, True)
+        return Bands(titles, found, alpha, False, notes, True, basis)
     if find_rgb(roles, [None] * len(roles)) or all(role is None for role in roles):
-        return Bands(titles, rgb, alpha, False, ())
+        return Bands(titles, rgb, alpha, False, (), basis="the colors that the file states")
     plain = tuple(name or f"band {band + 1}" for band, name in enumerate(names))
     titles = tuple(title if band == alpha else plain[band] for band, title in enumerate(titles))
     taken = ", ".join(
         str(band + 1) if titles[band] == f"band {band + 1}" else f"{band + 1} ({titles[band]})" for band in rgb
     )
     note = f"nothing tells the colors: the bands {taken} are taken as red, green and blue{BANDS_HINT}"
-    return Bands(titles, rgb, alpha, True, (note,))
+    return Bands(titles, rgb, alpha, True, (note,), basis="nothing, these are the first")
 
 
 def find_by_code(names: Sequence[str | None], sensor: str = "") -> tuple[int, int, int] | None:

@@ -1,41 +1,111 @@
-"""What an output cannot hold of its input, in one line."""
+"""What an output cannot hold of its input, found before anything is computed."""
 
 from __future__ import annotations
 
+import errno
+import logging
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dehazexl.io.photo_metadata import jpeg_markers
 from dehazexl.io.raster_write import color_profile, unwritable
 from dehazexl.io.tiff_write import is_ome
+from dehazexl.io.write import PHOTO, TIFF, write
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dehazexl.image.image import Image
+    from dehazexl.io.raster_write import Compression
+    from dehazexl.io.zarr_write import Ngff
 
 _NAMES = {"exif": "EXIF", "xmp": "XMP", "iptc": "IPTC", "icc_profile": "the color profile"}
+_MORE_NAMES = {**_NAMES, "tags": "private tags", "ome_xml": "the metadata of OME", "domains": "GDAL's metadata"}
+_SIDE = 16
+_LONGEST_EXIF = 65533
+
+
+def carried_over(
+    path: Path, image: Image, ngff: Ngff = "0.5", compression: Compression | None = None
+) -> tuple[Image, str]:
+    """Return an image with the metadata that an output can hold, and a line about the other; empty if it holds all.
+
+    The metadata is written into a small image of the same format, so that none of it can fail after hours of work.
+
+    Parameters
+    ----------
+    path, ngff, compression
+        The output, see `dehazexl.io.write.write`.
+    image
+        The image.
+    """
+    lost = _lost(path, image)
+    if not _writes(path, image, ngff, compression):
+        kept = [name for name in image.metadata if _writes(path, _with(image, {name}), ngff, compression)]
+        lost += [_MORE_NAMES.get(name, name) for name in image.metadata if name not in kept]
+        image = _with(image, set(kept))
+    return image, _line(lost)
 
 
 def not_carried_over(path: Path, image: Image) -> str:
     """Return a line about the metadata of an image that the format of an output cannot hold; empty if it holds all."""
-    suffix = path.suffix.lower()
-    said = image.metadata
-    lost = []
-    if suffix in (".png", ".jpg", ".jpeg"):
-        lost += ["the georeference"] if image.geo else []
-        lost += ["the nodata value"] if image.nodata is not None else []
-        tags = [tags.keys() - {"AREA_OR_POINT"} for tags in said.get("domains", {}).values()]
-        lost += ["GDAL's metadata"] if any(tags) else []
-        lost += ["scale and offset"] if "scales" in said else []
+    return _line(_lost(path, image))
+
+
+def _lost(path: Path, image: Image) -> list[str]:
+    """Return the names of what the format of an output is known not to hold."""
+    suffix, said, lost = path.suffix.lower(), image.metadata, []
     if suffix in (".jpg", ".jpeg"):
+        lost += ["the nodata value"] if image.nodata is not None else []
         lost += ["the mask"] if image.masked else []
-        lost += jpeg_markers(dict(said))[1] + (["EXIF"] if len(said.get("exif", b"")) > 65533 else [])
+        lost += jpeg_markers(dict(said))[1] + (["EXIF"] if len(said.get("exif", b"")) > _LONGEST_EXIF else [])
     if suffix == ".png":
         lost += ["IPTC"] if "iptc" in said else []
-    if suffix in (".tif", ".tiff") and not is_ome(path, image):
+    if suffix in TIFF and is_ome(path, image):
+        return lost + _lost_in_ome(image)
+    if suffix in (*TIFF, *PHOTO):
         lost += unwritable(image)
-    if suffix in (".tif", ".tiff") and said.get("container") == "cog":
-        lost += [_NAMES[name] for name in ("exif", "iptc") if name in said]
-    if suffix != ".zarr" and said.get("icc_profile") and not color_profile(image):
+    if suffix in TIFF and said.get("container") == "cog":
+        lost += [_MORE_NAMES[name] for name in ("exif", "iptc", "tags") if name in said]
+    lost += [_MORE_NAMES["tags"]] if suffix in PHOTO and "tags" in said else []
+    if suffix in (*TIFF, *PHOTO) and said.get("icc_profile") and not color_profile(image):
         lost.append(_NAMES["icc_profile"])
-    return f"not carried over: {', '.join(lost)}" if lost else ""
+    return lost
+
+
+def _lost_in_ome(image: Image) -> list[str]:
+    """Return the names of what OME-TIFF does not hold."""
+    said = image.metadata
+    held = {
+        "the georeference": image.geo,
+        "the nodata value": image.nodata is not None,
+        "the mask": image.masked,
+        "GDAL's metadata": any(tags.keys() - {"AREA_OR_POINT"} for tags in said.get("domains", {}).values()),
+        "scale and offset": "scales" in said or "offsets" in said,
+        **{text: name in said for name, text in (*_NAMES.items(), ("tags", _MORE_NAMES["tags"]))},
+    }
+    return [name for name, there in held.items() if there]
+
+
+def _line(lost: list[str]) -> str:
+    return f"not carried over: {', '.join(dict.fromkeys(lost))}" if lost else ""
+
+
+def _with(image: Image, names: set[str]) -> Image:
+    return replace(image, metadata={name: value for name, value in image.metadata.items() if name in names})
+
+
+def _writes(path: Path, image: Image, ngff: Ngff, compression: Compression | None) -> bool:
+    """Return whether a small image with this metadata can be written."""
+    import dask.array as da
+
+    level = da.zeros((_SIDE, _SIDE, image.levels[0].shape[2]), dtype=image.levels[0].dtype)
+    small = replace(image, levels=(level,), path=None, guard=None, holes=None, border=None)
+    try:
+        with TemporaryDirectory() as folder:
+            for _ in write(level, Path(folder) / path.name, small, ngff=ngff, compression=compression):
+                pass
+    except Exception as error:  # libraries fail in any way on values that they did not make
+        logging.getLogger(__name__).debug("metadata of %s", path, exc_info=True)
+        return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    return True

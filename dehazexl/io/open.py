@@ -14,7 +14,7 @@ from dask.base import tokenize
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import BANDS_HINT, array_roles, describe_bands
-from dehazexl.io.photo_read import open_jpeg, open_png
+from dehazexl.io.photo_read import open_jpeg, open_png, open_webp
 from dehazexl.io.raster_read import open_raster
 from dehazexl.io.remote import open_remote, remote_address
 from dehazexl.io.sidecars import envi_data, with_sidecars
@@ -53,7 +53,7 @@ def open_image(
     nodata
         Value of pixels without data, in place of the one in the file.
     page
-        Page of a TIFF with several images, from 1.
+        Page of a TIFF with several images, or plane (z, t) of a TIFF or Zarr with several, from 1.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def open_image(
 def with_bands(image: Image, bands: Sequence[int | str]) -> Image:
     """Return the image with other bands as red, green and blue; the lines about those that were found are dropped."""
     notes = tuple(note for note in image.notes if not note.endswith(BANDS_HINT))
-    return replace(image, rgb=_select_bands(bands, image.bands), guessed=False, notes=notes)
+    return replace(image, rgb=_select_bands(bands, image.bands), guessed=False, basis="--bands", notes=notes)
 
 
 def _open_source(source: object, page: int | None = None) -> Image:
@@ -138,14 +138,14 @@ def open_path(path: Path, page: int | None = None) -> Image:
     if path.is_dir():
         if not any((path / name).exists() for name in ZARR_FILES):
             raise ValueError(f"{path} is a folder but not a Zarr: it contains none of {', '.join(ZARR_FILES)}")
-        return open_zarr_path(path)
+        return open_zarr_path(path, page)
     with path.open("rb") as file:
         head = file.read(8)
     if not head:
         raise ValueError(f"{path} is empty: copy or download it again")
     reader = next((reader for magic, reader in MAGIC.items() if head.startswith(magic)), None)
-    if reader is open_tiff:
-        return open_tiff(path, page)
+    if reader in (open_tiff, open_zarr_path):
+        return open_tiff(path, page) if reader is open_tiff else open_zarr_path(path, page)
     if page is not None:
         raise ValueError(f"{path} has no pages: leave --page out")
     if reader in (open_png, open_jpeg):
@@ -216,6 +216,6 @@ MAGIC: dict[bytes, Callable[[Path], Image]] = {
     b"\xff\x4f\xff\x51": open_raster,
     b"EHFA_HEA": open_raster,
     b"<VRTData": open_raster,
-    b"RIFF": open_raster,
+    b"RIFF": open_webp,
 }
 """Readers by the first bytes of the file."""

@@ -14,8 +14,9 @@ import numpy as np
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import RGB_ROLES, describe_bands
-from dehazexl.io.exif import exif_of, orientation_of, turned_upright
-from dehazexl.io.photo_metadata import jpeg_metadata, png_metadata
+from dehazexl.io.exif import exif_of, orientation_of, turned_upright, upright_exif
+from dehazexl.io.photo_metadata import jpeg_metadata, lost_line, png_metadata
+from dehazexl.io.raster_read import open_raster
 from dehazexl.io.source import (
     MAX_BLOCK,
     RETILE,
@@ -115,6 +116,20 @@ def decode_jpeg(path: Path) -> NDArray[Any]:
             strip = upright.crop((0, top, width, min(top + STRIP_ROWS, height)))
             pixels[top : top + STRIP_ROWS] = np.asarray(strip.convert(mode)).reshape(-1, width, len(mode))
         return pixels
+
+
+def open_webp(path: Path) -> Image:
+    """Open a WebP: its pixels by GDAL, its EXIF and profile by Pillow. It is not turned by its EXIF."""
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    image = open_raster(path)
+    with report_damage(path, "WebP"), WebPImageFile(path) as file:
+        exif, profile = exif_of(file), file.info.get("icc_profile", b"")
+        data, lost = upright_exif(exif, 0, 0)
+    found = {"exif": data, "xmp": file.info.get("xmp", b""), "icc_profile": profile}
+    notes = (*lost_line(lost), *(["it is not turned by its EXIF"] if orientation_of(exif) > 1 else []))
+    metadata = {**image.metadata, **{name: value for name, value in found.items() if value}}
+    return replace(image, metadata=metadata, notes=(*image.notes, *notes))
 
 
 def describe_photo(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dehazexl.io.photo_metadata import jpeg_markers, png_chunks
-from dehazexl.io.raster_write import color_profile
+from dehazexl.io.raster_write import color_profile, resolution
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -82,9 +82,16 @@ def _jpeg(pixels: NDArray[Any], target: Image) -> bytes:
     file = io.BytesIO()
     picture = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     exif, (extra, _) = bytes(target.metadata.get("exif", b"")), jpeg_markers(dict(target.metadata))
+    density = resolution(target)
+    more: dict[str, Any] = {}
+    if (unit := density.get("RESOLUTIONUNIT")) in ("2", "3"):
+        inch = 1 if unit == "2" else 2.54
+        more["dpi"] = [round(float(density[name]) * inch) for name in ("XRESOLUTION", "YRESOLUTION")]
+    if description := target.metadata.get("description"):
+        more["comment"] = str(description).encode("utf-8", "replace")[:_LONGEST_EXIF]
     picture.save(
         file, "JPEG", quality=_JPEG_QUALITY, subsampling=0, exif=exif if len(exif) < _LONGEST_EXIF else b"",
-        icc_profile=color_profile(target), extra=extra,
+        icc_profile=color_profile(target), extra=extra, **more,
     )  # fmt: skip
     return file.getvalue()
 
@@ -94,4 +101,6 @@ def _png(pixels: NDArray[Any], target: Image) -> bytes:
 
     plain = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2] == 1 else pixels, level=6))
     header = 33  # bytes: the signature and the first chunk, IHDR
-    return plain[:header] + png_chunks(dict(target.metadata), color_profile(target)) + plain[header:]
+    return (
+        plain[:header] + png_chunks(dict(target.metadata), color_profile(target), resolution(target)) + plain[header:]
+    )

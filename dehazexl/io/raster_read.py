@@ -8,7 +8,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from cachetools import LRUCache
 from dehazexl.image.georeference import Geo
 from dehazexl.image.image import Image
 from dehazexl.io.bands import choose_bands
+from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.source import (
     CHUNK,
     RETILE,
@@ -59,6 +60,9 @@ REMOTE: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 DERIVED = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF", "TIFF", "FILE_INFO")
 """Domains of GDAL that describe the file, or that are carried in another form."""
 
+Decoders = Mapping[tuple[int, ...], tuple[Source, tuple[int, int]]]
+"""Source of the bands of a level ``(y, x, c)``, and rows and columns of a chunk, by the shape of the level."""
+
 _handles = threading.local()
 _opening = threading.Lock()  # filters of warnings are those of all threads
 
@@ -74,6 +78,14 @@ def gdal(**options: Any) -> Iterator[None]:
 
 
 _QUIET = logging.NullHandler()
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that rasterio raises where GDAL fails."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    return RasterioError, CPLE_BaseError
 
 
 @dataclass(frozen=True)
@@ -108,23 +120,37 @@ class Raster:
         OSError
             If a server does not answer.
         """
-        from rasterio.errors import RasterioError
         from rasterio.windows import Window
 
         window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+        with self._reporting(rows, cols):
+            file = self._handle()
+            block = np.empty((window.height, window.width, file.count + self.masked), self.dtype)
+            # GDAL copies pixels fastest into the order of the file.
+            file.read(out=np.moveaxis(block[..., : file.count], -1, 0), window=window)
+            if self.masked:
+                block[..., -1:] = read_mask(file, window, self.dtype)
+        return block
+
+    def read_masked(self, decode: Callable[[slice, slice], NDArray[Any]], rows: slice, cols: slice) -> NDArray[Any]:
+        """Read a window of which another decoder reads the bands, and GDAL the mask; errors as in `read`."""
+        from rasterio.windows import Window
+
+        window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+        with self._reporting(rows, cols):
+            mask = read_mask(self._handle(), window, self.dtype)
+        return np.concatenate([decode(rows, cols), mask], axis=-1)
+
+    @contextmanager
+    def _reporting(self, rows: slice, cols: slice) -> Iterator[None]:
+        """Run GDAL; convert its errors to those of `read`."""
         try:
             with gdal(**options_for(self.name)):
-                file = self._handle()
-                block = np.empty((window.height, window.width, file.count + self.masked), self.dtype)
-                # GDAL copies pixels fastest into the order of the file.
-                file.read(out=np.moveaxis(block[..., : file.count], -1, 0), window=window)
-                if self.masked:
-                    block[..., -1:] = read_mask(file, window, self.dtype)
-        except RasterioError as error:
+                yield
+        except gdal_errors() as error:
             self._forget()
             place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
             raise _reading_error(self.name, place, error) from error
-        return block
 
     def _handle(self) -> rasterio.DatasetReader:
         """Return the handle of this thread: GDAL's are not safe to share."""
@@ -142,8 +168,14 @@ class Raster:
 
 def _reading_error(name: str, place: str, error: Exception) -> Exception:
     reason = one_line(error)
+    if re.search(r"out of memory|cannot allocate", reason, re.IGNORECASE):
+        return MemoryError(f"{address(name)}, {place}: {reason}")
     if name.startswith("/vsi"):
         return OSError(f"{address(name)} cannot be read in {place} ({reason}): check the connection, and try again")
+    if name.lower().endswith(".vrt"):
+        return ValueError(f"{name} cannot be read in {place} ({reason}): check the files that it refers to")
+    if re.search(r"not supported|unsupported|missing codec|not configured", reason, re.IGNORECASE):
+        return ValueError(f"{name} cannot be decoded ({reason}): convert it, e.g. to a GeoTIFF compressed by deflate")
     return ValueError(f"{name} is damaged in {place} ({reason}): copy or download it again")
 
 
@@ -177,7 +209,7 @@ def quietly_opened(name: str | Path, mode: str = "r", **options: Any) -> Any:
 
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(name, mode, sharing=False, **options)
+        return rasterio.open(gdal_name(name), mode, sharing=False, **options)
 
 
 def read_mask(file: rasterio.DatasetReader, window: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -207,7 +239,7 @@ def mask_of(file: rasterio.DatasetReader) -> str | None:
     return None
 
 
-def open_raster(path: Path, name: str = "") -> Image:
+def open_raster(path: Path, name: str = "", decoders: Decoders | None = None) -> Image:
     """Open a raster by GDAL.
 
     Parameters
@@ -216,6 +248,8 @@ def open_raster(path: Path, name: str = "") -> Image:
         The file, or the address.
     name
         Name of the data set for GDAL, if it is not the path.
+    decoders
+        Sources of the pixels that GDAL is slower to decode, see `Decoders`.
 
     Raises
     ------
@@ -224,19 +258,17 @@ def open_raster(path: Path, name: str = "") -> Image:
     OSError
         If a server does not answer.
     """
-    from rasterio.errors import RasterioError
-
     name = name or str(path)
     try:
         with gdal(**options_for(name)), open_dataset(name) as file:
-            return describe_raster(file, path, name)
-    except RasterioError as error:
+            return describe_raster(file, path, name, decoders or {})
+    except gdal_errors() as error:
         if name.startswith("/vsi"):
             raise OSError(f"{address(name)} cannot be opened ({one_line(error)}): check the address") from error
         raise ValueError(f"{path} cannot be opened ({one_line(error)}): copy or download it again") from error
 
 
-def describe_raster(file: rasterio.DatasetReader, path: Path, name: str) -> Image:
+def describe_raster(file: rasterio.DatasetReader, path: Path, name: str, decoders: Decoders) -> Image:
     """Describe an open data set."""
     remote = name.startswith("/vsi")
     where = address(name)
@@ -264,13 +296,14 @@ def describe_raster(file: rasterio.DatasetReader, path: Path, name: str) -> Imag
     meters = geo.meters if geo else None
     levels = [Raster(name, level, token, dtype, masked) for level in (None, *raster_levels(file, name))]
     return Image(
-        levels=tuple(raster_level(raster, n) for n, raster in enumerate(levels)),
+        levels=tuple(raster_level(raster, n, decoders) for n, raster in enumerate(levels)),
         name=short_name(path),
         bands=bands,
         rgb=chosen.rgb,
         alpha=alpha,
         masked=masked,
         guessed=chosen.guessed,
+        basis=chosen.basis,
         nodata=None if mask_of(file) == "bands" else file.nodatavals[0],
         scale=meters or (1.0, 1.0),
         units="meter" if meters else "pixel",
@@ -302,9 +335,13 @@ def remote_token(file: rasterio.DatasetReader, name: str) -> str:
 
 
 def check_colors(file: rasterio.DatasetReader, where: str) -> None:
-    """Raise ValueError for palettes and CMYK."""
+    """Raise ValueError for palettes, CMYK, Lab, and gray where white is 0."""
     from rasterio.enums import ColorInterp
 
+    structure = file.tags(ns="IMAGE_STRUCTURE")
+    if structure.get("MINISWHITE") == "YES" or "LAB" in structure.get("SOURCE_COLOR_SPACE", ""):
+        kind = "white-is-zero" if "MINISWHITE" in structure else structure["SOURCE_COLOR_SPACE"]
+        raise ValueError(f"{where} has {kind} colors, which GDAL does not convert: make it gray or RGB first")
     kinds = {ColorInterp.palette: "palette", ColorInterp.cyan: "CMYK", ColorInterp.Y: "YCbCr"}
     for color in file.colorinterp:
         if color in kinds:
@@ -324,14 +361,18 @@ def raster_levels(file: rasterio.DatasetReader, name: str) -> list[int]:
     return kept
 
 
-def raster_level(raster: Raster, number: int) -> Any:
+def raster_level(raster: Raster, number: int, decoders: Decoders) -> Any:
     """Return a level of a raster as a lazy array ``(y, x, c)``."""
+    read: Callable[[slice, slice], NDArray[Any]] = raster.read
     with open_dataset(raster.name, raster.level) as file:
         shape = (file.height, file.width, file.count + raster.masked)
         sides = raster_chunk(file, shape, raster.dtype)
         block = (*sides, shape[2]) if file.driver in WHOLE else (*file.block_shapes[0], shape[2])
         check_block(block, shape, raster.dtype.itemsize, address(raster.name), RETILE)
-    return lazy(Source(shape, raster.dtype, raster.read), sides, f"raster-{raster.token}-{number}")
+        if found := decoders.get((file.height, file.width, file.count)):
+            read, sides = found[0].read, found[1]
+            read = partial(raster.read_masked, read) if raster.masked else read
+    return lazy(Source(shape, raster.dtype, read), sides, f"raster-{raster.token}-{number}")
 
 
 def raster_chunk(file: rasterio.DatasetReader, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[int, int]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.pyramid import Assembler, Levels
-from dehazexl.io.raster_read import carried, gdal, one_line, quietly_opened
+from dehazexl.io.raster_read import carried, gdal, gdal_errors, one_line, quietly_opened
 from dehazexl.io.tiff_tags import add_tags, photo_tags
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def write_raster(
     levels, cog = Levels(height, width), target.metadata.get("container") == "cog"
     staged = path.with_name(f"{path.name}.stage") if cog else path
     extra = photo_tags(target)
+    # rasterio opens what is there before it replaces it, and fails on the rest of a run that was killed.
+    for rest in (staged, path):
+        rest.unlink(missing_ok=True)
     with _told_if_full(path):
         with gdal(GDAL_TIFF_INTERNAL_MASK="YES"):
             file = quietly_opened(staged, "w", **_profile(target, levels, "zstd" if cog else compression))
@@ -175,13 +179,12 @@ def _place(target: Image) -> dict[str, Any]:
 
 def _describe(file: rasterio.DatasetWriter, target: Image) -> list[str]:
     """Write names, colors, scales and metadata of an open file; return the names of those that cannot be written."""
-    from rasterio.errors import RasterioError
-
     lost = []
+    failures: tuple[type[Exception], ...] = (*gdal_errors(), ValueError, TypeError, UnicodeError)
     for name, write in _parts(file, target):
         try:
             write()
-        except (RasterioError, ValueError, TypeError, UnicodeError):
+        except failures:
             lost.append(name)
     return lost
 
@@ -273,6 +276,7 @@ def _texts(target: Image) -> dict[str, str]:
     # A description for programs describes the pages of the input file, not of this one.
     if tags.get("TIFFTAG_IMAGEDESCRIPTION", "").lstrip().startswith(_FOR_PROGRAMS):
         del tags["TIFFTAG_IMAGEDESCRIPTION"]
+    tags |= {str(name): str(text) for name, text in said.get("texts", {}).items()}
     return tags | {f"TIFFTAG_{name}": text for name, text in resolution(target).items()}
 
 
@@ -313,8 +317,9 @@ def _overviews(path: Path, levels: Levels, target: Image) -> Iterator[int]:
     """Compute the overviews of a file, one after the other; yield 0 before each."""
     from rasterio.enums import Resampling
 
-    factors = [2**level for level in range(1, len(levels.sizes))]
-    options = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_TIFF_OVR_BLOCKSIZE": block_side(target, levels)}
+    side, longest = block_side(target, levels), max(levels.height, levels.width)
+    factors = [2**level for level in range(1, 32) if longest > side * 2 ** (level - 1)]
+    options = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_TIFF_OVR_BLOCKSIZE": side}
     if quality := _layout(levels, target.levels[0].dtype, "jpeg", target)["JPEG_QUALITY"]:
         options["JPEG_QUALITY_OVERVIEW"] = quality
     if factors:
@@ -332,18 +337,17 @@ def _copied(staged: Path, path: Path, levels: Levels, target: Image, compression
     if compression == "jpeg" and color_roles(target) == list(_COLORS):
         options["photometric"] = "YCBCR"
     with gdal(GDAL_TIFF_INTERNAL_MASK="YES", GDAL_TIFF_OVR_BLOCKSIZE=block_side(target, levels)):
-        rasterio.shutil.copy(staged, path, driver="GTiff", COPY_SRC_OVERVIEWS="YES", **options)
+        rasterio.shutil.copy(gdal_name(staged), gdal_name(path), driver="GTiff", COPY_SRC_OVERVIEWS="YES", **options)
 
 
 @contextmanager
 def _told_if_full(path: Path) -> Iterator[None]:
     """Convert errors of GDAL to OSError: that of a full disk if it is one."""
-    from rasterio.errors import RasterioError
-
+    failures: tuple[type[Exception], ...] = (*gdal_errors(), ValueError)
     try:
         yield
         check_complete(path)
-    except (RasterioError, ValueError) as error:
+    except failures as error:
         if shutil.disk_usage(path.parent).free < _ENOUGH:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if isinstance(error, ValueError):

@@ -45,7 +45,10 @@ def _open_zarr(url: str) -> Image:
     import zarr
 
     try:
-        store = zarr.storage.FsspecStore.from_url(url, storage_options=_options(url), read_only=True)
+        # Any other error than that a chunk is missing is one: zarr would take some for it.
+        store = zarr.storage.FsspecStore.from_url(
+            url, storage_options=_options(url), read_only=True, allowed_exceptions=(FileNotFoundError,)
+        )
         image = open_zarr(zarr.open(store, mode="r"), where=url)
         return replace(image, name=short_name(Path(url)))
     except ImportError as error:

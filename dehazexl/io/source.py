@@ -6,9 +6,10 @@ import base64
 import binascii
 import math
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_BANDS = 8  # where the axes of an array have no names
 CHUNK = 1024  # pixels along a side of a dask chunk at least; an image of 100,000 pixels a side has 10,000 chunks
+MAX_CHUNKS = 2**16
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
 CHUNK_BYTES = 64 * 2**20
 MAX_SIDE = 2**24
@@ -34,6 +36,8 @@ MAX_PIECES = 1024
 """Chunks of a file in a dask chunk at most, where they are smaller than usual."""
 MIN_PIECE = 64
 """Pixels of a chunk or tile at least, in images of more than a million of them: each costs a call."""
+GUARD_SLOW, GUARD_SHARE = 0.1, 100
+"""Seconds that a look at the files of an image takes before it is left out at times, and how many times as long."""
 RETILE = "write it in tiles first, e.g. gdal_translate -co TILED=YES IMAGE tiled.tif"
 SUFFIXES = (
     *(".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg", ".webp"),
@@ -131,7 +135,8 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     source
         The source of pixels.
     chunk
-        Rows and columns of a chunk, which contains all bands.
+        Rows and columns of a chunk, which contains all bands; twice as many, or four times, in images of more than
+        `MAX_CHUNKS` of them, where dask takes long to find one.
     name
         Name of the dask array, unique to its content.
 
@@ -140,7 +145,14 @@ def lazy(source: Source, chunk: tuple[int, int], name: str) -> da.Array:
     dask.array.Array
         ``(y, x, c)``; pixels are read when a chunk is computed.
     """
-    chunks = (min(chunk[0], source.shape[0]), min(chunk[1], source.shape[1]), source.shape[2])
+    height, width, bands = source.shape
+    rows, cols = chunk
+    pixel = bands * source.dtype.itemsize
+    while (
+        min(rows, cols) >= CHUNK and height * width > MAX_CHUNKS * rows * cols and 4 * rows * cols * pixel < CHUNK_BYTES
+    ):
+        rows, cols = 2 * rows, 2 * cols
+    chunks = (min(rows, height), min(cols, width), bands)
     meta = np.empty((0, 0, 0), source.dtype)
     # A custom getitem: some releases of dask fuse slices into theirs and would decode a chunk once per slice.
     array: da.Array = da.from_array(source, chunks=chunks, name=name, getitem=read_chunk, meta=meta)
@@ -153,7 +165,7 @@ def read_chunk(source: Source, index: tuple[slice, slice, slice]) -> NDArray[Any
     return np.ascontiguousarray(block, source.dtype)
 
 
-def strided(array: Any, axes: str) -> Source:
+def strided(array: Any, axes: str, plane: int = 0) -> Source:
     """Return a numpy-like array as a source ``(y, x, c)``.
 
     Parameters
@@ -161,19 +173,36 @@ def strided(array: Any, axes: str) -> Source:
     array
         The array.
     axes
-        One letter for each axis: y, x, c, or another one for axes of length 1.
+        One letter for each axis: y, x, c, or - for further ones.
+    plane
+        Index of a plane along the further axes, the last of them fastest.
     """
     lengths = dict(zip(axes, array.shape, strict=True))
     shape = (lengths["y"], lengths["x"], lengths.get("c", 1))
-    return Source(shape, np.dtype(array.dtype).newbyteorder("="), partial(read_strided, array, axes))
+    further = [length for axis, length in zip(axes, array.shape, strict=True) if axis == "-"]
+    fixed = tuple(int(place) for place in np.unravel_index(plane, further)) if further else ()
+    return Source(shape, np.dtype(array.dtype).newbyteorder("="), partial(read_strided, array, axes, fixed))
 
 
-def read_strided(array: Any, axes: str, rows: slice, cols: slice) -> NDArray[Any]:
+def read_strided(array: Any, axes: str, fixed: Sequence[int], rows: slice, cols: slice) -> NDArray[Any]:
     """Read a window ``(y, x, c)`` of an array with its axes in any order; the pixels of a numpy array are copied."""
-    window = {"y": rows, "x": cols, "c": slice(None)}
-    pixels = array[tuple(window.get(axis, 0) for axis in axes)]
+    window, further = {"y": rows, "x": cols, "c": slice(None)}, iter(fixed)
+    pixels = array[tuple(window[axis] if axis in window else next(further) for axis in axes)]
     block: NDArray[Any] = to_yxc(np.array(pixels) if isinstance(array, np.ndarray) else np.asarray(pixels), axes)
     return block
+
+
+def plane_of(page: int | None, count: int, where: str) -> int:
+    """Return the index of a page that is counted from 1; 0 for None.
+
+    Raises
+    ------
+    ValueError
+        If there is no such page.
+    """
+    if page is not None and not 1 <= page <= count:
+        raise ValueError(f"{where} has no page {page}: choose one of 1 to {count}")
+    return (page or 1) - 1
 
 
 def to_yxc(block: Any, axes: str) -> Any:
@@ -252,10 +281,11 @@ def check_regular(path: Path) -> None:
         )
 
 
-def axes_by_shape(shape: Sequence[int], name: str) -> str:
+def axes_by_shape(shape: Sequence[int], name: str, remedy: str = "") -> str:
     """Name the axes of an array by its shape.
 
     The bands are the last axis, or else the first one, if it has at most `MAX_BANDS` entries and no axis is shorter.
+    `remedy` ends the message of an error; by default it is that for arrays.
 
     Returns
     -------
@@ -275,12 +305,13 @@ def axes_by_shape(shape: Sequence[int], name: str) -> str:
         letters.append("-" if dropped else "?")
     lengths = [length for length, letter in zip(shape, letters, strict=True) if letter == "?"]
     if len(lengths) > 3:
-        raise ValueError(f"{name} has shape {tuple(shape)}: pass one plane of it, (y, x) or (y, x, bands)")
-    order = iter("yx" if len(lengths) == 2 else _order_3d(lengths, name))
+        remedy = remedy or "pass one plane of it, (y, x) or (y, x, bands)"
+        raise ValueError(f"{name} has shape {tuple(shape)}: {remedy}")
+    order = iter("yx" if len(lengths) == 2 else _order_3d(lengths, name, remedy))
     return "".join(next(order) if letter == "?" else letter for letter in letters)
 
 
-def _order_3d(lengths: list[int], name: str) -> str:
+def _order_3d(lengths: list[int], name: str, remedy: str) -> str:
     """Return the axis letters of a 3-D shape."""
     first, middle, last = lengths
     if last <= min(MAX_BANDS, first, middle):
@@ -288,7 +319,8 @@ def _order_3d(lengths: list[int], name: str) -> str:
     if first <= min(MAX_BANDS, middle, last):
         return "cyx"
     shape = (first, middle, last)
-    raise ValueError(f"{name} has shape {shape} and no axis of 1 to {MAX_BANDS} bands: pass one plane, e.g. array[0]")
+    remedy = remedy or "pass one plane, e.g. array[0]"
+    raise ValueError(f"{name} has shape {shape} and no axis of 1 to {MAX_BANDS} bands: {remedy}")
 
 
 def short_name(path: Path) -> str:
@@ -322,21 +354,32 @@ class Guard:
     path: Path
     token: str
     compute: Callable[[], str]
+    _again: list[float] = field(default_factory=list, compare=False, repr=False)
 
-    def __call__(self) -> None:
-        """Check the files.
+    def __call__(self, surely: bool = False) -> None:
+        """Check the files; not `surely`, that is left out where it takes long and was done a short time ago.
 
         Raises
         ------
         OSError
             If they were changed, replaced or removed.
         """
+        start = time.monotonic()
+        if not surely and self._again and start < self._again[-1]:
+            return
         try:
             now = self.compute()
         except OSError as error:
             raise OSError(error.errno, f"{self.path} cannot be read anymore ({error.strerror}): restore it") from error
         if now != self.token:
             raise OSError(f"{self.path} was changed or removed after it was opened: restore it, or open it again")
+        # A Zarr of a terapixel has millions of folders to be looked at.
+        took = time.monotonic() - start
+        self._again[:] = [start + GUARD_SHARE * took] if took > GUARD_SLOW else []
+
+    def __reduce__(self) -> tuple[type[Guard], tuple[Any, ...]]:
+        """Leave out the time, which is another one in other processes."""
+        return Guard, (self.path, self.token, self.compute)
 
 
 def as_number(text: object) -> float | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dehazexl.io.embedded import embedded_sides
+from dehazexl.io.embedded import embedded_size
 from dehazexl.io.source import MAX_BLOCK, RETILE, check_block, report_damage
 
 if TYPE_CHECKING:
@@ -193,10 +193,8 @@ class Plane:
             If the tile is damaged or claims to be larger than can be read, or its compression is not supported.
         """
         page = self.page
-        if (sides := embedded_sides(data)) is not None:
-            check_block(
-                (*sides, page.samplesperpixel), page.shape, np.dtype(page.dtype).itemsize, str(self.path), RETILE
-            )
+        if (size := embedded_size(data)) is not None:
+            check_block(size, page.shape, 1, str(self.path), RETILE)
         tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in JPEG else {}
         try:
             block, position, _ = page.decode(data, index, **tables)

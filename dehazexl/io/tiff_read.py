@@ -15,9 +15,11 @@ import numpy as np
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Holes, Image
 from dehazexl.io.bands import OME_COLORS, RGB_ROLES, choose_bands
-from dehazexl.io.raster_read import open_raster
+from dehazexl.io.photo_metadata import quality_of
+from dehazexl.io.raster_read import Decoders, open_raster
 from dehazexl.io.source import (
     CHUNK,
+    MAX_METADATA,
     Guard,
     Source,
     axes_by_shape,
@@ -25,6 +27,7 @@ from dehazexl.io.source import (
     chunk_length,
     file_token,
     lazy,
+    plane_of,
     report_damage,
     short_name,
     strided,
@@ -56,6 +59,11 @@ MIRRORED, UPSIDE_DOWN, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 """Values of the tag Orientation. An image becomes upright by swapping rows and columns (transposed), then reversing the
 order of rows (upside down) and of columns (mirrored)."""
 UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer"}
+COMPRESSIONS = {
+    1: "none", 5: "lzw", 6: "jpeg", 7: "jpeg", 8: "deflate", 32946: "deflate", 34887: "lerc", 50000: "zstd",
+    50001: "webp",
+}  # fmt: skip
+"""Names of the compressions that are written, by their codes; others, such as JPEG 2000, become deflate."""
 COLOR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw color filter array"}
 QUIET = logging.NullHandler()
 STRIP_ROWS = 256  # rows of a chunk of strips at least: the side of a network tile
@@ -85,32 +93,31 @@ def open_tiff(path: Path, page: int | None = None) -> Image:
 
 def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -> Image:
     """Describe an image of an open TIFF."""
-    # The thousands of planes of a microscope are only counted if one is chosen.
-    pages = full_pages(tif) if page is not None or not (tif.is_ome or tif.is_imagej) else []
-    if page is not None and not 1 <= page <= len(pages):
-        raise ValueError(f"{path} has no page {page}: choose one of 1 to {len(pages)}")
+    microscopy = tif.is_ome or tif.is_imagej
+    pages = [] if microscopy else full_pages(tif)
+    if not microscopy:
+        plane_of(page, len(pages), str(path))
     if for_gdal(tif, path):
         for each in tif.pages:
             check_segments(each.aspage(), each.aspage())
         name = f"GTIFF_DIR:{pages[(page or 1) - 1] + 1}:{path}" if page else ""
-        image = open_raster(path, name)
+        image = open_raster(path, name, {} if page else jpeg_decoders(tif, path))
         if page is None and not image.masked:
-            image = with_jpeg_pixels(image, tif, path)
             image = replace(image, holes=tiff_holes(tif.series[0], image.levels[0].name))
         return with_photo_metadata(image, tif, pages, page)
-    series, notes = chosen_series(tif, pages, page)
-    key = series.keyframe
+    series, plane, notes = chosen_plane(tif, page, path) if microscopy else chosen_series(tif, pages, page)
+    key, place = series.keyframe, tif.series.index(series) if microscopy else 0
     check_colors(key, path)
     check_pixels(series.shape, np.dtype(series.dtype or "O"), str(path))
-    axes = tiff_axes(series, path)
+    axes = tiff_axes(series, path, any_plane=page is not None)
     levels = tiff_levels(tif, series)
-    sources = [tiff_source(level, axes, path) for level in levels]
-    chosen = choose_bands(*tiff_bands(tif, series, sources[0][0].shape[2]))
+    sources = [tiff_source(level, axes, path, plane) for level in levels]
+    chosen = choose_bands(*tiff_bands(tif, series, sources[0][0].shape[2], place))
     files = sorted({tiff_path(part) for level in levels for part in level.pages if part is not None})
     token = file_token(files)
     orientation = int(key.tags.valueof(ORIENTATION) or 1)
     sources = [apply_orientation(source, chunk, orientation) for source, chunk in sources]
-    scale, units = ome_scale(tif)
+    scale, units = ome_scale(tif, place)
     suffix = f"-{page}" if page else ""
     image = Image(
         levels=tuple(
@@ -121,14 +128,15 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
         rgb=chosen.rgb,
         alpha=chosen.alpha,
         guessed=chosen.guessed,
+        basis=chosen.basis,
         notes=(*notes, *chosen.notes),
         scale=scale,
         units=units,
         path=path,
         fingerprint=token + suffix,
         guard=Guard(path, token, partial(file_token, files)),
-        metadata=tiff_metadata(key, series),
-        holes=tiff_holes(series, f"tiff-{token}{suffix}-0") if orientation == 1 else None,
+        metadata=tiff_metadata(key) | ({"ome_image": place} if place else {}),
+        holes=tiff_holes(series, f"tiff-{token}{suffix}-0") if orientation == 1 and not plane else None,
     )
     return with_photo_metadata(image, tif)
 
@@ -147,17 +155,17 @@ def for_gdal(tif: tifffile.TiffFile, path: Path) -> bool:
     return any(path.with_name(path.name + suffix).exists() for suffix in SIDECARS) or any(w.exists() for w in worlds)
 
 
-def with_jpeg_pixels(image: Image, tif: tifffile.TiffFile, path: Path) -> Image:
-    """Return an image of JPEG tiles, opened by GDAL, whose pixels imagecodecs decodes: GDAL takes longer."""
+def jpeg_decoders(tif: tifffile.TiffFile, path: Path) -> Decoders:
+    """Return sources of the levels of JPEG tiles, which imagecodecs decodes faster than GDAL; none of other files."""
     series = tif.series[0]
     page = series.keyframe
     if (page.compression, page.bitspersample, page.planarconfig) != (7, 8, 1) or page.samplesperpixel not in (1, 3):
-        return image
+        return {}
+    if plane_count(series) > 1:
+        return {}  # pages, of which GDAL opens the first
     axes = tiff_axes(series, path)
     sources = [tiff_source(level, axes, path) for level in tiff_levels(tif, series)]
-    found = {source.shape: (source, chunk) for source, chunk in sources}
-    levels = (lazy(*found[level.shape], level.name) if level.shape in found else level for level in image.levels)
-    return replace(image, levels=tuple(levels))
+    return {source.shape: (source, chunk) for source, chunk in sources}
 
 
 def full_pages(tif: tifffile.TiffFile) -> list[int]:
@@ -179,20 +187,45 @@ def _pages_note(count: int) -> str:
     return f"the file has {count} pages, of which the first is opened; --page N opens another"
 
 
+def chosen_plane(
+    tif: tifffile.TiffFile, page: int | None, path: Path
+) -> tuple[tifffile.TiffPageSeries, int, list[str]]:
+    """Return an image of a file of microscopy, the index of its plane, and a line about other images.
+
+    The pages are the planes (z, t) of all images, each with all of its channels.
+    """
+    images = [series for series in tif.series if series.kind == tif.series[0].kind]
+    counts = [plane_count(series) for series in images]
+    plane = plane_of(page, sum(counts), str(path))
+    if page is None:
+        note = f"the file has {len(images)} images, of which the first is opened; --page N opens another"
+        return images[0], 0, [note] if len(images) > 1 else []
+    for series, count in zip(images, counts, strict=True):
+        if plane < count:
+            return series, plane, []
+        plane -= count
+    raise AssertionError
+
+
+def plane_count(series: tifffile.TiffPageSeries) -> int:
+    """Return the number of planes of an image: positions along its axes other than y, x, and channels."""
+    return math.prod(length for axis, length in zip(series.axes, series.shape, strict=True) if axis not in "YXSC")
+
+
 def chosen_series(
     tif: tifffile.TiffFile, pages: list[int], page: int | None
-) -> tuple[tifffile.TiffPageSeries, list[str]]:
-    """Return the first image of a TIFF, or a page as an image, and a line about the others."""
+) -> tuple[tifffile.TiffPageSeries, int, list[str]]:
+    """Return the first image of a TIFF, or a page as an image; 0; and a line about the others."""
     import tifffile
 
     first = tif.series[0]
     unrelated = bool(pages) and dict(zip(first.axes, first.shape, strict=True)).get("I", 1) > 1
     if page is None and not unrelated:
         others = sum(int(series.keyframe.subfiletype) & 5 == 0 and series.kind == first.kind for series in tif.series)
-        return first, [_pages_note(len(pages))] if others > 1 and first.kind == "generic" else []
+        return first, 0, [_pages_note(len(pages))] if others > 1 else []
     key = tif.pages[pages[(page or 1) - 1]].aspage()
     alone = tifffile.TiffPageSeries([key], shape=key.shape, dtype=key.dtype, axes=key.axes)
-    return alone, [] if page else [_pages_note(len(pages))]
+    return alone, 0, [] if page else [_pages_note(len(pages))]
 
 
 def tiff_holes(series: tifffile.TiffPageSeries, level: str) -> Holes | None:
@@ -226,25 +259,35 @@ def check_colors(page: tifffile.TiffPage, path: Path) -> None:
         raise ValueError(f"{path} has YCbCr colors without JPEG compression: save it as RGB first")
 
 
-def tiff_axes(series: tifffile.TiffPageSeries, path: Path) -> str:
-    """Return one letter for each axis of a series: y, x, c, or - for an axis of length 1."""
+def tiff_axes(series: tifffile.TiffPageSeries, path: Path, any_plane: bool = False) -> str:
+    """Return one letter for each axis of a series: y, x, c, or - for an axis of length 1, of any if a plane is chosen.
+
+    Raises
+    ------
+    ValueError
+        If it has several planes, and none is chosen.
+    """
     sized = list(zip(series.axes, series.shape, strict=True))
     if "Q" in series.axes:
-        axes = axes_by_shape(series.shape, str(path))
+        pages = len(series.pages)
+        remedy = f"choose one of {pages} pages with --page N" if pages > 1 else ""
+        axes = axes_by_shape(series.shape, str(path), remedy)
         if series.dataoffset is not None or [a for a in axes if a != "-"][-2:] == ["y", "x"]:
             return axes
     further = [f"{axis} ({length})" for axis, length in sized if length > 1 and axis not in "YXSC"]
-    if further or sum(length > 1 for axis, length in sized if axis in "SC") > 1:
+    if (further and not any_plane) or sum(length > 1 for axis, length in sized if axis in "SC") > 1:
         named = ", ".join(f"{axis} ({length})" for axis, length in sized)
-        raise ValueError(f"{path} has the axes {named}: choose a plane with --page N, or save it to its own file")
-    letters = ["-" if length == 1 and axis not in "YX" else axis.lower() for axis, length in sized]
+        remedy = f"choose one of {plane_count(series)} planes with --page N, or save it to its own file"
+        raise ValueError(f"{path} has the axes {named}: {remedy}")
+    known = "YXSC"
+    letters = ["-" if axis not in known or (length == 1 and axis in "SC") else axis.lower() for axis, length in sized]
     return "".join(letters).replace("s", "c")
 
 
 def tiff_levels(tif: tifffile.TiffFile, first: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSeries]:
     """Return an image and its overviews, finest first, each smaller than the one before."""
-    if first not in tif.series[:1]:
-        return [first]  # a page that was chosen
+    if first is not tif.series[0]:
+        return list(first.levels)  # an image or a page that was chosen
     # tifffile only groups overviews with a constant factor; those of GDAL can have any size, with a flag.
     loose = [
         level
@@ -264,7 +307,9 @@ def tiff_kind(series: tifffile.TiffPageSeries) -> tuple[str, str, int]:
     return series.axes, str(series.dtype), series.keyframe.samplesperpixel
 
 
-def tiff_source(series: tifffile.TiffPageSeries, axes: str, path: Path) -> tuple[Source, tuple[int, int]]:
+def tiff_source(
+    series: tifffile.TiffPageSeries, axes: str, path: Path, plane: int = 0
+) -> tuple[Source, tuple[int, int]]:
     """Return the source of a level, memory-mapped if its pixels are uncompressed and contiguous.
 
     Parameters
@@ -275,6 +320,8 @@ def tiff_source(series: tifffile.TiffPageSeries, axes: str, path: Path) -> tuple
         One letter for each axis, see `tiff_axes`.
     path
         The file, for messages.
+    plane
+        Index of the plane along the other axes.
 
     Returns
     -------
@@ -292,10 +339,12 @@ def tiff_source(series: tifffile.TiffPageSeries, axes: str, path: Path) -> tuple
         dtype = np.dtype(series.dtype).newbyteorder(series.keyframe.parent.byteorder)
         mapped = Mapped(tiff_path(series.keyframe), dtype, series.shape, series.dataoffset)
         mapped.check()
-        return strided(mapped, axes), (CHUNK, CHUNK)
+        return strided(mapped, axes, plane), (CHUNK, CHUNK)
     pages = [page for page in series.pages if page is not None]
     if len(pages) < len(series.pages):
         raise ValueError(f"{path} has {len(pages)} of its {len(series.pages)} pages: copy or download all its parts")
+    if plane or "-" in axes:
+        pages = pages_of_plane(pages, series, plane)
     for page in pages:
         check_segments(page, series.keyframe)
     planes = tuple(Plane(tiff_path(page), page.offset) for page in pages)
@@ -303,6 +352,18 @@ def tiff_source(series: tifffile.TiffPageSeries, axes: str, path: Path) -> tuple
     shape = (lengths["y"], lengths["x"], lengths.get("c", 1))
     page = series.keyframe
     return Source(shape, np.dtype(series.dtype).newbyteorder("="), partial(read_planes, planes)), tiff_chunk(page)
+
+
+def pages_of_plane(pages: list[Any], series: tifffile.TiffPageSeries, plane: int) -> list[Any]:
+    """Return the pages of a plane: one for each channel, or a single one of all."""
+    sized = [(axis, length) for axis, length in zip(series.axes, series.shape, strict=True)]
+    leading = sized[: next(n for n, (axis, _) in enumerate(sized) if axis in "YXS")]
+    if math.prod(length for _, length in leading) != len(pages):
+        return pages
+    order = np.arange(len(pages)).reshape([length for _, length in leading])
+    channels = [n for n, (axis, _) in enumerate(leading) if axis == "C"]
+    by_plane = np.moveaxis(order, channels, range(-len(channels), 0)).reshape(plane_count(series), -1)
+    return [pages[int(place)] for place in by_plane[plane]]
 
 
 def tiff_chunk(page: tifffile.TiffPage) -> tuple[int, int]:
@@ -335,7 +396,7 @@ def read_upright(source: Source, orientation: int, rows: slice, cols: slice) -> 
 
 
 def tiff_bands(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, number: int = 0
 ) -> tuple[list[str | None], list[str | None]]:
     """Read names and roles of the bands from color space and alpha samples, then from the metadata of OME."""
     page = series.keyframe
@@ -346,7 +407,7 @@ def tiff_bands(
     extra = [int(kind) for kind in page.extrasamples][:count]
     for band, kind in enumerate(extra, start=count - len(extra)):
         roles[band] = "alpha" if kind in (1, 2) else "undefined"
-    channels = list(parse_xml(tif.ome_metadata).findall("{*}Image[1]/{*}Pixels/{*}Channel"))
+    channels = list(parse_xml(tif.ome_metadata).findall(f"{{*}}Image[{number + 1}]/{{*}}Pixels/{{*}}Channel"))
     if len(channels) == count:
         names = [channel.get("Name") for channel in channels]
         roles = [ome_role(channel.get("Color")) or role for channel, role in zip(channels, roles, strict=True)]
@@ -366,9 +427,9 @@ def ome_role(color: str | None) -> str | None:
     return OME_COLORS.get(f"{(int(color) & 0xFFFFFFFF) >> 8:06X}") if color else None
 
 
-def ome_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
-    """Read the size ``(y, x)`` of a pixel and its unit from OME-XML."""
-    pixels = parse_xml(tif.ome_metadata).find("{*}Image[1]/{*}Pixels")
+def ome_scale(tif: tifffile.TiffFile, number: int = 0) -> tuple[tuple[float, float], str]:
+    """Read the size ``(y, x)`` of a pixel and its unit from the OME-XML of an image, counted from 0."""
+    pixels = parse_xml(tif.ome_metadata).find(f"{{*}}Image[{number + 1}]/{{*}}Pixels")
     size = {} if pixels is None else pixels.attrib
     unit = size.get("PhysicalSizeXUnit", "µm")
     if "PhysicalSizeX" not in size or "PhysicalSizeY" not in size or size.get("PhysicalSizeYUnit", "µm") != unit:
@@ -376,12 +437,26 @@ def ome_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
     return (float(size["PhysicalSizeY"]), float(size["PhysicalSizeX"])), UNITS.get(unit, unit)
 
 
-def tiff_metadata(page: tifffile.TiffPage, series: tifffile.TiffPageSeries) -> dict[str, Any]:
+def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     """Return the descriptive tags, the resolution, the compression and the container of an image."""
     kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
     if page.is_ome or page.is_shaped or page.is_imagej:
         kept.pop("description", None)
-    known = ("jpeg", "webp", "lzw", "deflate", "zstd", "none")
-    compression = next((name for name in known if name in getattr(page.compression, "name", "").lower()), "deflate")
-    ome = {"container": "ome-tiff", "ome_xml": page.description} if page.is_ome else {"container": "tiff"}
-    return {**kept, **ome, "compression": compression}
+    said: dict[str, Any] = {"container": "tiff", "compression": COMPRESSIONS.get(int(page.compression), "deflate")}
+    if page.parent.is_ome:
+        said |= {"container": "ome-tiff", "ome_xml": page.parent.ome_metadata or ""}
+    if said["compression"] == "jpeg" and (quality := jpeg_quality(page)):
+        said["quality"] = str(quality)
+    return {**kept, **said}
+
+
+def jpeg_quality(page: tifffile.TiffPage) -> int:
+    """Return the quality of JPEG tiles by their first table of quantization; 0 if it is not known."""
+    data = page.jpegtables or b""
+    if not data and page.databytecounts and 0 < page.databytecounts[0] <= MAX_METADATA:
+        page.parent.filehandle.seek(page.dataoffsets[0])
+        data = page.parent.filehandle.read(page.databytecounts[0])
+    start = data.find(b"\xff\xdb")
+    if start < 0 or len(data) < start + 69 or data[start + 4]:
+        return 0
+    return quality_of(np.frombuffer(data, np.uint8, 64, start + 5))

@@ -143,9 +143,10 @@ def ome_xml(target: Image) -> bytes:
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
     ElementTree.register_namespace("", space.strip("{}"))
     images = root.findall(f"{space}Image")
-    for other in images[1:]:
+    image = images.pop(target.metadata.get("ome_image", 0))
+    for other in images:
         root.remove(other)
-    pixels = images[0].find(f"{space}Pixels")
+    pixels = image.find(f"{space}Pixels")
     assert pixels is not None
     height, width, bands = target.levels[0].shape
     dtype = {"float32": "float", "float64": "double"}.get(target.levels[0].dtype.name, target.levels[0].dtype.name)

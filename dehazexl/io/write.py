@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,12 +18,13 @@ from dehazexl.io.level0 import Fill
 from dehazexl.io.open import ZARR_FILES
 from dehazexl.io.photo_write import check_photo, write_photo
 from dehazexl.io.raster_write import Compression, compression_of, fits, write_raster
+from dehazexl.io.sidecars import sidecars_of, write_sidecars
 from dehazexl.io.tiff_write import is_ome, write_tiff
 from dehazexl.io.unfinished import IMAGE, LEVEL0, MARKS, Unfinished, held, part_of
 from dehazexl.io.zarr_write import Ngff, write_level0, write_ome_zarr
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     import dask.array as da
     from numpy.typing import NDArray
@@ -195,7 +197,15 @@ def write(
         steps = write_ome_zarr(part / IMAGE, target, ngff, blocks_at_once, part / MARKS, fill)
     else:
         steps = _write_file(path, part, target, compression, blocks_at_once, resume is not None, fill)
-    return _written(steps, path, total(clear), resume, overwrite)
+    if resume is not None and target.guard is not None:
+        steps = _then(steps, partial(target.guard, surely=True))
+    return _written(steps, path, target, resume, overwrite)
+
+
+def _then(steps: Generator[int, None, None], check: Callable[[], None]) -> Generator[int, None, None]:
+    """Do the steps, then look once more whether the input is what was opened."""
+    yield from steps
+    check()
 
 
 def _write_file(
@@ -334,8 +344,21 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
         said = f"{error.strerror}, nothing can be written there: choose another folder"
         raise OSError(error.errno, said, str(path.parent)) from None
     check_absent(path, overwrite)
+    _check_sidecars(path, overwrite)
     if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ZARR_FILES):
         raise ValueError(f"{path} is a folder of other files, not a Zarr, and is not replaced: choose another name")
+
+
+def _check_sidecars(path: Path, overwrite: bool) -> None:
+    """Raise FileExistsError if files beside an image that does not exist would be read as a part of it."""
+    # Those of unfinished work on it are its own.
+    if overwrite or path.suffix.lower() in ZARR or Unfinished(path).job is not None:
+        return
+    if stale := sidecars_of(path):
+        raise FileExistsError(
+            f"{stale[0]} exists and would be read as a part of {path}: remove it, or replace both with overwrite=True "
+            "(--overwrite)"
+        )
 
 
 def check_absent(path: Path, overwrite: bool) -> None:
@@ -345,10 +368,10 @@ def check_absent(path: Path, overwrite: bool) -> None:
 
 
 def _written(
-    steps: Generator[int, None, None], path: Path, pixels: int, resume: Unfinished | None, overwrite: bool
+    steps: Generator[int, None, None], path: Path, target: Image, resume: Unfinished | None, overwrite: bool
 ) -> Generator[int, None, None]:
     """Do the steps, then rename the result; remove the folder if that fails and the work cannot be resumed."""
-    done = reported = 0
+    pixels, done, reported = total(target.levels[0]), 0, 0
     left = "which is kept, so make room and run it again" if resume else "which was removed"
     remedy = f"make room, or write {path.name} to another disk"
     with (
@@ -358,14 +381,18 @@ def _written(
         if resume is None:
             check_absent(path, overwrite)  # holding the folder may have finished an earlier replacement
             folder.begin(None)
-        folder.note("decode", 0, 0)
         try:
             for step in steps:
                 done += step
-                folder.note("decode" if done < pixels else "finish", done, pixels if done < pixels else 0)
+                if done >= pixels:
+                    folder.note("finish", done, 0)
+                elif resume is None:  # else whoever holds the folder counts what is decoded
+                    folder.note("decode", done, pixels)
                 # The total is reported only after the result is renamed.
                 reported = done if done < pixels else reported
                 yield reported
+            if overwrite or not path.exists():
+                write_sidecars(path, target)  # before the image: without them, or with stale ones, it would be wrong
         except BaseException:
             # Stop the threads and close the file first.
             steps.close()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.io.zarr_metadata import cf_attributes
+
 if TYPE_CHECKING:
     import zarr
 
@@ -15,11 +17,13 @@ if TYPE_CHECKING:
 
 
 def write_place(group: zarr.Group, array: zarr.Array[Any], target: Image) -> None:
-    """Write the place of the finest level: coordinates of the pixel centers, and a grid mapping of CF.
+    """Write the place of the finest level: coordinates of the pixel centers, and a grid mapping of CF; scale and names.
 
     A rotated grid has no coordinates; its transform is in the grid mapping.
     """
-    attributes: dict[str, Any] = {}
+    attributes = cf_attributes(target.metadata)
+    if any(name != f"band {number}" for number, name in enumerate(target.bands, 1)):
+        attributes["long_name"] = list(target.bands)  # of rioxarray
     if array.metadata.zarr_format == 2:
         attributes["_ARRAY_DIMENSIONS"] = ["c", "y", "x"]
     if target.nodata is not None:

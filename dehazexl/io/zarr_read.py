@@ -29,13 +29,14 @@ from dehazexl.io.source import (
     chunk_sides,
     file_token,
     lazy,
+    plane_of,
     report_damage,
     short_name,
     strided,
 )
 from dehazexl.io.zarr_find import Found, find_image, with_mapping
 from dehazexl.io.zarr_geo import read_geo
-from dehazexl.io.zarr_metadata import unpacked
+from dehazexl.io.zarr_metadata import cf_metadata, unpacked
 
 if TYPE_CHECKING:
     import zarr
@@ -54,7 +55,7 @@ ASKED = 4096
 """Chunks of a window that are looked up at most, to see whether there are any: reading it costs no more."""
 
 
-def open_zarr_path(path: Path) -> Image:
+def open_zarr_path(path: Path, page: int | None = None) -> Image:
     """Open a Zarr folder or zip file.
 
     Raises
@@ -72,7 +73,7 @@ def open_zarr_path(path: Path) -> Image:
         raise
     except Exception as error:  # zarr trusts its metadata: a nested one is a RecursionError, a list an AttributeError
         raise ValueError(f"{path} is not a readable Zarr ({error}): check its zarr.json or .zarray") from error
-    return open_zarr(node, path)
+    return open_zarr(node, path, page=page)
 
 
 def root_in_zip(path: Path) -> str:
@@ -84,15 +85,20 @@ def root_in_zip(path: Path) -> str:
     return min(roots, key=lambda root: (root.count("/") + bool(root), root), default="")
 
 
-def open_zarr(node: zarr.Array[Any] | zarr.Group, path: Path | None = None, where: str = "") -> Image:
-    """Describe a zarr array, a group with one image, or an OME-Zarr group; `where` is its name for messages."""
+def open_zarr(
+    node: zarr.Array[Any] | zarr.Group, path: Path | None = None, where: str = "", page: int | None = None
+) -> Image:
+    """Describe a zarr array, a group with one image, or an OME-Zarr group.
+
+    `where` is its name for messages; `page` is a plane along axes other than y, x and bands, from 1.
+    """
     where = where or str(path or node.store_path)
     # Reading from a remote store can fail for reasons other than damage.
     with nullcontext() if path is None else report_damage(where, "Zarr"):
-        return describe_node(node, path, where)
+        return describe_node(node, path, where, page)
 
 
-def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: str) -> Image:
+def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: str, page: int | None = None) -> Image:
     """Describe a Zarr node according to its kind."""
     import zarr
 
@@ -101,15 +107,16 @@ def describe_node(node: zarr.Array[Any] | zarr.Group, path: Path | None, where: 
         found = Found(parent_of(node), (node,), attrs)
         if found.group is not None:
             found = replace(found, attributes=with_mapping(found.group, node))
-        return describe_zarr([node], array_axes(node, where), found.attributes, path, where, found=found)
+        axes = array_axes(node, where, page)
+        return describe_zarr([node], axes, found.attributes, path, where, found=found, page=page)
     ome: Any = attrs.get("ome", attrs)
     if isinstance(ome.get("multiscales"), list):
-        return open_ngff(node, ome, path, where)
+        return open_ngff(node, ome, path, where, page)
     if "bioformats2raw.layout" in ome:
-        return open_series(node, path, where)
+        return open_series(node, path, where, page)
     found = find_image(node, where)
-    axes = array_axes(found.arrays[0], where)
-    image = describe_zarr(found.arrays[:1], axes, found.attributes, path, where, found=found)
+    axes = array_axes(found.arrays[0], where, page)
+    image = describe_zarr(found.arrays[:1], axes, found.attributes, path, where, found=found, page=page)
     return replace(image, notes=(*found.notes, *image.notes))
 
 
@@ -128,7 +135,7 @@ def parent_of(array: zarr.Array[Any]) -> zarr.Group | None:
     return None
 
 
-def open_series(root: zarr.Group, path: Path | None, where: str) -> Image:
+def open_series(root: zarr.Group, path: Path | None, where: str, page: int | None = None) -> Image:
     """Open the first image of several, as bioformats2raw writes them."""
     listed: Any = root["OME"].attrs if "OME" in root else {}
     names = list(listed.get("ome", listed).get("series") or sorted(set(root.group_keys()) - {"OME"}, key=_number))
@@ -136,7 +143,7 @@ def open_series(root: zarr.Group, path: Path | None, where: str) -> Image:
         raise ValueError(f"{where} is a Zarr of bioformats2raw without an image: write it again")
     group: Any = root[names[0]]
     attrs = dict(group.attrs)
-    image = open_ngff(group, attrs.get("ome", attrs), path, where)
+    image = open_ngff(group, attrs.get("ome", attrs), path, where, page)
     if len(names) == 1:
         return image
     note = (
@@ -149,7 +156,9 @@ def _number(name: str) -> tuple[int, str]:
     return (int(name) if name.isdecimal() else 0), name
 
 
-def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, where: str) -> Image:
+def open_ngff(
+    group: zarr.Group, ome: Mapping[str, Any], path: Path | None, where: str, page: int | None = None
+) -> Image:
     """Describe an OME-Zarr image of version 0.4 (zarr 2) or 0.5 (zarr 3)."""
     image = ome["multiscales"][0] if ome["multiscales"] else None
     if not image or not image["datasets"]:
@@ -162,9 +171,9 @@ def open_ngff(group: zarr.Group, ome: Mapping[str, Any], path: Path | None, wher
     except KeyError as error:
         raise ValueError(f"{where} lists a level {error} that it does not contain: write it again") from error
     axes = [axis if isinstance(axis, str) else axis["name"] for axis in image.get("axes", "tczyx"[-arrays[0].ndim :])]
-    letters = named_axes(axes, arrays[0].shape, where) or axes_by_shape(arrays[0].shape, where)
+    letters = named_axes(axes, arrays[0].shape, where, page) or axes_by_shape(arrays[0].shape, where)
     attrs, channels = dict(group.attrs) | dict(arrays[0].attrs), ome.get("omero", {}).get("channels", [])
-    described = describe_zarr(arrays, letters, attrs, path, where, channels)
+    described = describe_zarr(arrays, letters, attrs, path, where, channels, page=page)
     y, x = letters.index("y"), letters.index("x")
     scale, translate = ngff_transform(image, len(axes), where)
     units = [axis.get("unit", "pixel") for axis in image.get("axes", []) if isinstance(axis, dict)]
@@ -203,6 +212,7 @@ def describe_zarr(
     where: str,
     channels: Sequence[Mapping[str, Any]] = (),
     found: Found | None = None,
+    page: int | None = None,
 ) -> Image:
     """Describe an image from zarr arrays and their attributes.
 
@@ -222,6 +232,8 @@ def describe_zarr(
         Channels in OME metadata.
     found
         The group of the image, with its coordinates, and all arrays if there is one for each band.
+    page
+        Plane along the axes -, from 1; None if there is one.
 
     Returns
     -------
@@ -229,21 +241,24 @@ def describe_zarr(
         Lazy ``(y, x, c)`` levels.
     """
     finest = arrays[0]
-    levels = zarr_levels(arrays, axes, where)
+    levels = zarr_levels(arrays, axes, where, page)
     if found is not None and len(found.arrays) > 1:
-        levels = [stacked([zarr_levels([array], axes, where)[0] for array in found.arrays])]
+        levels = [stacked([zarr_levels([array], axes, where, page)[0] for array in found.arrays])]
     count = levels[0][0].shape[2]
     token = zarr_token(finest)
+    suffix = f"-{page}" if page else ""
     names = found.names if found is not None else []
     chosen = choose_bands(*zarr_bands(attrs, channels, count, names), sensor=str(attrs.get("platform", "")))
     bands, rgb, alpha = chosen.names, chosen.rgb, chosen.alpha
     saved = attrs.get("dehazexl") or {}
     geo, notes = read_geo(attrs, *((None, None) if found is None else found.coordinates(AXES)))
     meters = geo.meters if geo else None
+    one_each = found is not None and len(found.arrays) == count
+    by_band = [dict(array.attrs) for array in found.arrays] if found is not None and one_each else [attrs] * count
     if saved:
         rgb, alpha = saved_bands(saved, count, where, rgb)
     return Image(
-        levels=tuple(lazy(*level, f"zarr-{token}-{number}") for number, level in enumerate(levels)),
+        levels=tuple(lazy(*level, f"zarr-{token}{suffix}-{number}") for number, level in enumerate(levels)),
         name=short_name(path or Path(finest.name or "")) or "array",
         bands=bands,
         rgb=rgb,
@@ -253,15 +268,18 @@ def describe_zarr(
         scale=meters or (1.0, 1.0),
         units="meter" if meters else "pixel",
         path=path,
-        fingerprint=token,
+        fingerprint=token + suffix,
         guard=None if path is None else Guard(path, token, partial(zarr_token, finest)),
-        metadata=unpacked(saved["metadata"]) if "metadata" in saved else unstated(chosen, count),
+        metadata=unpacked(saved["metadata"])
+        if "metadata" in saved
+        else unstated(chosen, count) | cf_metadata(attrs, by_band),
         masked=bool(saved.get("masked")),
         guessed=chosen.guessed and "rgb" not in saved,
+        basis="the colors that the file states" if "rgb" in saved else chosen.basis,
         notes=(*notes, *(() if "rgb" in saved else chosen.notes)),
         zero=zarr_zero(finest, attrs),
         bits=saved.get("bits"),
-        holes=zarr_holes(finest, axes, f"zarr-{token}-0"),
+        holes=zarr_holes(finest, axes, f"zarr-{token}{suffix}-0"),
     )
 
 
@@ -284,7 +302,18 @@ def chunks_missing(array: zarr.Array[Any], axes: str, window: Window) -> bool:
         touched.append(range(start // side, -(-stop // side)))
     if math.prod(map(len, touched)) > ASKED:
         return False
-    return not any((folder / array.metadata.encode_chunk_key(chunk)).exists() for chunk in product(*touched))
+    return not any(is_stored(folder / array.metadata.encode_chunk_key(chunk)) for chunk in product(*touched))
+
+
+def is_stored(chunk: Path) -> bool:
+    """Return whether there may be anything at the path of a chunk, be it a broken link: reading it says what is."""
+    try:
+        chunk.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def saved_bands(
@@ -305,7 +334,9 @@ def saved_bands(
     return (rgb[0], rgb[1], rgb[2]), alpha
 
 
-def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> list[tuple[Source, tuple[int, int]]]:
+def zarr_levels(
+    arrays: Sequence[zarr.Array[Any]], axes: str, where: str, page: int | None = None
+) -> list[tuple[Source, tuple[int, int]]]:
     """Return a source and a chunk for each array that is smaller than the one before."""
     import zarr
 
@@ -315,7 +346,10 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
     for array in arrays:
         check_pixels(array.shape, array.dtype, where)
         check_array(array, where)
-        plain = strided(array, axes)
+        if further_axes(array.shape, axes) != further_axes(arrays[0].shape, axes):
+            continue  # an overview with fewer planes
+        plane = plane_of(page, math.prod(further_axes(array.shape, axes)), where)
+        plain = strided(array, axes, plane)
         source = Source(plain.shape, plain.dtype, partial(read_checked, plain, where))
         finest = levels[0][0] if levels else source
         if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
@@ -327,6 +361,11 @@ def zarr_levels(arrays: Sequence[zarr.Array[Any]], axes: str, where: str) -> lis
             stored = dict(zip(axes, (zipped and array.shards) or array.chunks, strict=True))
             levels.append((source, chunk_sides(stored["y"], stored["x"])))
     return levels
+
+
+def further_axes(shape: Sequence[int], axes: str) -> list[int]:
+    """Return the lengths of the axes other than y, x and c."""
+    return [length for letter, length in zip(axes, shape, strict=True) if letter == "-"]
 
 
 def unstated(chosen: Bands, count: int) -> dict[str, Any]:
@@ -375,24 +414,32 @@ def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArra
         raise ValueError(f"{where} has a damaged chunk in {position} ({error}): copy or download it again") from error
 
 
-def array_axes(array: zarr.Array[Any], where: str) -> str:
+def array_axes(array: zarr.Array[Any], where: str, page: int | None = None) -> str:
     """Return one letter for each axis by its dimension name (zarr 3, xarray), else by the shape."""
     check_pixels(array.shape, array.dtype, where)
     names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    axes = named_axes(names, array.shape, where) if names and len(names) == array.ndim else ""
+    axes = named_axes(names, array.shape, where, page) if names and len(names) == array.ndim else ""
     return axes or axes_by_shape(array.shape, where)
 
 
-def named_axes(names: Sequence[str | None], shape: Sequence[int], where: str) -> str:
-    """Convert axis names to letters: y, x, c, or - for an axis of length 1; an empty string if y or x is missing."""
+def named_axes(names: Sequence[str | None], shape: Sequence[int], where: str, page: int | None = None) -> str:
+    """Convert axis names to letters: y, x, c, or - for further ones; an empty string if y or x is missing.
+
+    Raises
+    ------
+    ValueError
+        If there are several planes along further axes, and no page of them is chosen.
+    """
     known = {name: letter for letter, names in AXES.items() for name in names}
     letters = [known.get((name or "").lower(), "-") for name in names]
     if not {"y", "x"} <= set(letters):
         return ""
     spare = any(letter == "-" and length > 1 for letter, length in zip(letters, shape, strict=True))
-    if spare or any(letters.count(letter) > 1 for letter in "yxc"):
+    if (spare and page is None) or any(letters.count(letter) > 1 for letter in "yxc"):
         named = ", ".join(f"{name} ({length})" for name, length in zip(names, shape, strict=True))
-        raise ValueError(f"{where} has the axes {named}: pass one plane of it, (y, x) or (y, x, bands), as an array")
+        count = math.prod(further_axes(shape, "".join(letters)))
+        remedy = f"choose one of {count} planes with --page N" if spare else "pass one plane of it as an array"
+        raise ValueError(f"{where} has the axes {named}: {remedy}")
     return "".join(letters)
 
 

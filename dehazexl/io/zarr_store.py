@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
-from dehazexl.io.inflation import inflates_beyond
+from dehazexl.io.inflation import Members, inflates_beyond
 from dehazexl.io.source import MAX_BLOCK, MAX_METADATA, check_block
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ CODECS = frozenset(
         "jenkins_lookup3",
         "lz4",
         "lzma",
-        "packbits",
         "quantize",
         "scale_offset",
         "sharding_indexed",
@@ -54,8 +53,10 @@ CODECS = frozenset(
 RECHUNK = "re-chunk it first, e.g. dask.array.from_zarr(PATH).rechunk(1024).to_zarr(NEW)"
 
 
-INFLATING = frozenset({"blosc", "bz2", "gzip", "lzma", "zlib", "zstd"})
+INFLATING = frozenset({"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"})
 """Codecs of which a small chunk can make a large one."""
+WIDENING = frozenset({"astype", "cast_value", "delta", "fixedscaleoffset", "quantize", "scale_offset"})
+"""Codecs whose values may take eight bytes on their way, whatever the array has."""
 
 
 class FolderStore(zarr.storage.LocalStore):
@@ -93,18 +94,28 @@ class FolderStore(zarr.storage.LocalStore):
 
         Raises
         ------
+        OSError
+            If it cannot be reached for another reason than that it is missing: zarr takes some for that.
         ValueError
-            If it lies outside the folder, is a pipe or a device, or is larger than what is ever read at once.
+            If it lies outside the folder, is a folder, a pipe or a device, or is larger than what is ever read at once.
         """
         path = os.path.join(self.root, key)
         if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(self.root), "")) and key:
             raise ValueError(f"{path} leaves the Zarr by a link or '..': copy its target into the Zarr")
         try:
             status = os.stat(path)
-        except OSError:
+        except FileNotFoundError:
+            if os.path.islink(path):
+                raise ValueError(f"{path} is a link to a file that is missing: restore it") from None
+            return
+        except NotADirectoryError:
+            if key.endswith(METADATA):  # zarr asks whether a chunk is a group
+                return
+            raise
+        if not key or (stat.S_ISDIR(status.st_mode) and key.endswith(METADATA)):
             return
         if stat.S_ISDIR(status.st_mode):
-            return
+            raise ValueError(f"{path} is a folder in place of a chunk: restore the chunk")
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is not a regular file but a pipe or a device: write the Zarr again")
         check_length(path, _requested(byte_range, status.st_size))
@@ -166,13 +177,13 @@ def open_store(path: Path) -> FolderStore | ZipStore:
     Raises
     ------
     ValueError
-        If a member inflates to more than metadata or a chunk can have.
+        If there are too many members, or one inflates to more than metadata or a chunk can have.
     zipfile.BadZipFile
         If a file is not a zip file.
     """
     if not path.is_file():
         return FolderStore(path, read_only=True)
-    with zipfile.ZipFile(path) as file:
+    with Members(path) as members, zipfile.ZipFile(members) as file:
         for member in file.infolist():
             # A member that is stored without compression, e.g. a shard, is read in parts.
             if member.compress_type != zipfile.ZIP_STORED or member.filename.endswith(METADATA):
@@ -204,7 +215,8 @@ def check_array(array: zarr.Array[Any], where: str) -> None:
         array.store.inflating |= {inflating[0]}
     # From a zip file the whole shard is read, see `zarr_read.zarr_levels`.
     zipped = isinstance(array.store, zarr.storage.ZipStore)
-    check_block((zipped and array.shards) or array.chunks, array.shape, array.dtype.itemsize, where, RECHUNK)
+    width = max(array.dtype.itemsize, 8 if WIDENING & set(names) else 1)
+    check_block((zipped and array.shards) or array.chunks, array.shape, width, where, RECHUNK)
     if array.shards:
         counts = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         if (index := 16 * math.prod(counts)) > MAX_METADATA:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from dehazexl.image.nodata import as_json
-from dehazexl.io.level0 import Fill, Level0
-from dehazexl.io.pyramid import Levels, halve
-from dehazexl.io.zarr_metadata import packed
+from dehazexl.io.level0 import Fill, Level0, put
+from dehazexl.io.pyramid import Levels, Tile, halve
+from dehazexl.io.zarr_metadata import further, packed
 from dehazexl.io.zarr_place import write_place
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def write_ome_zarr(
     write_place(group, arrays[0], target)
     level0 = Level0(arrays[0], marks, levels)
     yield from fill(level0) if fill else level0.fill(target.levels[0], at_once)
-    for below, above in pairwise(arrays):
-        yield from _overview(below, above, levels.tile, partial(halve, nodata=target.nodata, alpha=target.alpha))
+    averaged = partial(halve, nodata=target.nodata, alpha=target.alpha)
+    for level, (below, above) in enumerate(pairwise(arrays), 1):
+        yield from _overview(below, above, levels.tile, averaged, marks / f"level{level}")
     _describe(group, target, levels, ngff, np.asarray(arrays[-1][:]))
 
 
@@ -98,18 +99,30 @@ def _open_group(path: Path, marks: Path, zarr_format: Literal[2, 3]) -> zarr.Gro
 
 
 def _overview(
-    below: zarr.Array[Any], above: zarr.Array[Any], side: int, halve: Callable[[NDArray[Any]], NDArray[Any]]
+    below: zarr.Array[Any],
+    above: zarr.Array[Any],
+    side: int,
+    halve: Callable[[NDArray[Any]], NDArray[Any]],
+    marks: Path,
 ) -> Iterator[int]:
-    """Compute an overview from the next finer level, a row of tiles at a time; yield 0 after each."""
-    _, height, width = above.shape
+    """Compute an overview from the next finer level, a row of tiles at a time; yield 0 after each.
 
-    def compute(x: int, y: int) -> None:
-        source = np.moveaxis(np.asarray(below[:, 2 * y : 2 * (y + side), 2 * x : 2 * (x + side)]), 0, 2)
-        above[:, y : y + side, x : x + side] = np.moveaxis(halve(source), 2, 0)
+    A file in the folder `marks` marks each row whose tiles are on the disk: it is not computed again.
+    """
+    _, height, width = above.shape
+    marks.mkdir(exist_ok=True)
+
+    def compute(col: int, row: int) -> None:
+        y, x = 2 * side * row, 2 * side * col
+        source = np.moveaxis(np.asarray(below[:, y : y + 2 * side, x : x + 2 * side]), 0, 2)
+        put(above, side, Tile(0, row, col, halve(source)))
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for y in range(0, height, side):
-            list(pool.map(partial(compute, y=y), range(0, width, side)))
+        for row in range(-(-height // side)):
+            mark = marks / str(row)
+            if not mark.exists():
+                list(pool.map(partial(compute, row=row), range(-(-width // side))))
+                mark.touch()
             yield 0
 
 
@@ -148,7 +161,8 @@ def _describe(group: zarr.Group, target: Image, levels: Levels, ngff: Ngff, coar
     attributes["dehazexl"] = own if target.guessed else {"rgb": list(target.rgb), **own}
     if target.nodata is not None:
         attributes["nodata"] = as_json(target.nodata)
-    group.attrs.update(attributes | (target.geo.to_attributes() if target.geo else {}))
+    kept = further(target.metadata.get("attributes") or {})
+    group.attrs.update(kept | attributes | (target.geo.to_attributes() if target.geo else {}))
 
 
 def level_path(level: int) -> str:
@@ -159,7 +173,7 @@ def level_path(level: int) -> str:
 def _multiscale(target: Image, levels: Levels) -> dict[str, Any]:
     unit = {"unit": target.units} if target.units in _UNITS else {}
     return {
-        "name": target.name,
+        "name": os.fsencode(target.name).decode("utf-8", "replace"),  # names of files need not be text
         "type": "mean",
         "metadata": {
             "description": "mean of 2 x 2 pixels, without missing ones",

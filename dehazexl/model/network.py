@@ -18,7 +18,7 @@ from dehazexl.model.decoder import Decoder
 from dehazexl.model.encoder import Encoder
 from dehazexl.model.fusing import Bands, TokenGrid, TokenTensor, fuse
 from dehazexl.model.haze import Haze
-from dehazexl.model.heads import Affine, channels, head_of
+from dehazexl.model.heads import Affine, head_of
 from dehazexl.model.spec import DARK_RADIUS, Spec
 from dehazexl.model.tokens import Tokens
 
@@ -69,7 +69,7 @@ class DehazeXL(nn.Module):
         self.context = Context(spec)
         self.decoder = Decoder(spec, head.known)
         self.head = head(spec)
-        self.channels = channels(spec)
+        self.channels = spec.channels
         self._initialize()
 
     def _initialize(self) -> None:

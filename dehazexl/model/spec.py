@@ -7,13 +7,16 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dehazexl.image.grid import TILE
+from dehazexl.image.grid import OVERLAP, TILE
 
 DARK_RADIUS = 7
 """Radius in pixels of the neighborhood of the dark channel (15 x 15, He et al. 2009)."""
 
 MAX_WIDTH, MAX_DEPTH = 512, 64
 """Channels of the first stage and layers of a stage at most: more would fill the memory before the weights are read."""
+
+PATCHES, CELLS = 4, 2
+"""Along a token's side: patches whose mean colors it carries for the head ``field``, and cells of that field."""
 
 INPUTS = ("dark", "bright")
 AIRLIGHTS = ("pixels", "picture")
@@ -174,6 +177,19 @@ class Spec:
         return 2 * self.widths[0] if self.head_stride == 4 else self.widths[0] // 8
 
     @property
+    def overlap(self) -> int:
+        """Pixels by which tiles overlap unless another number is asked for; those of the head ``field`` just meet."""
+        return 0 if self.head == "field" else OVERLAP
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of a token: its features, and what it carries for the head."""
+        carried = 3 if self.airlight == "picture" else 0
+        if self.head == "field":
+            carried = 3 * PATCHES**2 + (3 * CELLS**2 if self.prior else 0)
+        return self.widths[-1] + carried
+
+    @property
     def least_parameters(self) -> int:
         """Number of weights in the matrices of attention and MLP, which are most of a network: 12 squared widths."""
         decoder = zip(reversed(self.widths), self.decoder_depths, strict=True)  # of joined maps, twice as wide
@@ -229,21 +245,6 @@ SPECS = {
         widths=(192, 384, 768, 1536), depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), decoder_heads=(48, 24, 12, 6)
     ),
     "compact": Spec(
-        widths=(32, 64, 128, 256),
-        heads=(1, 2, 4, 8),
-        context_heads=4,
-        context_pool=4,
-        decoder_depths=(2, 2, 2, 1),
-        decoder_heads=(16, 8, 4, 2),
-        head="scattering",
-        head_stride=4,
-        prior=True,
-        airlight="picture",
-        guided=True,
-        local=5,
-        inputs=("dark", "bright"),
-    ),
-    "fast": Spec(
         widths=(32, 64, 128, 256),
         heads=(1, 2, 4, 8),
         context_heads=4,

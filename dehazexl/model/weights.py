@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dehazexl.io.disk import atomic_write
+from dehazexl.io.inflation import Members
 from dehazexl.model import SPECS, DehazeXL, Spec
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def _check_archive(path: Path) -> bool:
     if head != b"PK":
         return False
     try:
-        with zipfile.ZipFile(path) as archive:
+        with Members(path) as members, zipfile.ZipFile(members) as archive:
             parts = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise ValueError(f"{path}: not a weights file, or cut short ({error}); copy it again") from None

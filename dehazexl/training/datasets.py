@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random as standard_random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -89,10 +89,13 @@ def open_datasets(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> tupl
     return open_sources(training, cache), open_sources([s for s in sources if s.clear in held_out], cache)
 
 
-def open_for_evaluation(folders: Sequence[Path], hold_out: Sequence[str] = ()) -> Dataset:
+def open_for_evaluation(
+    folders: Sequence[Path], hold_out: Sequence[str] = (), echo: Callable[[str], object] | None = None
+) -> Dataset:
     """Open the images in folders that match the patterns, see `open_datasets`.
 
-    Without patterns, open all images, or the validation set of 8KDehaze.
+    Without patterns, open all images, or the validation set of 8KDehaze. `echo` is called with a message for each image
+    or pair that cannot be opened; None raises its error.
     """
     layout, sources = find_sources(folders)
     held_out = {source.clear for source in sources}
@@ -100,7 +103,22 @@ def open_for_evaluation(folders: Sequence[Path], hold_out: Sequence[str] = ()) -
         held_out = match_patterns(sources, hold_out)
     elif layout == "8KDehaze" and len(held_out) > 1:
         held_out = choose_held_out(layout, sources)
-    return open_sources([source for source in sources if source.clear in held_out], ImageCache())
+    wanted, cache = [source for source in sources if source.clear in held_out], ImageCache()
+    if echo is not None:
+        wanted = [source for source in wanted if _opens(source, cache, echo)]
+        if not wanted:
+            raise ValueError(f"none of the images in {', '.join(map(str, folders))} can be opened: see above")
+    return open_sources(wanted, cache)
+
+
+def _opens(source: Source, cache: ImageCache, echo: Callable[[str], object]) -> bool:
+    """Return whether an image or a pair can be opened; echo the reason if not."""
+    try:
+        open_sources([source], cache)
+    except (ValueError, OSError) as error:
+        echo(str(error))
+        return False
+    return True
 
 
 @dataclass(frozen=True)

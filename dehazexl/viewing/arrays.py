@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,14 +21,65 @@ if TYPE_CHECKING:
 
     from dehazexl.image.image import Image
 
+CHANNELS = ("c", "channel", "channels", "band", "bands")
+"""Names of an axis of colors."""
+
 HASHED = 16 * 2**20
 """Bytes of an array in memory that its fingerprint is made of."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane of arrays with further axes, such as time or depth, before ``y, x`` or ``y, x, c``.
+
+    Attributes
+    ----------
+    steps
+        Index along each axis before ``y, x``, in order; None at the axis of the colors.
+    """
+
+    steps: tuple[int | None, ...] = ()
+
+    def of(self, array: Any) -> Any:
+        """Return the plane ``(y, x)`` or ``(y, x, c)`` of an array of numpy or dask; colors become the last axis."""
+        index = tuple(slice(None) if step is None else step for step in self.steps)
+        plane = array[index] if index else array
+        return plane if None not in self.steps else np.moveaxis(plane, 0, -1)
+
+    def __str__(self) -> str:
+        return ", ".join(str(step) for step in self.steps if step is not None)
+
+
+def choose_plane(shape: Sequence[int], labels: Sequence[str], steps: Sequence[int], colors_last: bool) -> Plane:
+    """Return the plane of an array at the steps of a viewer.
+
+    Parameters
+    ----------
+    shape, labels
+        Lengths and names of the axes without that of `colors_last`; the last two are y and x.
+    steps
+        Index along each axis.
+    colors_last
+        Whether the last axis of the array is one of colors that a viewer shows as such.
+
+    Returns
+    -------
+    Plane
+        Colors are the axis that is named so ("c", "channel", "band"), if it has at least three entries; else three or
+        four entries before ``y, x``, unless the axis is named "t" or "z".
+    """
+    leading = [*range(len(shape) - 2)]
+    named = [axis for axis in leading if labels[axis].lower() in CHANNELS and shape[axis] >= 3]
+    guessed = [axis for axis in leading[-1:] if shape[axis] in (3, 4) and labels[axis].lower() not in ("t", "z")]
+    colors = None if colors_last else next(iter([*named, *guessed]), None)
+    return Plane(tuple(None if axis == colors else max(0, min(steps[axis], shape[axis] - 1)) for axis in leading))
 
 
 def image_of_arrays(
     arrays: Sequence[Any],
     owner: Any = None,
     *,
+    plane: Plane = Plane(),
     name: str = "image",
     scale: tuple[float, float] = (1, 1),
     translate: tuple[float, float] = (0, 0),
@@ -39,7 +91,9 @@ def image_of_arrays(
     ----------
     arrays
         ``(y, x)`` or ``(y, x, c)``, finest first: of numpy, of dask, or anything with a shape, a dtype and an index.
-        The last of four bands is alpha.
+        The last of four bands is alpha, unless their axis is a plane's.
+    plane
+        The plane of arrays with further axes.
     owner
         The layer that the arrays belong to. Its image has the same fingerprint each time, even if dask cannot tell
         whether an array has changed.
@@ -51,15 +105,41 @@ def image_of_arrays(
     Image
         If the coarsest array is in memory, further levels follow, down to a tiny one.
     """
-    levels = _wrapped(owner, [*arrays])
+    levels = [plane.of(level) for level in _wrapped(owner, [*arrays])]
     token = next((_hash(level) for level in levels if isinstance(level, np.ndarray)), "")
     if isinstance(levels[-1], np.ndarray):
         levels += _decimated(levels[-1])
     lazy_levels = tuple(_lazy(level, f"layer-{token}-{number}") for number, level in enumerate(levels))
+    has_alpha = lazy_levels[0].shape[2] == 4 and None not in plane.steps
     return replace(
-        open_image(lazy_levels[0]), levels=lazy_levels, name=name, alpha=3 if lazy_levels[0].shape[2] == 4 else None,
-        scale=scale, translate=translate, units=units,
+        open_image(lazy_levels[0]), levels=lazy_levels, name=name, alpha=3 if has_alpha else None, scale=scale,
+        translate=translate, units=units,
     )  # fmt: skip
+
+
+def described_by(image: Image, path: Path) -> Image:
+    """Return the image in some arrays with the bands and the georeference of the file that they were read from.
+
+    Parameters
+    ----------
+    image
+        The image, see `image_of_arrays`.
+    path
+        The file. If it cannot be opened, or holds pixels of another shape or dtype, `image` is returned.
+    """
+    try:
+        file = open_image(path)
+    except (OSError, ValueError):
+        return image
+    finest, read = image.levels[0], file.levels[0]
+    if (finest.shape, finest.dtype) != (read.shape, read.dtype):
+        return image
+    placed: dict[str, Any] = (
+        {} if image.scale == (1, 1) else {"scale": image.scale, "translate": image.translate, "units": image.units}
+    )
+    return replace(
+        file, levels=image.levels, name=image.name, fingerprint=image.fingerprint, guard=None, holes=None, **placed
+    )
 
 
 # By owner: its arrays that are neither numpy's nor dask's, by their id, and the same in dask.

@@ -28,7 +28,7 @@ def render(
     raw: NDArray[Any],
     image: Image,
     value_range: tuple[float, float],
-    strength: float,
+    strength: float | NDArray[np.float32],
     dehaze: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> NDArray[Any]:
     """Dehaze pixels for display.
@@ -42,7 +42,7 @@ def render(
     value_range
         Its values of black and white.
     strength
-        Fraction of the haze that is removed, 0 to 1.
+        Fraction of the haze that is removed, 0 to 1; or one for each pixel, ``(y, x, 1)``.
     dehaze
         Function from hazy to clear colors ``(y, x, 3)`` on the unit scale of the value range.
 
@@ -57,7 +57,7 @@ def render(
     if raw.dtype.kind == "f":
         np.nan_to_num(hazy, copy=False)
     change = dehaze(hazy) - hazy
-    change *= np.float32(strength)
+    change *= np.asarray(strength, np.float32)
     valid = valid_mask(raw, image)
     if not valid.all():
         change[~valid] = 0
@@ -68,6 +68,14 @@ def render(
     else:
         np.clip(shown, 0, 1, out=shown)
     return with_alpha(shown, raw, image)
+
+
+def as_shown(pixels: NDArray[Any], image: Image, value_range: tuple[float, float]) -> NDArray[Any]:
+    """Return the colors and the alpha of pixels ``(y, x, c)`` of an image, as viewers show them: uint8, or 0 to 1."""
+    rgb = colors(pixels, image)
+    if shown_dtype(image) != np.uint8:
+        rgb = ValueScale(*value_range).to_unit(rgb).clip(0, 1)
+    return with_alpha(rgb, pixels, image)
 
 
 def with_alpha(shown: NDArray[Any], raw: NDArray[Any], image: Image) -> NDArray[Any]:

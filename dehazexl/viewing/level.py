@@ -70,10 +70,12 @@ class LevelRun:
         memory: TilesAtOnce | None,
     ) -> LevelRun:
         """Prepare to dehaze a level of an image; `memory`, if given, is shared with other levels."""
+        from dehazexl.engine.borders import find_border
         from dehazexl.engine.dehaze import open_tokens, prepare
 
-        alone = replace(image, levels=(image.levels[level],))
-        job = prepare(alone, model, overlap, value_range=value_range, batch=memory or "auto", border="ignore")
+        # One border for all levels: in a coarse one it is blurred.
+        alone = replace(find_border(image), levels=(image.levels[level],))
+        job = prepare(alone, model, overlap, value_range=value_range, batch=memory or "auto", border="keep")
         job = replace(job, keep=MAPS)
         return cls(job, open_tokens(job))
 

@@ -52,15 +52,13 @@ def read_model_info(weights: str, device: str, dtype: str) -> ModelInfo:
         See `dehazexl.load_model`.
     """
     from dehazexl.model import SPECS, Spec
-    from dehazexl.model.heads import channels, head_of
     from dehazexl.model.weights import choose_device, choose_dtype, describe, find_weights
 
     target = choose_device(device)
     ours = find_weights(weights).suffix == ".safetensors"
     spec = Spec.from_json(json.dumps(describe(weights)["spec"])) if ours else SPECS["official"]
     itemsize = min(4, choose_dtype(dtype, target).itemsize)
-    overlap = head_of(spec).overlap
-    return ModelInfo(channels(spec), itemsize, spec.tile, overlap, spec.context_pool, target.type == "cpu")
+    return ModelInfo(spec.channels, itemsize, spec.tile, spec.overlap, spec.context_pool, target.type == "cpu")
 
 
 def runs_on_cpu(device: str) -> bool:

@@ -48,6 +48,9 @@ MORE_SAMPLES = 32
 ABANDONED = 24 * 3600
 """Seconds after which unfinished overviews of another process are taken for abandoned."""
 
+KEPT = 20 * 10**9
+"""Bytes of overviews to keep in the folder."""
+
 # Two images at a time would only compete for the disk, and one that is opened twice needs its overviews once.
 _making = threading.Lock()
 
@@ -88,15 +91,33 @@ def with_tail(image: Image) -> Image:
 
 def halved(image: Image) -> da.Array:
     """Return the coarsest level of an image at half its size, ``(y, x, c)``, lazily; see `pyramid.halve`."""
+    import dask.array as da
     from dask.array.routines import aligned_coarsen_chunks
 
     level = image.levels[-1]
-    level = level.rechunk({axis: aligned_coarsen_chunks(level.chunks[axis], 2) for axis in (0, 1)})  # parts no pair
-    half = level.map_blocks(
-        halve, nodata=image.nodata, alpha=image.alpha, dtype=level.dtype, meta=np.empty((0, 0, 0), level.dtype),
-        chunks=(*(tuple(-(-side // 2) for side in sides) for sides in level.chunks[:2]), level.chunks[2]),
-    )  # fmt: skip
+    fine = [aligned_coarsen_chunks(level.chunks[axis], 2) for axis in (0, 1)]  # parts no pair
+    chunks = (*(tuple(-(-side // 2) for side in sides) for sides in fine), level.shape[2])
+    half = da.from_array(Halved(image), chunks=chunks, name=False, meta=np.empty((0, 0, 0), level.dtype))
     return half.rechunk({0: "auto", 1: "auto", 2: -1})
+
+
+class Halved(WindowedArray):
+    """The coarsest level of an image at half its size, ``(y, x, c)``. What its file does not contain is not read."""
+
+    def __init__(self, image: Image) -> None:
+        self.image, self.level = image, image.levels[-1]
+        height, width, bands = self.level.shape
+        self.shape, self.dtype = (-(-height // 2), -(-width // 2), bands), self.level.dtype
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Return the means of a window."""
+        height, width = self.level.shape[:2]
+        y0, y1, x0, x1 = window.y0, window.y1, window.x0, window.x1
+        fine = Window(2 * y0, min(2 * y1, height), 2 * x0, min(2 * x1, width))
+        if self.level is self.image.levels[0] and self.image.is_missing(fine):
+            return self.image.fill(window.height, window.width)
+        pixels = self.level[fine.y0 : fine.y1, fine.x0 : fine.x1].compute(scheduler="synchronous")
+        return halve(np.asarray(pixels), self.image.nodata, self.image.alpha)
 
 
 def look_around(image: Image, places: int) -> NDArray[Any]:
@@ -143,6 +164,7 @@ def kept_overviews(image: Image, folder: Path) -> Image | None:
         return None
     try:
         levels = open_image(path).levels
+        os.utime(path)  # it is in use, see `forget_old`
     except (OSError, ValueError):
         shutil.rmtree(path, ignore_errors=True)
         return None
@@ -176,6 +198,8 @@ def make_overviews(image: Image, folder: Path) -> Generator[float, None, None]:
     folder.mkdir(parents=True, exist_ok=True)
     place = _place(image, folder)
     _forget_left_over(folder)
+    with suppress(OSError):  # another process may delete them, too
+        forget_old(folder)
     half = halved(image)
     like = replace(image, levels=(half,), geo=None, path=None)
     # Another process may compute the same.
@@ -195,6 +219,15 @@ def _forget_left_over(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > ABANDONED:
                 shutil.rmtree(part)
+
+
+def forget_old(folder: Path, most: int = KEPT) -> None:
+    """Delete the overviews that were used longest ago, until the others take at most `most` bytes."""
+    total = 0
+    for path in sorted(folder.glob("*.ome.zarr"), key=lambda path: path.stat().st_mtime, reverse=True):
+        total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if total > most:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _place(image: Image, folder: Path) -> Path:

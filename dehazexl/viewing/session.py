@@ -1,11 +1,12 @@
 """An image that is dehazed while it is viewed: pixels are returned at once, and improve where they are viewed.
 
-There are three stages, each better than the one before:
+There are four stages, each better than the one before:
 
 1. the hazy pixels;
 2. the gain and bias that the network predicts for a small overview, then for a larger one, enlarged and applied to the
    hazy pixels: as sharp as they are, after one or two seconds for an image of any size;
-3. the output of the network at the level on screen, tile by tile, from the center of the view outwards.
+3. the output of the network at the level on screen, tile by tile, from the center of the view outwards;
+4. at rest, what a file will hold: means of the pixels of full size, all of which are dehazed for it, see `full_size`.
 
 One thread runs the network. Nothing here needs a viewer: any viewer of lazy arrays can index `Level`, and
 `renderer.RenderedLevel` is for viewers that must not wait for a file.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator
 from functools import partial
@@ -25,20 +27,23 @@ from psygnal import Signal
 
 from dehazexl.engine.memory import short_of_memory
 from dehazexl.image.chunk_cache import ChunkCache
-from dehazexl.image.grid import Window, check_overlap
+from dehazexl.image.grid import TileGrid, Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray, check_there
 from dehazexl.viewing.display import render, shown_dtype
 from dehazexl.viewing.errors import expected
+from dehazexl.viewing.full_size import BLOCK, Cell, FullSizeBlocks
 from dehazexl.viewing.level import LevelRun
 from dehazexl.viewing.tile_cache import TileCache
+from dehazexl.viewing.turns import PAUSE, is_turn, look
 from dehazexl.viewing.worker import Worker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dehazexl.model import DehazeXL
+    from dehazexl.viewing.local import LocalStrength
 
 CACHE = 512 * 2**20
 """Bytes of dehazed tiles in the cache, by default."""
@@ -66,6 +71,15 @@ class DehazeSession:
         See `dehazexl.dehaze`.
     cache
         Bytes of dehazed tiles in the cache.
+    settle
+        Most tiles of an image of full size that is dehazed at rest for the fourth stage; 0 leaves that out.
+    region
+        Rows and columns of `image` in `whole`, if it is a region of that.
+    whole
+        The image that the region lies in.
+    context
+        ``"all"``: from the fourth stage on, all of `whole` takes part in dehazing a region. ``"region"``: nothing else
+        does.
 
     Attributes
     ----------
@@ -110,24 +124,36 @@ class DehazeSession:
         strength: float = 1.0,
         value_range: tuple[float, float] | None = None,
         cache: int = CACHE,
+        settle: int = 0,
+        region: Window | None = None,
+        whole: Image | None = None,
+        context: str = "all",
     ) -> None:
         if cache < 0:
             raise ValueError(f"cache is a number of bytes, 0 or more, not {cache}")
         self.image, self.load, self.overlap = image, load, check_overlap(overlap)
         self.value_range = find_value_range(image) if value_range is None else check_range(value_range)
+        self.region, self.context, self.whole = region, context, image if whole is None else whole
+        self._around = self.whole if context == "all" else image  # what takes part
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self._pixels = [ChunkCache.of(level) for level in image.levels]
         self.coarse = finest(image, OVERVIEW)
         self._pending = self._all_pending()  # levels still to be dehazed as a whole
         self._tiles = TileCache([level.shape for level in image.levels], self.coarse, cache)
+        origin = (0, 0) if region is None or self._around is image else (region.y0, region.x0)
+        self._blocks, self._settle = FullSizeBlocks(image, origin, cache // 2), settle
+        self._settling: tuple[Cell, Generator[bool, None, None]] | None = None
+        self._full: LevelRun | None = None
         self._model: DehazeXL | None = None
         self._runs: dict[int, LevelRun] = {}
         self._view: tuple[int, Window] | None = None
         self._changed = threading.Condition()
         self._idle = False
         self._note = ""
+        self._local: LocalStrength | None = None
         self.strength = strength
+        look(self)
         self._start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DehazeSession:
@@ -148,11 +174,27 @@ class DehazeSession:
     def strength(self, strength: float) -> None:
         self._strength = check_strength(strength)
         self._better(everywhere=True)
+        self.progressed.emit()
+
+    @property
+    def local(self) -> LocalStrength | None:
+        """Local strength, by which `strength` is multiplied. Setting it does not run the network again."""
+        return self._local
+
+    @local.setter
+    def local(self, local: LocalStrength | None) -> None:
+        self._local = local
+        self._better(everywhere=True)
 
     @property
     def running(self) -> bool:
         """Whether the thread is alive, at work or waiting for a view."""
         return self._worker.running
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the view is not dehazed yet: other work waits for it."""
+        return self.running and not self._idle and self.error is None
 
     @property
     def loaded(self) -> bool:
@@ -171,9 +213,13 @@ class DehazeSession:
         done, total = self.progress
         if (run := self._preparing) is not None:
             return f"{run.stage} {done} of {total} tiles"
-        if not total:
-            return "the overview is dehazed"
-        return f"{done} of {total} tiles in view" if done < total else "all in view is dehazed"
+        if done < total:
+            return f"{done} of {total} tiles in view"
+        if self._unsettled():
+            run = self._full
+            share = "" if run is None or run.ready or not run.total else f", {run.done / run.total:.0%} {run.stage}"
+            return f"all in view is dehazed, refining it to full size{share}"
+        return "all in view is dehazed" if total else "the overview is dehazed"
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -185,6 +231,22 @@ class DehazeSession:
             return 0, 0
         total = len(self._tiles.wanted(*view))
         return total - len(self._tiles.missing(*view)), total
+
+    @property
+    def exact(self) -> bool:
+        """Whether the view is what a file will hold: full size, or means of that."""
+        level, window = self._view or self._all_of(self.coarse)
+        if level == 0 and self._around is self.image:
+            done, total = self.progress
+            return not self._pending and self._preparing is None and done == total
+        return self._blocks.complete(level, window)
+
+    @property
+    def settles(self) -> bool:
+        """Whether the view becomes exact when it is left alone: the image is not too large for that."""
+        height, width = self._around.levels[0].shape[:2]
+        count = TileGrid(height, width, self._tiles.grids[0].overlap, self._tiles.grids[0].side).count
+        return count <= self._settle
 
     @property
     def notes(self) -> list[str]:
@@ -207,6 +269,7 @@ class DehazeSession:
         if level <= self.coarse and view != self._view:
             with self._changed:
                 self._view, self._idle = view, False
+            look(self)
             self._worker.wake()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -224,18 +287,22 @@ class DehazeSession:
     def restart(self) -> None:
         """Continue after `close` or an error. Dehazed tiles are kept."""
         if not self.running:
-            for pixels in (*self._pixels, *(run.job.pixels for run in [*self._runs.values()])):
+            runs = [*self._runs.values(), *([self._full] if self._full else [])]
+            for pixels in (*self._pixels, *(run.job.pixels for run in runs)):
                 pixels.forget()  # chunks of a file that was gone may hold anything
             self.error, self.lost, self._idle = None, False, False
             self._better(everywhere=True)
+            look(self)
             self._start(self._worker)
 
     def forget(self) -> None:
         """Drop the network and all results. They are computed again if the session is running."""
         with self._changed:
-            self._model, self._runs, self._idle = None, {}, False
+            self._model, self._runs, self._full, self._idle = None, {}, None, False
+            self._settling = None
             self._pending = self._all_pending()
             self._tiles.forget()
+            self._blocks.forget()
         self._better(everywhere=True)
         self._worker.wake()
 
@@ -254,11 +321,33 @@ class DehazeSession:
         try:
             check_there(self.image.path)
             raw = self._pixels[level].read(window)
-            return render(raw, self.image, self.value_range, self._strength, partial(self._tiles.dehaze, level, window))
+            return render(
+                raw, self.image, self.value_range, self._share(level, window), partial(self._dehaze, level, window)
+            )
         except Exception as error:
             self.lost = self.lost or expected(error, f"showing {self.image.name}")
             self._fail(_bare(error), self._worker)
             return np.zeros((window.height, window.width, 3 if self.image.alpha is None else 4), self.dtype)
+
+    def _share(self, level: int, window: Window) -> float | NDArray[np.float32]:
+        """Return the fraction of the haze that is removed in a window, or that of each pixel."""
+        local = self._local
+        shape = self.image.levels[level].shape
+        return self._strength if local is None else self._strength * local.of(window, shape)
+
+    def _dehaze(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the best dehazed colors of a window that there are."""
+        return self._blocks.paste(level, window, self._tiles.dehaze(level, window, hazy))
+
+    def sample(self, strength: float, side: int) -> NDArray[Any]:
+        """Return a small image of the whole with another strength; its longest side is at least `side` pixels.
+
+        A chunk of the smallest level that is large enough is read at once. Axes and values are those of `read`.
+        """
+        large = [number for number, level in enumerate(self.image.levels) if max(level.shape[:2]) >= side]
+        level, window = self._all_of(large[-1] if large else 0)
+        raw = self._pixels[level].read(window)
+        return render(raw, self.image, self.value_range, strength, partial(self._dehaze, level, window))
 
     def around(self, level: int, window: Window) -> list[Window]:
         """List the chunks of a level in and around a window; an empty list if they do not fit into the cache."""
@@ -295,10 +384,14 @@ class DehazeSession:
         An error ends the session, unless `worker` has been replaced: the session was closed and restarted meanwhile.
         """
         task = self._next()
-        if task is None:
+        cell = self._unsettled() if task is None else None
+        if task is None and cell is None:
             return False
         try:
-            self._advance(*task)
+            if task is not None:
+                self._advance(*task)
+            elif cell is not None:
+                self._refine(cell)
             self._warn()
         except Exception as error:
             unreadable = expected(error, f"dehazing {self.image.name}") and not short_of_memory(error)
@@ -362,6 +455,41 @@ class DehazeSession:
                     self._tiles.keep(level, tiles)
             self._better()
 
+    def _unsettled(self) -> Cell | None:
+        """Return the next block of the view to be refined to full size, from its center; None if there is none."""
+        if self._model is None or not self.settles or self.exact:
+            return None
+        level, window = self._view or self._all_of(self.coarse)
+        middle = (window.y0 + window.y1) / 2 / BLOCK - 0.5, (window.x0 + window.x1) / 2 / BLOCK - 0.5
+        missing = self._blocks.missing(level, window)
+        return min(missing, key=lambda cell: math.dist(cell[1:], middle), default=None)
+
+    def _refine(self, cell: Cell) -> None:
+        """Compute the next batch that a block of full size needs."""
+        model = self._model
+        if model is None:
+            return
+        run = self._full
+        if run is None:
+            shared = self._runs.get(0) if self._around is self.image else None
+            memory = next((each.job.memory for each in self._runs.values()), None)
+            run = shared or LevelRun.begin(self._around, 0, model, self.overlap, self.value_range, memory)
+            self._full = run
+        if not run.ready:
+            run.advance()
+            check_there(self.image.path)
+            return
+        if self._settling is None or self._settling[0] != cell:
+            self._settling = cell, self._blocks.computed(cell, run, lambda _: None)
+        if next(self._settling[1], None) is None:
+            check_there(self.image.path)
+            self._settling = None
+            self._better(everywhere=cell[0] >= self.coarse)
+
+    def _all_of(self, level: int) -> tuple[int, Window]:
+        height, width = self.image.levels[level].shape[:2]
+        return level, Window(0, height, 0, width)
+
     def _wants(self, level: int, run: LevelRun) -> bool:
         """Return whether a result is still wanted: the session may have been closed, or made to forget, meanwhile."""
         return self.running and self._runs.get(level) is run
@@ -406,13 +534,17 @@ def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Wo
         before.join()
     try:
         while (session := ref()) is not None:
-            busy = session._do_next(own[0])
-            session._tell()
+            waits = not is_turn(session)
+            busy = waits or session._do_next(own[0])
+            if not waits:
+                session._tell()
             del session
+            if waits:
+                time.sleep(PAUSE)
             yield busy
     finally:
         if (session := ref()) is not None:
-            for run in [*session._runs.values()]:
+            for run in [*session._runs.values(), *([session._full] if session._full else [])]:
                 run.interrupt()
             session._tell()
 

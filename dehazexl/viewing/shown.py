@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,11 @@ import dask.array as da
 import numpy as np
 
 from dehazexl.image.chunk_cache import ChunkCache
-from dehazexl.image.image import Image, colors
+from dehazexl.image.image import Image
 from dehazexl.image.image import value_range as find_value_range
-from dehazexl.image.value_scale import ValueScale
 from dehazexl.image.windowed_array import WindowedArray, check_there
 from dehazexl.io.open import open_image
-from dehazexl.viewing.display import shown_dtype, with_alpha
+from dehazexl.viewing.display import as_shown, shown_dtype
 from dehazexl.viewing.errors import expected
 from dehazexl.viewing.overviews import GrowingLevel, OverviewBuilder, with_overviews, with_tail
 
@@ -69,16 +68,9 @@ class ShownImage:
         list of dask.array.Array
             ``(y, x, 3)`` or ``(y, x, 4)``, uint8 or float32; 0 where the image cannot be read.
         """
-        image, dtype = self.image, shown_dtype(self.image)
-        scale = ValueScale(*(value_range or find_value_range(image)))
-
-        def render(pixels: NDArray[Any]) -> NDArray[Any]:
-            rgb = colors(pixels, image)
-            if dtype != np.uint8:
-                rgb = scale.to_unit(rgb).clip(0, 1)
-            return with_alpha(rgb, pixels, image)
-
-        return self._levels(render, (3 if image.alpha is None else 4,), dtype)
+        image = self.image
+        render = partial(as_shown, image=image, value_range=value_range or find_value_range(image))
+        return self._levels(render, (3 if image.alpha is None else 4,), shown_dtype(image))
 
     def band(self, band: int) -> list[da.Array]:
         """Return one band of each level, ``(y, x)``; 0 where the image cannot be read."""

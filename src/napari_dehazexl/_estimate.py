@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dehazexl.image.grid import TILE, TOKEN, TileGrid
+from dehazexl.viewing.meter import duration
 
 if TYPE_CHECKING:
     from dehazexl.viewing.model_info import ModelInfo
@@ -58,13 +59,6 @@ def _time(grid: TileGrid, network: ModelInfo, measured: float | None) -> str:
     if not network.on_cpu:
         return "time known after the first save on this device"
     return f"roughly {duration(tiles * CPU * (network.channels / WIDTH) ** 2)} on a CPU"
-
-
-def duration(seconds: float) -> str:
-    """Format a time."""
-    if seconds < 100:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 class Clock:

@@ -1,10 +1,12 @@
-"""The form of the dock widget: its fields, buttons and lines of text."""
+"""The form of the dock widget: what everybody needs in sight, the rest folded away."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from magicgui.widgets import (
+    CheckBox,
     ComboBox,
     Container,
     FileEdit,
@@ -16,7 +18,15 @@ from magicgui.widgets import (
     SpinBox,
     create_widget,
 )
-from napari.layers import Image, Shapes
+from napari.layers import Image, Labels, Shapes
+
+from dehazexl.viewing.choices import PRESETS
+from napari_dehazexl._state import is_result
+
+HELP = "https://github.com/napari-dehazexl/napari-dehazexl#readme"
+
+LINK = "#3d8fd1"
+"""Color of a link that is legible in both themes."""
 
 NUMBER = """
 QAbstractSpinBox { background: transparent; border: 0; padding: 0px; min-width: 40px; max-width: 40px; }
@@ -28,38 +38,86 @@ QAbstractSpinBox::up-button, QAbstractSpinBox::down-button {
 
 
 class Form(Container):  # type: ignore[type-arg]
-    """The fields, buttons and lines of text, one below the other."""
+    """The fields, buttons and lines of text, one below the other.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    viewer
+        The viewer whose layers can be chosen.
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        self.viewer = getattr(viewer, "__wrapped__", viewer)  # plugins are handed a proxy, whose layers are others
         self._make_choices()
+        self._make_settings()
         self._make_buttons()
+        self.intro = Label(
+            value=f'Removes haze from the selected image. <a href="{HELP}" style="color: {LINK}">Help</a>',
+            tooltip=f"Opens {HELP}",
+        )
         self.estimate = Label(
-            label="Estimate",
+            label="To save",
             value="",
             tooltip="Tiles, memory (besides the viewer's) and time of saving the whole image, or the region.",
         )
-        self.bar = ProgressBar(value=0, min=0, max=100, visible=False, tooltip="Progress of the save.")
+        self.bar = ProgressBar(
+            label="Progress", value=0, min=0, max=100, visible=False, tooltip="Progress of the work."
+        )
         self.status = Label(label="Status", value="", tooltip="Progress of the topmost visible dehazed layer.")
-        rows = [
-            Container(widgets=row, layout="horizontal", labels=False)
-            for row in ([self.preview, self.dehaze], [self.save_as, self.cancel], [self.explain, self.defaults])
-        ]
-        for row in rows:
-            row.margins = (0, 0, 0, 0)
-        super().__init__(
+        self.more = Container(
             widgets=[
-                self.input, self.region, self.weights, self.device, self.precision, self.overlap, self.strength,
-                self.limits, self.cache, self.estimate, *rows, self.bar, self.status,
+                self.preset, self.spare, self.weights, self.device, self.precision, self.overlap,
+                _row("Black, white", self.limits, self.contrast),
+                self.context, self.cache, _row("", self.explain, self.defaults), _row("", self.script, self.command),
             ]
         )  # fmt: skip
+        super().__init__(
+            widgets=[
+                self.intro, self.input, _row("Region", self.region, self.draw), self.strength, _row("", self.dehaze,
+                self.save_as), _row("", self.preview, self.cancel), self.divide, self.estimate, self.bar, self.status,
+            ]
+        )  # fmt: skip
+        self._add_thumbnails()
+        self._fold()
         self._make_room()
 
     def _make_choices(self) -> None:
-        self.input = _layer_of(Image, "Input", "The two-dimensional RGB layer to dehaze.")
-        self.region = _layer_of(
-            Shapes | None, "Region", "A Shapes layer. Only the area of its selected (or last) rectangle is dehazed."
+        self.input = ComboBox(
+            label="Input", choices=self._inputs, tooltip="The image to dehaze. It follows the selected layers."
         )
-        self.region.null_string = "the whole image"  # instead of five dashes
+        region: Any = create_widget(
+            annotation=Shapes | None,
+            options={"tooltip": "A Shapes layer. Only the area of its selected (or last) rectangle is dehazed."},
+        )
+        region.null_string = "the whole image"  # instead of five dashes
+        self.region = region
+        self.strength = FloatSlider(
+            label="Strength", value=1.0, min=0.0, max=1.0,
+            tooltip="Fraction of the haze to remove, 0 to 1, in the selected dehazed layer, at once.",
+        )  # fmt: skip
+        self.preset = ComboBox(
+            label="Preset", choices=[("own settings", None), *((name, name) for name in PRESETS)], value=None,
+            tooltip="Strength and overlap to begin with, by kind of image.",
+        )  # fmt: skip
+        self.spare = ComboBox(
+            label="Protect", choices=self._spares, value=None,
+            tooltip="Nothing is removed where this Labels layer is painted, or under these shapes: sky, snow.",
+        )  # fmt: skip
+        self.divide = CheckBox(
+            text="Compare before | after", value=False,
+            tooltip="Show the original left of a line that can be dragged. Or hold the key H to see the original.",
+        )  # fmt: skip
+
+    def _inputs(self, widget: Any = None) -> list[tuple[str, Any]]:
+        """List the layers that can be dehazed: dehazed ones stand for their source."""
+        return [(each.name, each) for each in self.viewer.layers if isinstance(each, Image) and not is_result(each)]
+
+    def _spares(self, widget: Any = None) -> list[tuple[str, Any]]:
+        """List the layers that can spare parts of an image."""
+        drawn = [(each.name, each) for each in self.viewer.layers if isinstance(each, Labels | Shapes)]
+        return [("nothing", None), *drawn]
+
+    def _make_settings(self) -> None:
         self.weights = FileEdit(
             label="Weights", nullable=True, value=None, filter="*.safetensors *.pth",
             tooltip="A weights file of dehazexl train, or an official .pth file. Empty: the bundled weights.",
@@ -73,30 +131,31 @@ class Form(Container):  # type: ignore[type-arg]
             tooltip="Number format of the network. auto: half precision where that is faster.",
         )  # fmt: skip
         self.overlap = ComboBox(
-            label="Overlap", choices=[("auto", None), *((str(n), n) for n in (0, 16, 32, 64, 96, 128))], value=None,
-            tooltip="Overlap of neighboring tiles in pixels, where they are blended. auto: the default of the weights.",
-        )  # fmt: skip
-        self.strength = FloatSlider(
-            label="Strength", value=1.0, min=0.0, max=1.0,
-            tooltip="Fraction of the haze to remove, 0 to 1. Applied to dehazed layers at once, but not to saved ones.",
+            label="Overlap, pixels", choices=[("auto", None), *((str(n), n) for n in (0, 16, 32, 64, 96, 128))],
+            value=None, tooltip="Overlap of neighboring tiles, where they are blended. auto: that of the weights.",
         )  # fmt: skip
         self.limits = LineEdit(
-            label="Range", value="",
-            tooltip="Values that are black and white, e.g. 0, 3000. Empty: the contrast limits, if you chose them.",
+            value="", tooltip="Values of the image that are black and white, e.g. 0, 3000. Empty: those shown in gray."
+        )
+        self.contrast = PushButton(text="From contrast", tooltip="Take over the contrast limits of the layer.")
+        self.context = ComboBox(
+            label="Context", choices=[("the whole image", "all"), ("the region alone", "region")], value="all",
+            tooltip="What takes part in dehazing a region. Saving it is faster with the region alone.",
         )  # fmt: skip
         self.cache = SpinBox(
-            label="Cache", value=512, min=16, max=65536,
-            tooltip="Megabytes of dehazed tiles to keep in memory, for each layer.",
-        )  # fmt: skip
+            label="Cache, MB", value=512, min=16, max=65536, tooltip="Dehazed tiles to keep in memory, for each layer."
+        )
 
     def _make_buttons(self) -> None:
+        self.draw = PushButton(text="Draw", tooltip="Draw a rectangle on the canvas. Only that region is dehazed.")
         self.preview = PushButton(
             text="Preview view", tooltip="Dehaze the region, or the visible area, into a layer of its own."
         )
         self.dehaze = PushButton(text="Dehaze", tooltip="Add a dehazed layer. The visible area is dehazed first.")
         self.save_as = PushButton(text="Save as...", tooltip="Dehaze the whole image (or the region) into a file.")
         self.cancel = PushButton(
-            text="Cancel", tooltip="Stop dehazing, saving and explaining. The first two can be continued later."
+            text="Cancel",
+            tooltip="Stop saving; or else stop dehazing and explaining in the selected layers. Both can be continued.",
         )
         self.explain = PushButton(
             text="Explain region",
@@ -104,19 +163,42 @@ class Form(Container):  # type: ignore[type-arg]
             "layer.",
         )
         self.defaults = PushButton(text="Restore defaults", tooltip="Reset all settings to their defaults.")
+        self.script = PushButton(text="Copy as script", tooltip="Copy lines of Python that do what Save as does.")
+        self.command = PushButton(text="Copy as command", tooltip="Copy a command line that does what Save as does.")
+
+    def _fold(self) -> None:
+        """Fold the settings away that a newcomer need not know."""
+        from superqt import QCollapsible
+
+        self.fold = QCollapsible("More settings", expandedIcon="▾", collapsedIcon="▸")
+        self.fold.setDuration(0)
+        self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, copies.")
+        self.fold.addWidget(self.more.native)
+        self.native.layout().addWidget(self.fold)
+
+    def _add_thumbnails(self) -> None:
+        """Add thumbnails of several strengths below the slider."""
+        from napari_dehazexl._strengths import StrengthRow
+
+        self.thumbnails = StrengthRow(partial(setattr, self.strength, "value"))
+        layout = self.native.layout()
+        layout.insertWidget([*self].index(self.strength) + 1, self.thumbnails)
 
     def _make_room(self) -> None:
         """Wrap long lines, and reserve the width of the number of the slider, which a narrow dock would cut off."""
         from qtpy.QtWidgets import QDoubleSpinBox, QSizePolicy
 
-        for label in (self.estimate, self.status):
+        for label in (self.intro, self.estimate, self.status):
             label.native.setWordWrap(True)
             # A long line would otherwise widen the dock and move the canvas.
             label.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        for label in (self.estimate, self.status):  # room for two lines, so that nothing jumps
+            label.native.setMinimumHeight(2 * label.native.fontMetrics().lineSpacing() + 2)
+        self.intro.native.setOpenExternalLinks(True)
         number = self.strength.native.findChild(QDoubleSpinBox)
         number.setDecimals(2)
         number.setStyleSheet(NUMBER)
-        self.bar.label = "Progress"  # a label that is set later would change the width of all
+        ignore_wheel(self.native)
 
     def chosen_weights(self) -> str:
         """Return the name or path of the weights."""
@@ -124,9 +206,30 @@ class Form(Container):  # type: ignore[type-arg]
         return "compact" if path is None or str(path) in ("", ".") else str(path)
 
 
-def _layer_of(kind: Any, label: str, tooltip: str) -> Any:
-    """Return a choice among the layers of a kind."""
-    return create_widget(annotation=kind, label=label, options={"tooltip": tooltip})
+def _row(label: str, *widgets: Any) -> Container:  # type: ignore[type-arg]
+    """Return widgets side by side, with one label."""
+    row = Container(widgets=widgets, layout="horizontal", labels=False, label=label)
+    row.margins = (0, 0, 0, 0)
+    return row
+
+
+def ignore_wheel(form: Any) -> None:
+    """Let the mouse wheel change a value only after a click on it: it scrolls, and changes are remembered."""
+    from qtpy.QtCore import QEvent, QObject, Qt
+    from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QComboBox
+
+    class Filter(QObject):
+        def eventFilter(self, watched: Any, event: Any) -> bool:
+            turned = event.type() == QEvent.Type.Wheel and not watched.hasFocus()
+            if turned:
+                event.ignore()
+            return bool(turned)
+
+    guard = Filter(form)
+    for kind in (QAbstractSlider, QAbstractSpinBox, QComboBox):
+        for each in form.findChildren(kind):
+            each.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+            each.installEventFilter(guard)
 
 
 def parse_range(text: str) -> tuple[float, float] | None:
@@ -140,3 +243,8 @@ def parse_range(text: str) -> tuple[float, float] | None:
     if not low < high:
         raise ValueError(f"value range {text!r} does not rise: write black, white, e.g. 0, 3000")
     return low, high
+
+
+def format_range(values: tuple[float, float]) -> str:
+    """Format a value range as `parse_range` reads it."""
+    return ", ".join(f"{value:.6g}" for value in values)

@@ -133,8 +133,10 @@ def viewers() -> list[Any]:
 
 def take_over(layer: Any, builder: OverviewBuilder) -> None:
     """Let a layer read the overviews that were computed for it."""
+    from napari_dehazexl._levels import set_levels
+
     image, limits, state = builder.image, layer.contrast_limits, state_of(layer)
     levels = shown(image).colors(state.value_range) if state.band is None else shown(image).band(state.band)
     update_state(layer, image=image, overviews=None, finest=levels[0].name)
-    layer.data = levels
+    set_levels(layer, levels)
     layer.contrast_limits = limits

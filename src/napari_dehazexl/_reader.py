@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_dehazexl._levels import FullSizeData
 from napari_dehazexl._messages import report
 from napari_dehazexl._overviews import build, shown, with_kept_overviews
 from napari_dehazexl._state import KEY, LayerState
@@ -14,7 +15,7 @@ from napari_dehazexl._state import KEY, LayerState
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
 
-    LayerData = tuple[list[Any], dict[str, Any], str]
+    LayerData = tuple[Any, dict[str, Any], str]
 
 SUFFIXES = (".tif", ".tiff", ".zarr")
 
@@ -41,17 +42,32 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     -------
     list of tuple
         For each image, its colors as a multiscale ``rgb`` layer, with its alpha if it has one; and a hidden layer for
-        each further band. ``metadata["dehazexl"]`` is a `LayerState`, whose ``image`` is the `dehazexl.Image`.
+        each further band. ``metadata["dehazexl"]`` is a `LayerState`, whose ``image`` is the `dehazexl.Image`. A file
+        with further axes, such as time or depth, is one layer with a slider for each.
 
     Raises
     ------
     FileNotFoundError, ValueError
         See `dehazexl.open_image`.
     """
-    from dehazexl import open_image
-
     paths = [path] if isinstance(path, str) else path
-    return [layer for each in paths for layer in layers_of(open_image(Path(each)))]
+    return [layer for each in paths for layer in _layers(Path(each))]
+
+
+def _layers(path: Path) -> list[LayerData]:
+    """Return the layers of a file; one with sliders if it has further axes."""
+    from dehazexl import open_image
+    from dehazexl.viewing.stacks import open_stack
+
+    try:
+        return layers_of(open_image(path))
+    except ValueError as error:
+        if "has the axes" not in str(error):
+            raise
+    stack = open_stack(path)
+    labels = stack.axes[: len(stack.axes) - stack.colors_last]
+    attributes = {"name": path.name.partition(".")[0], "multiscale": True, "rgb": stack.colors_last, "cache": False}
+    return [(FullSizeData(list(stack.levels)), attributes | {"axis_labels": labels}, "image")]
 
 
 def layers_of(image: Image) -> list[LayerData]:
@@ -59,9 +75,9 @@ def layers_of(image: Image) -> list[LayerData]:
     from dehazexl.image.image import value_range
     from dehazexl.viewing.overviews import needs_overviews, with_tail
 
+    limits = value_range(image)  # as on the command line, which has no further overviews
     image = with_kept_overviews(image)
     report(image, None)
-    limits = value_range(image)
     builder = build(image) if needs_overviews(image) else None
     image = with_tail(image) if builder is None else image
     source, white = shown(image, builder), 255 if image.levels[0].dtype == "uint8" else 1
@@ -78,7 +94,7 @@ def layers_of(image: Image) -> list[LayerData]:
 
 def layer_of(levels: list[Any], attributes: dict[str, Any], state: LayerState) -> LayerData:
     """Return the data of a layer of some levels, finest first, with its state."""
-    return levels, attributes | {"metadata": {KEY: replace(state, finest=levels[0].name)}}, "image"
+    return FullSizeData(levels), attributes | {"metadata": {KEY: replace(state, finest=levels[0].name)}}, "image"
 
 
 def placed(image: Image, name: str) -> dict[str, Any]:

@@ -55,6 +55,13 @@ def on_screen(viewer: Any, layer: Image) -> Region:
     return clipped(layer.corner_pixels[:, -2:] * factors, layer, "the visible area")
 
 
+def middle_of(region: Region, side: int) -> Region:
+    """Return the middle of a region, at most `side` pixels along each side."""
+    y0, y1, x0, x1 = region
+    down, across = max(0, y1 - y0 - side) // 2, max(0, x1 - x0 - side) // 2
+    return y0 + down, min(y1, y0 + down + side), x0 + across, min(x1, x0 + across + side)
+
+
 def pixels_at(points: Any, units: Any, layer: Image) -> list[Any]:
     """Return the pixels ``(y, x)`` of a layer at points ``(..., y, x)`` of the world, given in `units`."""
     # Layers do not convert units.
@@ -69,7 +76,7 @@ def clipped(corners: Any, layer: Image, what: str = "the region") -> Region:
     for axis in (0, 1):
         values = [float(corner[axis]) for corner in corners]
         start = max(0, math.floor(min(values) + 0.5))
-        stop = min(int(level.shape[axis]), math.ceil(max(values) + 0.5))
+        stop = min(int(level.shape[layer.ndim - 2 + axis]), math.ceil(max(values) + 0.5))
         if start >= stop:
             raise ValueError(f"{what} lies outside the layer {layer.name!r}: move it there")
         edges += [start, stop]

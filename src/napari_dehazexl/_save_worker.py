@@ -23,11 +23,24 @@ class SaveResult:
     error: Exception | None = None
 
 
+class Named:
+    """A function by the name that napari shows when its window is closed while the function runs."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name, self.function = name, function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Saving(GeneratorWorker):  # type: ignore[misc]
     """A worker that lets its steps stop when it quits; those of napari would leave a file half written."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, named: Named, *args: Any, **kwargs: Any) -> None:
+        super().__init__(named.function, *args, **kwargs)
         self.quitting = threading.Event()
 
     def quit(self) -> None:
@@ -35,7 +48,7 @@ class Saving(GeneratorWorker):  # type: ignore[misc]
         self.quitting.set()
 
 
-def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[], bool]) -> Saving:
+def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[], bool], title: str) -> Saving:
     """Return a worker, not started yet, that takes the steps of a save.
 
     Parameters
@@ -44,6 +57,8 @@ def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[
         Returns the steps, given a function that returns whether to stop.
     cancelled
         Returns whether the user has cancelled the save.
+    title
+        What is done, in words for the user.
 
     Returns
     -------
@@ -58,5 +73,5 @@ def in_thread(make: Callable[[Callable[[], bool]], Steps], cancelled: Callable[[
             expected(error, "saving")
             return SaveResult(error=error)
 
-    worker: Saving = create_worker(work, _worker_class=Saving)
+    worker: Saving = create_worker(Named(title, work), _worker_class=Saving)
     return worker

@@ -3,53 +3,167 @@
 from __future__ import annotations
 
 import atexit
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_dehazexl._overviews import build, reopened
-from napari_dehazexl._state import shows_as_read, state_of, update_state
+from napari_dehazexl._state import is_result, original_of, session_of_layer, shows_as_read, state_of, update_state
 
 if TYPE_CHECKING:
     import napari.layers
 
+    from dehazexl.image.grid import Window
     from dehazexl.image.image import Image
+    from dehazexl.viewing.arrays import Plane
     from dehazexl.viewing.overviews import OverviewBuilder
 
 
-def source_of(layer: napari.layers.Image) -> tuple[Image, tuple[float, float]]:
-    """Return the image in a layer, and its values at the contrast limits of the layer.
+class OverviewsPending(ValueError):
+    """Raised for a large image whose overviews are still being computed, by `builder`."""
+
+    def __init__(self, name: str, builder: OverviewBuilder) -> None:
+        self.builder = builder
+        super().__init__(
+            f"the overviews of {name!r} are being computed, {builder.progress:.0%} are done: dehaze it afterwards"
+        )
+
+
+def source_of(layer: napari.layers.Image, viewer: Any = None) -> tuple[Image, tuple[float, float]]:
+    """Return the image to dehaze for a layer, and its values of black and white.
+
+    Parameters
+    ----------
+    layer
+        The layer. A dehazed one stands for the image that it was made from.
+    viewer
+        The viewer whose sliders choose the plane of a layer of more than two dimensions; None takes the first.
+
+    Returns
+    -------
+    image : dehazexl.Image
+        The image, with levels down to a tiny one.
+    value_range : tuple of float
+        See `dehazexl.image.image.value_range`: the contrast limits of the layer are for display only.
 
     Raises
     ------
     ValueError
-        If the layer is not RGB, has more than two dimensions, or is dehazed already; if its overviews are still being
-        computed, or its file holds another image now.
+        If the layer is no image, its overviews are still being computed (`OverviewsPending`), or its file holds
+        another image now.
     """
     from dehazexl.viewing.overviews import with_tail
 
-    if not getattr(layer, "rgb", False):
-        raise ValueError(f"the layer {layer.name!r} is not RGB: select an RGB image, or open the file with DehazeXL")
-    if layer.ndim != 2:
-        raise ValueError(f"the layer {layer.name!r} has {layer.ndim} dimensions: select a two-dimensional image")
-    if state_of(layer).session is not None:
-        raise ValueError(f"the layer {layer.name!r} is dehazed already: select its source")
-    image = state_of(layer).image if shows_as_read(layer) else None
-    if image is None:
-        image = _image_of(layer)
-        limits = _limits_of(layer, image)
-    else:
-        limits = _limits_of(layer, image)
-        image = reopened(image)
+    image = image_in(layer, viewer)
+    black_and_white = range_of(layer, image)
     builder = _builder_of(layer, image)
     if builder is not None and builder.running:
-        raise ValueError(
-            f"the overviews of {layer.name!r} are being computed, {builder.progress:.0%} are done: dehaze it afterwards"
-        )
-    return with_tail(image if builder is None else builder.image), limits
+        raise OverviewsPending(layer.name, builder)
+    return with_tail(image if builder is None else builder.image), black_and_white
+
+
+def part_of(layer: napari.layers.Image, window: Window, viewer: Any = None) -> tuple[Image, Image]:
+    """Return a part of the image of a layer with levels down to a tiny one, and the whole image.
+
+    A part of at most `overviews.ENOUGH` pixels needs no overviews of the whole.
+
+    Raises
+    ------
+    ValueError
+        See `source_of`; also if the part is empty or extends beyond the image.
+    """
+    from dehazexl.viewing.overviews import needs_overviews, with_tail
+
+    whole = image_in(layer, viewer)
+    builder = state_of(layer).overviews
+    if builder is not None and builder.ready and builder.image.fingerprint == whole.fingerprint:
+        whole = builder.image
+    part = _cropped(whole, window)
+    if needs_overviews(part):
+        whole, _ = source_of(layer, viewer)
+        part = _cropped(whole, window)
+    return with_tail(part), whole
+
+
+def _cropped(image: Image, window: Window) -> Image:
+    """Crop an image; of its tiny levels only the first is kept."""
+    from dehazexl.viewing.overviews import SMALLEST
+
+    part = image.cropped(window)
+    sides = [max(level.shape[:2]) for level in part.levels]
+    enough = next((number for number, side in enumerate(sides, start=1) if side <= SMALLEST), len(sides))
+    return replace(part, levels=part.levels[:enough])
+
+
+def image_in(layer: napari.layers.Image, viewer: Any = None) -> Image:
+    """Return the image to dehaze for a layer as `source_of` does, but with the levels that there are.
+
+    Raises
+    ------
+    ValueError
+        See `source_of`.
+    """
+    if (dehazing := session_of_layer(layer)) is not None:
+        return dehazing.image
+    if is_result(layer):
+        if (source := original_of(layer)) is None:
+            raise ValueError(f"the layer {layer.name!r} is dehazed already, and its source is gone: open that again")
+        return image_in(source, viewer)
+    image = state_of(layer).image if shows_as_read(layer) else None
+    if image is None:
+        return _image_of(layer, viewer)
+    band = state_of(layer).band
+    return reopened(image) if band is None else band_of(reopened(image), band)
+
+
+def band_of(image: Image, band: int) -> Image:
+    """Return the image of one band."""
+    levels = tuple(level[..., band : band + 1] for level in image.levels)
+    own: dict[str, Any] = {
+        "levels": levels,
+        "bands": (image.bands[band],),
+        "rgb": (0, 0, 0),
+        "alpha": None,
+        "holes": None,
+    }
+    return replace(image, fingerprint=f"{image.fingerprint} band {band}", **own)
+
+
+def range_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
+    """Return the values of black and white of the image of a layer, by the rule of the engine."""
+    from dehazexl.image.image import value_range
+
+    own = state_of(layer).value_range if shows_as_read(layer) else None
+    if own is not None and not is_result(layer):
+        return own
+    # Of the levels of the layer alone, as for its file: not of those that were made of them.
+    given = len(layer.data) if layer.multiscale else 1
+    return value_range(replace(image, levels=image.levels[:given]))
+
+
+def contrast_of(layer: napari.layers.Image) -> tuple[float, float]:
+    """Return the contrast limits of a layer in the values of its image."""
+    low, high = (float(limit) for limit in layer.contrast_limits)
+    own = state_of(layer).value_range if shows_as_read(layer) else None
+    if own is None or layer.dtype == np.uint8:
+        return low, high
+    # The reader shows such images from 0 to 1.
+    return own[0] + low * (own[1] - own[0]), own[0] + high * (own[1] - own[0])
+
+
+def plane_of(layer: napari.layers.Image, viewer: Any = None) -> Plane:
+    """Return the plane of a layer that a viewer shows, the first of each axis without a viewer."""
+    from dehazexl.viewing.arrays import choose_plane
+
+    level = layer.data[0] if layer.multiscale else layer.data
+    point = np.zeros(layer.ndim) if viewer is None else layer.world_to_data(viewer.dims.point)
+    labels = [str(label) for label in getattr(layer, "axis_labels", [""] * layer.ndim)]
+    steps = [round(float(place)) for place in point]
+    return choose_plane(level.shape[: layer.ndim], labels, steps, bool(layer.rgb))
 
 
 def _builder_of(layer: napari.layers.Image, image: Image) -> OverviewBuilder | None:
@@ -74,34 +188,23 @@ def _scratch() -> Path:
     return Path(folder.name)
 
 
-def _image_of(layer: napari.layers.Image) -> Image:
-    """Return the image in a layer that this plugin has not read."""
-    from dehazexl.viewing.arrays import image_of_arrays
+def _image_of(layer: napari.layers.Image, viewer: Any = None) -> Image:
+    """Return the image in a layer that this plugin has not read.
+
+    What napari's own reader has left out, such as the georeference, comes from the file.
+    """
+    from dehazexl.viewing.arrays import described_by, image_of_arrays
 
     arrays = layer.data if layer.multiscale else [layer.data]
-    return image_of_arrays(
+    plane = plane_of(layer, viewer)
+    image = image_of_arrays(
         arrays,
         layer,
+        plane=plane,
         name=layer.name,
-        scale=tuple(layer.scale),
-        translate=tuple(layer.translate),
-        units=str(layer.units[0]),
+        scale=tuple(layer.scale[-2:]),
+        translate=tuple(layer.translate[-2:]),
+        units=str(layer.units[-1]),
     )
-
-
-def _limits_of(layer: napari.layers.Image, image: Image) -> tuple[float, float]:
-    """Return the contrast limits of a layer in the values of its image.
-
-    Those that napari chose, the smallest and the largest value, do not count: a hazy image has no black.
-    """
-    from dehazexl.image.image import value_range
-
-    first, last = (float(limit) for limit in layer.contrast_limits)
-    if image.levels[0].dtype == np.uint8:
-        return first, last
-    if state_of(layer).image is not image:
-        chosen = getattr(layer, "_calc_data_range", lambda: None)()
-        return value_range(image) if chosen is not None and (first, last) == tuple(chosen) else (first, last)
-    # The reader shows such images from 0 to 1.
-    low, high = state_of(layer).value_range or value_range(image)
-    return low + first * (high - low), low + last * (high - low)
+    path = getattr(layer.source, "path", None)
+    return image if path is None else described_by(image, Path(path))

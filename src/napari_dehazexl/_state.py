@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import napari.layers
 
     from dehazexl.image.image import Image
+    from dehazexl.viewing.choices import Choices
     from dehazexl.viewing.explaining import ExplainSession
     from dehazexl.viewing.overviews import OverviewBuilder
     from dehazexl.viewing.session import DehazeSession
@@ -29,7 +30,8 @@ class LayerState:
         The image that the layer shows: the one that was read, or the hazy source of a dehazed layer. None for layers
         of other origin.
     session : dehazexl.viewing.session.DehazeSession or None
-        The work behind a dehazed layer, until the layer reads from a file.
+        The work behind a dehazed layer, until the layer reads from a file. Other layers may have a copy of the
+        metadata, see `session_of_layer`.
     overviews : dehazexl.viewing.overviews.OverviewBuilder or None
         The overviews of the image while they are computed.
     value_range : tuple of float or None
@@ -38,6 +40,10 @@ class LayerState:
         Name of the finest level as read: a layer with other data was given other pixels since.
     band : int or None
         Index of the band in a layer of one band.
+    paused : dehazexl.viewing.session.DehazeSession or None
+        The work behind a dehazed layer that reads from a file by now; another strength takes it up again.
+    source : weakref.ref or None
+        The layer that a dehazed layer was made from; also once it reads from a file.
     preview_of : weakref.ref or None
         The layer that a preview previews.
     explanation : dehazexl.viewing.explaining.ExplainSession or None
@@ -50,6 +56,8 @@ class LayerState:
     value_range: tuple[float, float] | None = None
     finest: str | None = None
     band: int | None = None
+    paused: DehazeSession | None = None
+    source: weakref.ref[napari.layers.Image] | None = None
     preview_of: weakref.ref[napari.layers.Image] | None = None
     explanation: ExplainSession | None = None
 
@@ -72,9 +80,46 @@ def state_of(layer: Any) -> LayerState:
     return state_in(layer.metadata)
 
 
+def session_of_layer(layer: Any) -> DehazeSession | None:
+    """Return the session whose pixels a layer shows, or None.
+
+    Metadata alone does not tell: napari copies it to the layers that it makes of a dehazed one, such as by Split RGB.
+    """
+    session = state_of(layer).session
+    finest = layer.data[0] if session is not None and layer.multiscale else None
+    return session if session is not None and getattr(finest, "session", None) is session else None
+
+
+def choices_of(session: DehazeSession) -> Choices:
+    """Return the settings of a session of `dehaze_layer`."""
+    from dehazexl.viewing.choices import Choices
+
+    weights, device, dtype = (str(each) for each in getattr(session.load, "args", ("compact", "auto", "auto"))[:3])
+    region = session.region
+    corners = None if region is None else (region.y0, region.y1, region.x0, region.x1)
+    return Choices(
+        weights, device, dtype, session.overlap, session.strength, session.value_range, corners, session.context
+    )
+
+
 def shows_as_read(layer: Any) -> bool:
     """Return whether a layer still shows the levels that were read."""
-    return bool(layer.multiscale) and state_of(layer).is_as_read(layer.data[0])
+    return bool(getattr(layer, "multiscale", False)) and state_of(layer).is_as_read(layer.data[0])
+
+
+def is_result(layer: Any) -> bool:
+    """Return whether a layer shows what was computed: a dehazed image, also one that was saved, or an explanation."""
+    state = state_of(layer)
+    saved = state.source is not None and shows_as_read(layer)
+    return saved or state.explanation is not None or session_of_layer(layer) is not None
+
+
+def original_of(layer: Any) -> Any:
+    """Return the layer that a dehazed layer was made from, None if that is gone; any other layer itself."""
+    if not is_result(layer):
+        return layer
+    source = state_of(layer).source
+    return None if source is None else source()
 
 
 def update_state(layer: Any, **changes: Any) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from napari_dehazexl._accuracy import show_accuracy
+from napari_dehazexl._levels import set_levels
 from napari_dehazexl._main_thread import call_later
 from napari_dehazexl._messages import report
-from napari_dehazexl._state import state_of
+from napari_dehazexl._state import session_of_layer
 
 if TYPE_CHECKING:
     import napari.layers
@@ -31,11 +34,11 @@ def refresh(layer: napari.layers.Image, thumbnail: bool = False) -> None:
     layer.refresh(extent=False, thumbnail=thumbnail, highlight=False)
 
 
-def replace_levels(layer: napari.layers.Image, levels: list[Any]) -> None:
-    """Replace the levels of a multiscale layer by others, more or fewer."""
+def replace_levels(layer: napari.layers.Image, levels: list[Any], compute: Callable[[], Any] | None = None) -> None:
+    """Replace the levels of a multiscale layer by others, more or fewer; `compute` is that of `FullSizeData`."""
     if not hasattr(layer, "_reset_data_level"):  # before 0.9 napari keeps the index of the level, even if there is none
         levels = levels + levels[-1:] * (len(layer.data) - len(levels))
-    layer.data = levels
+    set_levels(layer, levels, compute)
 
 
 class Watch:
@@ -55,6 +58,7 @@ class Watch:
     def __init__(self, viewer: Any, session: DehazeSession) -> None:
         viewer = getattr(viewer, "__wrapped__", viewer)  # plugins are handed a proxy, which nobody else holds
         self.layers, self.session = weakref.ref(viewer.layers), weakref.ref(session)
+        self.viewer = weakref.ref(viewer)
         self.thumbnail = False
         viewer.layers.events.removed.connect(self.removed)
         _watches.add(self)
@@ -70,6 +74,9 @@ class Watch:
         window = viewer.window._qt_window
         # The window owns the timer: whatever thread drops the session does not drop that.
         self.refresh_soon = qthrottled(self.refresh, timeout=INTERVAL, leading=False, parent=window)
+        self.mark_soon = qthrottled(self.mark, timeout=3 * INTERVAL, leading=False, parent=window)
+        session.progressed.connect(self.progressed)
+        viewer.layers.events.connect(self._progressed)  # such as visibility
         session.warned.connect(self.warn)
         session.failed.connect(self.fail)
         viewer.layers.events.inserted.connect(self.inserted)
@@ -81,13 +88,17 @@ class Watch:
     def shown(self) -> list[napari.layers.Image]:
         """List the layers of the session: the one that was made for it, and duplicates."""
         layers, session = self.layers() or (), self.session()
-        return [layer for layer in layers if session is not None and state_of(layer).session is session]
+        return [layer for layer in layers if session is not None and session_of_layer(layer) is session]
 
     def inserted(self, event: Any) -> None:
         """Follow what is painted of a new layer of the session."""
-        if event.value not in self.shown():
+        self.follow(event.value)
+
+    def follow(self, layer: Any) -> None:
+        """Follow what is painted of a layer, if it is one of the session."""
+        if layer not in self.shown():
             return
-        renderer = getattr(event.value.data[0], "renderer", None)
+        renderer = getattr(layer.data[0], "renderer", None)
         if renderer is not None:
             renderer.painted.connect(self.painted)
             self.painted(True)  # perhaps it was painted just before
@@ -108,6 +119,24 @@ class Watch:
         for layer in self.shown():
             refresh(layer, thumbnail)
         self.refresh_soon.setTimeout(max(INTERVAL, int(1000 * REST * (time.perf_counter() - started))))
+
+    def progressed(self) -> None:
+        """Show soon whether the view is approximate; called in the thread that computes."""
+        call_later(self._progressed)
+
+    def _progressed(self, event: Any = None) -> None:
+        if self in _watches:
+            self.mark_soon()
+
+    def mark(self) -> None:
+        """Show on the canvas whether the view is approximate."""
+        if (viewer := self.viewer()) is not None and self in _watches:
+            show_accuracy(viewer)
+
+    def unmark(self) -> None:
+        """Let the canvas show what holds for the layers that are left."""
+        if (viewer := self.viewer()) is not None and hasattr(viewer, "window"):
+            show_accuracy(viewer)
 
     def warn(self, note: str) -> None:
         """Show a note of the session; called in the thread that computes."""
@@ -145,12 +174,15 @@ class Watch:
             self.end()
             if hasattr(self, "refresh_soon"):
                 self.refresh_soon.deleteLater()
+                self.mark_soon.deleteLater()
+                self.unmark()
 
     def stop(self) -> None:
         """Refresh no more."""
         _watches.discard(self)
         if hasattr(self, "refresh_soon"):
             self.refresh_soon.cancel()
+            self.mark_soon.cancel()
 
     def end(self, event: Any = None) -> None:
         """Close the session and drop its results; its thread ends within a batch of tiles."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import threading
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,32 +13,46 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Image, Shapes
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error, show_info, show_warning
+from napari.utils.notifications import show_error, show_info
 
+from dehazexl.viewing.choices import PRESETS, Choices
+from dehazexl.viewing.meter import in_words
 from dehazexl.viewing.model_info import ModelInfo
-from napari_dehazexl._estimate import Clock, estimated
+from dehazexl.viewing.overviews import ENOUGH
+from napari_dehazexl._compare import Divider, results_in, show_original_on_key
+from napari_dehazexl._estimate import estimated
 from napari_dehazexl._explain import explain_layer
-from napari_dehazexl._form import Form, parse_range
-from napari_dehazexl._layer import dehaze_layer, set_strength, window_of, written
+from napari_dehazexl._form import Form, format_range, parse_range
+from napari_dehazexl._layer import dehaze_layer, paused_in, set_local_strength, set_strength, written
+from napari_dehazexl._local import local_strength
 from napari_dehazexl._main_thread import call_later
 from napari_dehazexl._messages import report
 from napari_dehazexl._prepare import devices, get_ready, look_up
-from napari_dehazexl._region import drawn, on_screen
+from napari_dehazexl._region import drawn, middle_of, on_screen
 from napari_dehazexl._request import DehazeRequest, network_of
-from napari_dehazexl._save import SUFFIXES, Progress, read_from_file, tokens_of
-from napari_dehazexl._save_worker import SaveResult, Saving, in_thread
+from napari_dehazexl._save import SUFFIXES
+from napari_dehazexl._save_worker import Named
+from napari_dehazexl._saver import Saver
+from napari_dehazexl._selection import (
+    chosen_sources,
+    current_results,
+    dehazed_layers,
+    selected_sources,
+    working_layers,
+)
 from napari_dehazexl._settings import Settings
-from napari_dehazexl._source import source_of
-from napari_dehazexl._state import state_of, update_state
+from napari_dehazexl._source import OverviewsPending, contrast_of, image_in, range_of
+from napari_dehazexl._state import choices_of, original_of, session_of_layer, state_of, update_state
 
 if TYPE_CHECKING:
     import napari.viewer
 
-    from dehazexl.viewing.explaining import ExplainSession
-    from dehazexl.viewing.session import DehazeSession
+    from dehazexl.viewing.overviews import OverviewBuilder
     from napari_dehazexl._region import Region
+    from napari_dehazexl._save_worker import Saving
 
 SAVE = "Save the dehazed image"
 
@@ -49,7 +63,7 @@ FILTERS = {
 }
 """Filters of the file dialog, and the suffix for a name without one."""
 
-SETTINGS = ("weights", "device", "precision", "overlap", "strength", "cache")
+SETTINGS = ("weights", "device", "precision", "overlap", "strength", "context", "cache")
 """Widgets whose values are remembered. A value range is not: it suits one image only."""
 
 INTERVAL = 300
@@ -57,7 +71,7 @@ INTERVAL = 300
 
 
 class Dehaze(Form):
-    """Dehaze an RGB layer in the viewer, and save it.
+    """Dehaze images in the viewer, and save them.
 
     Parameters
     ----------
@@ -66,54 +80,159 @@ class Dehaze(Form):
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
-        super().__init__()
-        self.viewer = napari_viewer
-        self._saving: Saving | None = None
-        self._cancelled = threading.Event()
+        super().__init__(napari_viewer)
         self._gone = False
         self._model: ModelInfo | str | None = None
+        self._ranges: weakref.WeakKeyDictionary[Image, str] = weakref.WeakKeyDictionary()  # entered, by layer
+        self._divider = Divider(self.viewer)
+        self._waiting: dict[Image, OverviewBuilder] = {}  # to be dehazed once they have overviews
         self._settings = Settings(self.native)
+        self._saver = Saver(self.viewer, self.bar, self._settings)
         self._factory = {name: getattr(self, name).value for name in SETTINGS}
         self._set(self._settings.values)
         self._connect()
         self._find_devices()
         self._look_up()
 
+    @property
+    def _saving(self) -> Saving | None:
+        """The save under way."""
+        return self._saver.worker
+
     def _connect(self) -> None:
         from superqt.utils import qthrottled
 
-        self.dehaze.changed.connect(self._dehaze)
-        self.preview.changed.connect(self._preview)
-        self.save_as.changed.connect(self._ask_and_save)
-        self.explain.changed.connect(self._explain)
-        self.cancel.changed.connect(self._cancel)
-        self.defaults.changed.connect(self._restore)
+        buttons = {
+            "dehaze": self._dehaze, "preview": self._preview, "save_as": self._ask_and_save, "explain": self._explain,
+            "cancel": self._cancel, "defaults": self._restore, "draw": self._draw, "contrast": self._take_contrast,
+            "script": partial(self._copy, "as_script"), "command": partial(self._copy, "as_command"),
+        }  # fmt: skip
+        for name, slot in buttons.items():
+            getattr(self, name).changed.connect(slot)
         self.strength.changed.connect(self._set_strength)
         for name in SETTINGS:
             getattr(self, name).changed.connect(self._remember)
         for widget in (self.weights, self.device, self.precision):
             widget.changed.connect(self._look_up)
+        self._spare_soon = qthrottled(self._show_spared, timeout=INTERVAL, leading=False, parent=self.native)
         self._update_soon = qthrottled(self._update, timeout=INTERVAL, leading=False, parent=self.native)
-        for widget in (self.input, self.region, self.overlap):
-            widget.changed.connect(self._changed)
+        for each in (self.region, self.overlap, self.context):
+            each.changed.connect(self._changed)
+        self.preset.changed.connect(self._take_preset)
+        self.spare.changed.connect(self._follow_spare)
+        self.divide.changed.connect(self._divide)
+        show_original_on_key(self.viewer)
+        self.input.changed.connect(self._show_range)
+        self.limits.changed.connect(self._enter_range)
         self.viewer.layers.events.connect(self._changed)  # of each layer: shapes that are drawn, names, visibility
-        self._changed()
+        self.viewer.layers.selection.events.changed.connect(self._follow)
+        self._follow()
+        self._show_range()
         self.native_parent_changed.connect(self._moved)
         self.native.destroyed.connect(self._leave)
 
-    # Dehazing
+    # Input and settings
 
-    def _options(self) -> dict[str, Any]:
-        """Return the arguments of `dehaze_layer`."""
+    def _follow(self, event: Any = None) -> None:
+        """Let the input and the strength follow the selected layers."""
+        if self._gone:
+            return
+        self.input.reset_choices()
+        self.spare.reset_choices()
+        selected = selected_sources(self.viewer)
+        if selected and self.input.value not in selected:
+            self.input.value = selected[-1]
+        self._show_strength()
+        self._changed()
+
+    def _show_strength(self) -> None:
+        """Show the strength of the dehazed layer that the slider is for, and thumbnails of others."""
+        sessions = [session_of_layer(layer) for layer in current_results(self.viewer, self.input.value)]
+        self.thumbnails.show_of(sessions[-1] if sessions else None)
+        for layer in current_results(self.viewer, self.input.value)[-1:]:
+            session = session_of_layer(layer) or paused_in(layer)
+            if session is not None and session.strength != self.strength.value:
+                with self.strength.changed.blocked():
+                    self.strength.value = session.strength
+
+    def _set_strength(self, strength: float) -> None:
+        for layer in current_results(self.viewer, self.input.value):
+            if session_of_layer(layer) is not None or paused_in(layer) is not None:
+                set_strength(layer, strength)
+
+    def _show_range(self) -> None:
+        """Show the values of black and white of the input: those entered, or in gray those of the image."""
+        layer = self.input.value
+        with self.limits.changed.blocked():
+            self.limits.value = "" if layer is None else self._ranges.get(layer, "")
+        self.limits.native.setPlaceholderText("" if layer is None else self._own_range(layer))
+        self._changed()
+
+    def _own_range(self, layer: Image) -> str:
+        """Return the values of black and white of the image of a layer, unless reading them would take long."""
+        own = state_of(layer).value_range
+        at_once = own is not None or isinstance(layer.data, np.ndarray) or layer.dtype == np.uint8
+        try:
+            return format_range(own or range_of(layer, image_in(layer, self.viewer))) if at_once else "the image's own"
+        except (ValueError, OSError):  # a click on a button shows why
+            return ""
+
+    def _enter_range(self, text: str) -> None:
+        """Keep what was entered for the input: it suits no other image."""
+        if self.input.value is not None:
+            self._ranges[self.input.value] = text
+
+    def _take_contrast(self) -> None:
+        """Take over the contrast limits of the input as black and white."""
+        with reported():
+            self.limits.value = format_range(contrast_of(self._source()))
+
+    def _take_preset(self, name: str | None) -> None:
+        """Take over the settings of a preset."""
+        for setting, value in PRESETS.get(name or "", {}).items():
+            getattr(self, setting).value = value
+
+    def _divide(self, shown: bool) -> None:
+        """Show or hide the line between the original and the dehazed layers."""
+        with reported():
+            if not shown:
+                self._divider.hide()
+                return
+            try:
+                if not results_in(self.viewer):
+                    raise ValueError("there is nothing to compare: dehaze an image first")
+                self._divider.show()
+            except ValueError:
+                self.divide.value = False
+                raise
+
+    # Local strength
+
+    def _follow_spare(self) -> None:
+        """Follow what is painted in the layer that spares parts of the image."""
+        layer = self.spare.value
+        for name in ("paint", "labels_update", "set_data", "data"):
+            if layer is not None and hasattr(layer.events, name):
+                getattr(layer.events, name).connect(self._spared)
+        self._spared()
+
+    def _spared(self, event: Any = None) -> None:
+        if not self._gone:
+            self._spare_soon()
+
+    def _show_spared(self) -> None:
+        """Show the dehazed layers of the input with the local strength of now."""
+        painted = self.spare.value
+        for layer in current_results(self.viewer, self.input.value):
+            set_local_strength(layer, None if painted is None else local_strength(painted, layer))
+
+    def _choices(self, layer: Image, region: Region | None) -> Choices:
+        """Return the settings to dehaze a layer with."""
         weights, device, dtype = self._network()
-        return {
-            "strength": self.strength.value,
-            "overlap": self.overlap.value,
-            "weights": weights,
-            "device": device,
-            "dtype": dtype,
-            "value_range": parse_range(self.limits.value),
-        }
+        entered = parse_range(self._ranges.get(layer, ""))
+        return Choices(
+            weights, device, dtype, self.overlap.value, self.strength.value, entered, region, self.context.value
+        )
 
     def _network(self) -> tuple[str, str, str]:
         """Return weights, device and dtype."""
@@ -125,77 +244,144 @@ class Dehaze(Form):
             raise ValueError("there is no image layer: open an image first")
         return layer
 
+    def _sources(self) -> list[Image]:
+        """Return the layers to dehaze: all that are selected, if the input is one of them."""
+        return chosen_sources(self.viewer, self._source())
+
+    # Regions
+
     def _region(self, layer: Image) -> Region | None:
         return None if self.region.value is None else drawn(self.viewer, self.region.value, layer)
 
-    def _dehaze(self) -> None:
-        """Add a dehazed layer, or show and restart the one that exists."""
+    def _draw(self) -> None:
+        """Add a layer to draw a rectangle in, and let it be the region."""
         with reported():
-            layer = self._source()
-            request = self._request(layer)
-            there = [(each, session) for each, session in self._dehazed() if state_of(each).preview_of is None]
-            alike = [(each, session) for each, session in there if request.fits(session)]
-            if alike:
-                dehazed, session = alike[-1]
-                report(request.image, None)
-                session.restart()
-                dehazed.visible = True
-                self.viewer.layers.selection.active = dehazed
-            else:
-                self._add(layer, self._region(layer), f"{layer.name} dehazed")
+            source = self._source()
+            edge = max(1.0, max(source.extent.world[1] - source.extent.world[0]) / 300)
+            shapes = self.viewer.add_shapes(
+                ndim=2, name="region", face_color="transparent", edge_color="#ffb000", edge_width=edge,
+                units=source.units[-2:],
+            )  # fmt: skip
+            self.region.reset_choices()
+            self.region.value = shapes
+            shapes.mode = "add_rectangle"
+            self.viewer.status = "Draw a rectangle on the canvas, then press Dehaze."
+
+    # Dehazing
+
+    def _dehaze(self) -> None:
+        """Add dehazed layers, or show and restart those that exist."""
+        for layer in self._reported_sources():
+            self._dehaze_one(layer)
+
+    def _reported_sources(self) -> list[Image]:
+        with reported():
+            return self._sources()
+        return []
+
+    def _dehaze_one(self, layer: Image) -> None:
+        """Dehaze a layer, at once or when it has overviews."""
+        with reported():
+            self._check_weights()
+            try:
+                self._show_or_add(layer)
+            except OverviewsPending as pending:
+                self._wait_for(layer, pending.builder)
+
+    def _show_or_add(self, layer: Image) -> None:
+        """Show and restart a dehazed layer of the same settings, or add one."""
+        request = self._request(layer)
+        there = [(each, s) for each, s in dehazed_layers(self.viewer) if state_of(each).preview_of is None]
+        alike = [(each, s) for each, s in there if original_of(each) is layer and request.fits(s)]
+        if not alike:
+            self._add(layer, request.choices, self._name(layer, request.choices))
+            return
+        dehazed, session = alike[-1]
+        report(request.image, None)
+        session.restart()
+        dehazed.visible = True
+        self.viewer.layers.selection.active = dehazed
+
+    def _check_weights(self) -> None:
+        """Check the weights before a layer is added that they could not dehaze."""
+        if self._model is None and "torch" in sys.modules:
+            self._model = look_up(*self._network())  # the header of a file
+        if isinstance(self._model, str):
+            raise ValueError(self._model)
+
+    def _wait_for(self, layer: Image, builder: OverviewBuilder) -> None:
+        """Dehaze a layer when its overviews are there."""
+        self._waiting[layer] = builder
+        builder.finished.connect(self._overviews_finished)
+        if not builder.running:  # just now
+            self._overviews_finished()
+        show_info(f"{layer.name} is dehazed as soon as its overviews are there; Preview and Save work at once")
+        self._changed()
+
+    def _overviews_finished(self) -> None:
+        """Start what has waited; called in the thread that computes."""
+        call_later(self._start_waiting)
+
+    def _start_waiting(self) -> None:
+        ready = [layer for layer, builder in self._waiting.items() if not builder.running]
+        for layer in ready:
+            del self._waiting[layer]
+            if not self._gone and layer in self.viewer.layers:
+                self._dehaze_one(layer)
 
     def _preview(self) -> None:
         """Add a preview; it replaces the last one of the layer, unless there is an error."""
         with reported():
             layer = self._source()
+            self._check_weights()
             region = self._region(layer) or on_screen(self.viewer, layer)
-            added = self._add(layer, region, name := f"{layer.name} preview")
+            name = f"{layer.name} preview"
+            try:
+                added = self._add(layer, self._choices(layer, region), name)
+            except OverviewsPending:  # the middle of the view needs none
+                added = self._add(layer, self._choices(layer, middle_of(region, ENOUGH)), name)
             for old in [old for old in self.viewer.layers if _previewed_by(old) is layer]:
                 self.viewer.layers.remove(old)
             update_state(added, preview_of=weakref.ref(layer))
             added.name = name
 
-    def _add(self, layer: Image, region: Region | None, name: str) -> Image:
+    def _add(self, layer: Image, choices: Choices, name: str) -> Image:
         """Add a layer, above those that were dehazed before: they would hide it."""
-        options = self._options() | {"cache": self.cache.value * 2**20}
-        added = dehaze_layer(layer, region=region, name=name, viewer=self.viewer, **options)
+        added = dehaze_layer(
+            layer, strength=choices.strength, overlap=choices.overlap, weights=choices.weights, device=choices.device,
+            dtype=choices.dtype, value_range=choices.value_range, region=choices.region, context=choices.context,
+            name=name, cache=self.cache.value * 2**20, viewer=self.viewer,
+        )  # fmt: skip
+        self._spared()
         layers = self.viewer.layers
-        layers.move(layers.index(added), max(layers.index(each) for each, _ in self._dehazed()) + 1)
+        layers.move(layers.index(added), max(layers.index(each) for each, _ in dehazed_layers(self.viewer)) + 1)
         return added
+
+    def _name(self, layer: Image, choices: Choices) -> str:
+        """Return the name of a dehazed layer: with what tells it from the others of its source."""
+        others = [
+            choices_of(session)
+            for each, session in dehazed_layers(self.viewer)
+            if original_of(each) is layer and state_of(each).preview_of is None
+        ]
+        # Without an own range all have that of the image.
+        same = choices.value_range is None
+        label = choices.label([replace(each, value_range=None) if same else each for each in others])
+        return f"{layer.name} dehazed ({label})" if label else f"{layer.name} dehazed"
 
     def _request(self, layer: Image) -> DehazeRequest:
         """Return the request to dehaze a layer with the current settings."""
-        image, limits = source_of(layer)
-        if (region := self._region(layer)) is not None:
-            image = image.cropped(window_of(region))
-        chosen, changed = self._options(), written(self._network()[0])
-        how = chosen["overlap"], chosen["strength"], chosen["value_range"] or limits
-        return DehazeRequest(image, self._network(), changed, *how)
-
-    def _request_to_save(self, layer: Image) -> DehazeRequest:
-        """Return the request for a file: with the value range of the dehazed layer, unless one was entered."""
-        request = self._request(layer)
-        if self._options()["value_range"] is not None:
-            return request
-        alike = [
-            each
-            for session in self._sessions()
-            if (each := replace(request, value_range=session.value_range)).fits(session)
-        ]
-        return alike[-1] if alike else request
-
-    def _dehazed(self) -> list[tuple[Image, DehazeSession]]:
-        """List the layers with a session, running or stopped, and the sessions."""
-        both = [(layer, state_of(layer).session) for layer in self.viewer.layers]
-        return [(layer, session) for layer, session in both if session is not None]
-
-    def _sessions(self) -> list[DehazeSession]:
-        return [session for _, session in self._dehazed()]
+        choices, image = self._choices(layer, self._region(layer)), image_in(layer, self.viewer)
+        return DehazeRequest(image, choices, choices.value_range or range_of(layer, image), written(choices.weights))
 
     def _cancel(self) -> None:
-        """Stop saving, dehazing and explaining; dehazed tiles, and the maps so far, are kept."""
-        self._cancelled.set()
-        for _, session in self._working():
+        """Stop the save; or else what is waited for, dehazed and explained: in the selected layers, or in all."""
+        if self._saver.cancel():
+            return
+        self._waiting.clear()
+        working = working_layers(self.viewer)
+        selected = [each for each in working if each[0] in self.viewer.layers.selection]
+        for _, session in selected or working:
             session.close()
         self._changed()
 
@@ -204,7 +390,7 @@ class Dehaze(Form):
     def _explain(self) -> None:
         """Add a map of what contributes to the rectangle in the dehazed layer, the active or the topmost one."""
         with reported():
-            dehazed = [layer for layer, _ in self._dehazed() if layer.visible]
+            dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
             if not dehazed:
                 raise ValueError("there is no dehazed layer in view: dehaze an image first")
             active = self.viewer.layers.selection.active
@@ -216,20 +402,6 @@ class Dehaze(Form):
             added = explain_layer(layer, drawn(self.viewer, shapes, layer), viewer=self.viewer)
             self.viewer.layers.selection.active = added
 
-    def _working(self) -> list[tuple[Image, DehazeSession | ExplainSession]]:
-        """List the layers that are dehazed or explained, from the lowest, and the sessions, running or stopped."""
-        states = [(layer, state_of(layer)) for layer in self.viewer.layers]
-        both = [(layer, state.session or state.explanation) for layer, state in states]
-        return [(layer, session) for layer, session in both if session is not None]
-
-    def _set_strength(self, strength: float) -> None:
-        for layer, _ in self._dehazed():
-            set_strength(layer, strength)
-
-    def _restore(self) -> None:
-        self._set(self._factory)
-        self.limits.value = ""
-
     # Saving
 
     def _ask_and_save(self) -> None:
@@ -238,15 +410,25 @@ class Dehaze(Form):
         with reported():
             if self._saving is not None:
                 raise ValueError("an image is being saved: wait for it, or cancel it")
-            layer = self._source()
-            request = self._request_to_save(layer)  # report errors before asking for a name
-            answer, kind = QFileDialog.getSaveFileName(self.native, SAVE, proposed(layer, request), ";;".join(FILTERS))
+            self._check_weights()
+            layers = self._sources()
+            if len(layers) > 1:
+                names = ", ".join(layer.name for layer in layers)
+                raise ValueError(f"{names} are selected: select one to save it; dehazexl run saves a folder of images")
+            request = self._request(layers[0])  # report errors before asking for a name
+            if self.spare.value is not None:
+                local = local_strength(self.spare.value, layers[0], request.choices.region)
+                request = replace(request, local=local)
+            name, own = proposed(layers[0], request)
+            kinds = sorted(FILTERS, key=lambda kind: FILTERS[kind] != own)  # that of the image first
+            answer, kind = QFileDialog.getSaveFileName(self.native, SAVE, name, ";;".join(kinds))
             if not answer:
                 return
             path = named(Path(answer), kind)
             # The dialog has asked about the name as typed, not about the one with a suffix.
             if path == Path(answer) or self._may_replace(path):
-                self._save(request, path)
+                model = self._model if isinstance(self._model, ModelInfo) else None
+                self._saver.start(request, path, model, self._changed)
 
     def _may_replace(self, path: Path) -> bool:
         """Ask before a file is replaced."""
@@ -256,57 +438,35 @@ class Dehaze(Form):
         yes = QMessageBox.StandardButton.Yes
         return not path.exists() or QMessageBox.question(self.native, SAVE, question) == yes
 
-    def _save(self, request: DehazeRequest, path: Path) -> None:
-        """Start a save; a file at the path is replaced."""
-        self._cancelled = threading.Event()
-        self._clock = Clock(complete=not tokens_of(path).exists())
-        self._saving = in_thread(partial(request.steps, path), self._cancelled.is_set)
-        self._saving.yielded.connect(self._while_here(self._show_progress))
-        self._saving.returned.connect(self._while_here(partial(self._saved, request, path)))
-        self._saving.finished.connect(self._while_here(self._end_saving))
-        self.bar.visible = True
-        self._saving.start()
+    def _copy(self, kind: str) -> None:
+        """Copy lines that do what Save as does, for a terminal or a script."""
+        from qtpy.QtWidgets import QApplication
 
-    def _show_progress(self, progress: Progress) -> None:
-        self._clock.see(progress)
-        self.bar.value = int(100 * progress.share)
-        self.bar.label = progress.stage
-        if progress.note:
-            show_warning(progress.note)
-
-    def _saved(self, request: DehazeRequest, path: Path, result: SaveResult) -> None:
-        """Let the layers of the same request read from the file; or show the error, and how to continue."""
-        if result.complete:
-            model = self._model if request.network == self._network() else None
-            if (seconds := self._clock.seconds()) is not None and isinstance(model, ModelInfo):
-                self._settings.measured(request.network, seconds / request.count_tiles(model), replace=True)
-                self._changed()
-            for layer, session in self._dehazed():
-                if request.fits(session) and session.strength == request.strength:
-                    read_from_file(layer, path)
-            show_info(f"{path.name} is complete")
-            return
-        kept = tokens_of(path)
-        rest = f"; saving it again with the same settings continues from {kept}" if kept.exists() else ""
-        if result.error is None:
-            show_info(f"{path.name} was stopped{rest}")
-        else:
-            show_error(f"{path.name}: {result.error or type(result.error).__name__}{rest}")
-
-    def _end_saving(self) -> None:
-        self._saving = None
-        self.bar.visible = False
+        with reported():
+            layer = self._source()
+            request = self._request(layer)
+            source = request.image.path
+            if source is None:
+                raise ValueError(f"{layer.name!r} is in no file: save it first, then open and dehaze that file")
+            output = source.with_name(f"{source.name.partition('.')[0]}-dehazed{suffix_of(request)}")
+            choices = replace(request.choices, value_range=request.value_range)
+            text = getattr(choices, kind)(source, output)
+            clipboard = QApplication.clipboard()
+            assert clipboard is not None
+            clipboard.setText(text)
+            show_info("copied")
 
     def _moved(self, parent: Any) -> None:
         """Cancel the save when the dock is closed: there is no button any more."""
         if self.native.parent() is None:
-            self._cancelled.set()
+            self._divider.hide()
+            self._saver.cancel()
             self._settings.write()
 
     def _leave(self) -> None:
         """Cancel the save when the window is gone."""
         self._gone = True
-        self._cancelled.set()
+        self._saver.leave()
         self._settings.write()
 
     def _while_here(self, slot: Callable[..., None]) -> Callable[..., None]:
@@ -326,33 +486,42 @@ class Dehaze(Form):
 
     def _update(self) -> None:
         """Update the estimate, and the status to that of the topmost visible layer."""
-        working = self._working()
+        working = working_layers(self.viewer)
         for _, session in working:
             session.progressed.connect(self._progressed, unique=True)  # before its status is read: none is missed
-        shown = [f"{layer.name}: {session.status}" for layer, session in working if layer.visible]
-        _set_text(self.status, shown[-1] if shown else "")
-        for session in self._sessions():
+        shown = [f"{layer.name}: {in_words(session.status)}" for layer, session in working if layer.visible]
+        _set_text(self.status, self._waited_for() or (shown[-1] if shown else ""))
+        for _, session in dehazed_layers(self.viewer):
             if math.isfinite(rate := session.rate):  # read once: another thread changes it
                 self._settings.measured(network_of(session), 1 / rate, replace=False)
+        self._show_strength()
         _set_text(self.estimate, self._estimate())
+
+    def _waited_for(self) -> str:
+        """Return how far the overviews are that a layer waits for; asks again soon."""
+        for layer, builder in self._waiting.items():
+            self._changed()
+            return f"{layer.name} is dehazed when its overviews are there, {builder.progress:.0%} are"
+        return ""
 
     def _estimate(self) -> str:
         """Return the estimate, or why there is none."""
         layer = self.input.value
-        if layer is None or not getattr(layer, "rgb", False) or layer.ndim != 2:
-            return "Select a two-dimensional RGB image."
-        level = layer.data[0] if layer.multiscale else layer.data
-        height, width = level.shape[:2]
-        try:
-            if (region := self._region(layer)) is not None:
-                height, width = region[1] - region[0], region[3] - region[2]
-        except ValueError as error:
-            return str(error)
+        if layer is None:
+            return "Open an image, or drop a file on the window."
         if isinstance(self._model, str):
             return self._model
-        speed = self._settings.speed(self._network())
         if self._model is None:
             return "..."
+        level = layer.data[0] if layer.multiscale else layer.data
+        height, width = level.shape[layer.ndim - 2 : layer.ndim]
+        try:
+            region = self._region(layer)
+        except ValueError as error:
+            return str(error)
+        if region is not None and self.context.value == "region":
+            height, width = region[1] - region[0], region[3] - region[2]
+        speed = self._settings.speed(self._network())
         return estimated(self._model.grid(height, width, self.overlap.value), self._model, speed)
 
     def _look_up(self) -> None:
@@ -366,12 +535,12 @@ class Dehaze(Form):
                 self._model = model
                 self._changed()
 
-        worker: Any = create_worker(look_up, *wanted)
+        worker: Any = create_worker(Named("reading the weights", look_up), *wanted)
         worker.returned.connect(self._while_here(found))
         worker.start()
 
     def _find_devices(self) -> None:
-        worker: Any = create_worker(devices)
+        worker: Any = create_worker(Named("looking for devices", devices))
         wanted = self._settings.values.get("device")
         worker.returned.connect(self._while_here(partial(self._list_devices, wanted)))
         worker.start()
@@ -381,9 +550,13 @@ class Dehaze(Form):
         self.device.choices = found
         if wanted in [name for _, name in found]:
             self.device.value = wanted
-        create_worker(get_ready, *self._network()).start()
+        create_worker(Named("loading the network", get_ready), *self._network()).start()
 
     # Settings
+
+    def _restore(self) -> None:
+        self._set(self._factory)
+        self.limits.value = ""
 
     def _set(self, values: dict[str, Any]) -> None:
         for name in SETTINGS:
@@ -410,10 +583,21 @@ def _set_text(label: Any, text: str) -> None:
         label.value = text
 
 
-def proposed(layer: Image, request: DehazeRequest) -> str:
-    """Return a file name next to the file of the image, without characters that a system forbids."""
+def proposed(layer: Image, request: DehazeRequest) -> tuple[str, str]:
+    """Return a file name next to the file of the image, in the format of that, and the suffix.
+
+    The name has no characters that a system forbids. Images of no file go into the home folder.
+    """
     name = re.sub(r'[\\/:*?"<>|]', "-", f"{layer.name} dehazed")
-    return name if request.image.path is None else str(request.image.path.parent / name)
+    suffix, path = suffix_of(request), request.image.path
+    return str((Path.home() if path is None else path.parent) / f"{name}{suffix}"), suffix
+
+
+def suffix_of(request: DehazeRequest) -> str:
+    """Return the suffix of a file in the format of the image."""
+    path = request.image.path
+    kinds = {".tif": ".tif", ".tiff": ".tif", ".png": ".png", ".jpg": ".png", ".jpeg": ".png"}
+    return ".ome.zarr" if path is None else kinds.get(path.suffix.lower(), ".ome.zarr")
 
 
 def named(path: Path, kind: str) -> Path:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_dehazexl._overviews import reopened, viewers
-from napari_dehazexl._save import SUFFIXES, Progress, copy, read_from_file, save, tokens_of
-from napari_dehazexl._state import state_in, state_of
+from napari_dehazexl._save import SUFFIXES, Progress, copy, dehaze_in_memory, read_from_file, save, tokens_of
+from napari_dehazexl._state import choices_of, session_of_layer, state_in
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from dehazexl.image.image import Image
     from dehazexl.viewing.session import DehazeSession
     from napari_dehazexl._save import Steps
@@ -86,10 +88,25 @@ def _named(path: Path) -> Path:
 
 def _dehazed(session: DehazeSession, path: Path, strength: float) -> Make:
     """Return the steps to save a dehazed layer, with the strength of now."""
+    image, choices = session.whole, replace(choices_of(session), strength=strength)
     return lambda stopped: save(
-        session.image, path, session.load, overlap=session.overlap, strength=strength, value_range=session.value_range,
+        image, path, session.load, choices=choices, value_range=session.value_range, local=session.local,
         overwrite=True, stopped=stopped,
     )  # fmt: skip
+
+
+def in_full(session: DehazeSession) -> NDArray[Any]:
+    """Dehaze the image of a session in full, as its layer shows it, while the window stays responsive.
+
+    Raises
+    ------
+    OSError
+        If it was cancelled.
+    """
+    pixels: list[NDArray[Any]] = []
+    if not finished(partial(dehaze_in_memory, session, pixels), f"dehazing {session.image.name}"):
+        raise OSError(f"{session.image.name}: saving was cancelled")
+    return pixels[0]
 
 
 def _copied(finest: Any, meta: dict[str, Any], path: Path) -> Make:
@@ -130,7 +147,7 @@ def image_of(finest: Any, meta: dict[str, Any]) -> Image:
 
 def _described(finest: Any, meta: dict[str, Any], source: Image | None) -> Image:
     """Return the image in the pixels of a layer, with the georeference of its source if they are of the same size."""
-    from dehazexl.viewing.arrays import image_of_arrays
+    from dehazexl.viewing.arrays import described_by, image_of_arrays
 
     units = meta.get("units") or ("pixel",)
     image = image_of_arrays(
@@ -138,10 +155,21 @@ def _described(finest: Any, meta: dict[str, Any], source: Image | None) -> Image
         translate=tuple(meta.get("translate", (0, 0))), units=str(units[0]),
     )  # fmt: skip
     array = image.levels[0]
+    if source is None and (path := _path_of(finest)) is not None:
+        return described_by(image, path)
     if source is None or source.levels[0].shape[:2] != array.shape[:2]:
         return image
     nodata = source.nodata if source.levels[0].dtype == array.dtype else None
     return replace(image, geo=source.geo, path=source.path, nodata=nodata)
+
+
+def _path_of(finest: Any) -> Path | None:
+    """Return the file that a layer with an array was opened from, by whatever reader."""
+    for layer in (layer for viewer in viewers() for layer in viewer.layers):
+        data: Any = getattr(layer, "data", None)
+        if data is finest or (getattr(layer, "multiscale", False) and data[0] is finest):
+            return None if layer.source.path is None else Path(layer.source.path)
+    return None
 
 
 def finished(make: Make, title: str) -> bool:
@@ -154,7 +182,7 @@ def finished(make: Make, title: str) -> bool:
             return _followed(make(lambda: False), bar)
         from napari_dehazexl._save_worker import in_thread  # Qt
 
-        result = _pumped(in_thread(make, lambda: bar.is_canceled), bar)
+        result = _pumped(in_thread(make, lambda: bar.is_canceled, title), bar)
     if result.error is not None:
         raise result.error
     return result.complete
@@ -195,7 +223,7 @@ def _show_progress(step: Progress, bar: Any) -> None:
     if step.note:
         show_warning(step.note)
     if not bar.is_canceled:
-        bar.set_description(step.stage)
+        bar.set_description(step.stage if step.meter is None else str(step.meter))
         bar.update(int(100 * step.share) - bar.n)
 
 
@@ -203,5 +231,5 @@ def _show_file(session: DehazeSession, path: Path) -> None:
     """Let the layers of a saved session read from its file."""
     for viewer in viewers():
         for layer in viewer.layers:
-            if state_of(layer).session is session:
+            if session_of_layer(layer) is session:
                 read_from_file(layer, path)

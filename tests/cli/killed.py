@@ -40,7 +40,7 @@ class Runs:
     ) -> Run:
         """Run a command; send its process a signal before change `kill_at`, or before one whose name has `kill_in`.
 
-        The latter is looked for after a change whose name has `after`.
+        The latter is looked for after a change whose name has `after`; it may be ``read PATH``, which is no change.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         order = {"args": args, "kill_at": kill_at, "kill_in": kill_in, "after": after, "end": int(end)}
@@ -63,20 +63,25 @@ def audited(kill_at: int, kill_in: str, after: str, end: int) -> None:
 
     def audit(event: str, values: tuple[Any, ...]) -> None:
         nonlocal count, kill_in, after
-        if event not in CHANGES or (event == "open" and not values[2] & WRITING):
+        if event not in CHANGES:
             return
-        name = os.fspath(values[1] if event == "os.rename" else values[0])
-        if not isinstance(name, str) or not (".part" in name or (event == "os.rename" and ".part" in str(values[0]))):
+        name = values[1] if event == "os.rename" else values[0]
+        if isinstance(name, int) or not any(".part" in str(each) for each in values[: 1 + (event == "os.rename")]):
             return
+        name = os.fspath(name)
         if "progress.json" in name:  # how often it is written depends on the time
             return
-        os.write(log, f"{event} {name}\n".encode())
-        if count == kill_at or (kill_in and not after and kill_in in f"{event} {name}"):
+        reads = event == "open" and not values[2] & WRITING
+        said = f"read {os.path.relpath(name)}" if reads else f"{event} {name}"
+        if not reads:
+            os.write(log, f"{said}\n".encode())
+        found = kill_in and not after and kill_in in said and reads == kill_in.startswith("read ")
+        if found or (count == kill_at and not reads):
             os.kill(os.getpid(), end)
             kill_in = ""  # once
-        if after in f"{event} {name}":
+        if after in said and not reads:
             after = ""
-        count += 1
+        count += not reads
 
     sys.addaudithook(audit)
 

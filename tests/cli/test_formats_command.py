@@ -68,6 +68,12 @@ def test_a_value_of_missing_pixels_and_a_page(run: Any) -> None:
     assert "2 pages" in run("in.tif", "first.tif")[0]
 
 
-def test_what_is_lost_is_told(run: Any) -> None:
+def test_what_is_lost_is_told_before_the_network_runs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     write_gdal(Path("in.tif"), smooth(3, "uint8", SIDE, SIDE), nodata=0, photometric="RGB")
-    assert run("in.tif", "out.png") == ["in.tif: not carried over: the georeference, the nodata value"]
+    assert run("in.tif", "out.png") == []
+    with rasterio.open("out.png") as file:
+        assert (file.crs.to_epsg(), file.nodata) == (32614, 0)
+    weights = ["--weights", "tiny.safetensors", "--device", "cpu"]
+    assert main(["run", "in.tif", "out.jpg", *weights]) == 0
+    err = capsys.readouterr().err
+    assert 0 < err.index("in.tif: not carried over: the nodata value") < err.index("encode")

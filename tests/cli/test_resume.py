@@ -90,6 +90,32 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(inside: Path, run: Runs,
     assert {stage for stage in stages for line in went_on if f"({stage}" in line} == set(stages)
 
 
+LATE = {
+    "overview": ("out.ome.zarr", "part/image/overviews/2/2/c/0/0/1", "part/image/overviews/(2/2|3/3)/c/"),
+    "last overview": ("out.ome.zarr", "part/image/overviews/3/3/c", "part/image/overviews/3/3/c/"),
+    "GeoTIFF": ("out.tif", "read .out.tif.part/level0/0/c/0/0/4", "nothing"),
+    "overviews of a GeoTIFF": ("out.tif", "read .out.tif.part/image", "nothing"),
+    "OME-TIFF": ("out.ome.tif", "read .out.ome.tif.part/level0/0/c/0/0/4", "part/image"),
+    "PNG": ("out.png", "open .out.png.part/image", "part/image"),
+}
+"""An output, a moment after all of it was decoded, and the chunks that the same command then writes again."""
+
+
+@pytest.mark.parametrize("moment", LATE)
+def test_a_run_that_is_killed_late_repeats_nothing_before(inside: Path, run: Runs, moment: str) -> None:
+    output, kill_in, again = LATE[moment]
+    command = ["run", "in.zarr", output, *OPTIONS]
+    succeeded(run(*command))
+    expected = contents(Path(output))
+    remove(Path(output))
+    assert run(*command, kill_in=kill_in).code == -9
+    end = succeeded(run(*command))
+    assert f"going on with .{output}.part (finish" in end.err
+    written = {change for change in end.changes if re.match("open .*part/(image|level0/|tokens/.*/c/)", change)}
+    assert [change for change in written if not re.search(rf"{again}|/zarr\.", change)] == []
+    assert contents(Path(output)) == expected
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_signals_keep_the_work(inside: Path, run: Runs, name: str, code: int) -> None:
     command = ["run", "in.zarr", "out.ome.zarr", *OPTIONS]
@@ -98,7 +124,7 @@ def test_signals_keep_the_work(inside: Path, run: Runs, name: str, code: int) ->
     said = "dehazexl: error: stopped; the same command goes on, dehazexl clean . removes .out.ome.zarr.part"
     assert stopped.err.splitlines()[-1] == said and not Path("out.ome.zarr").exists()
     again = succeeded(run(*command))
-    assert "dehazexl: going on with .out.ome.zarr.part (decode, 89 %)" in again.err
+    assert re.search(r"dehazexl: going on with \.out\.ome\.zarr\.part \(decode, \d+ %\)", again.err)
     # Each stage counts the tiles that were done before.
     assert re.search(r"encode: 100%.* 22/22 ", again.err) and not Path(".out.ome.zarr.part").exists()
 
@@ -158,6 +184,22 @@ def test_an_input_that_changed_is_told_though_its_times_are_as_before(run: Runs,
     assert end.code == 2 and re.search(
         r"holds unfinished work that differs in input content \(\w+ then, \w+ now\):", end.err
     )
+
+
+def test_an_input_that_changes_at_the_end_gives_no_output(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = Unfinished.note
+
+    def noting(unfinished: Unfinished, stage: str, *values: int) -> None:
+        note(unfinished, stage, *values)
+        if stage == "finish":
+            os.utime("in.tif", ns=(1, 1))
+
+    monkeypatch.setattr(Unfinished, "note", noting)
+    assert main(["run", "in.tif", "out.ome.zarr", *OPTIONS]) == 2
+    assert "in.tif was changed or removed after it was opened" in capsys.readouterr().err
+    assert not Path("out.ome.zarr").exists()
 
 
 def test_the_second_of_two_runs_is_told_who_holds_the_output(inside: Path, run: Runs) -> None:
@@ -249,7 +291,7 @@ def test_status_of_work(run: Runs, killed: list[str], capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert out.endswith(f"({holder})\n") and f"process {os.getpid()} " not in out
     assert re.fullmatch(
-        r"out\.ome\.zarr: decode, [\d.,]+ MB in \.out\.ome\.zarr\.part, "
+        r"out\.ome\.zarr: decode, \d+ %, [\d.,]+ MB in \.out\.ome\.zarr\.part, "
         r"stopped \d+ s ago \(process \d+ on \S+ since .*\)\n",
         out,
     )
@@ -266,6 +308,22 @@ def test_status_of_work(run: Runs, killed: list[str], capsys: pytest.CaptureFixt
     assert main(["status", "out.ome.zarr"]) == 0
     assert capsys.readouterr().out == "out.ome.zarr: complete, nothing is unfinished\n"
     assert main(["status", "nothing.tif"]) == 2
+
+
+def test_tiles_are_counted_before_the_first_block_is_written(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dehazexl.io.unfinished._EVERY", 0)
+    noted: list[tuple[str, bool]] = []
+    note = Unfinished.note
+
+    def noting(unfinished: Unfinished, *values: Any) -> None:
+        note(unfinished, *values)
+        noted.append((str(unfinished.progress), (unfinished.folder / "image" / "0" / "c").exists()))
+
+    monkeypatch.setattr(Unfinished, "note", noting)
+    assert main(["run", "in.zarr", "out.ome.zarr", *OPTIONS]) == 0
+    before = [progress for progress, written in noted if not written and progress.startswith("decode")]
+    assert before[0] == "decode, 0 %" and len(set(before)) > 3
+    assert "decode, 100 %" in dict(noted) and noted[-1] == ("finish", True)
 
 
 def test_clean_lists_and_removes(run: Runs, killed: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,9 @@ from make_pictures import smooth, write_gdal
 from dehazexl.cli.app import main
 from dehazexl.engine.dehaze import open_tokens, prepare
 from dehazexl.engine.run import stages
+from dehazexl.image.grid import TileGrid
 from dehazexl.io.open import open_image
+from dehazexl.model import SPECS
 from dehazexl.model.weights import load_model
 
 if TYPE_CHECKING:
@@ -303,7 +305,7 @@ def test_a_damaged_tiff_is_one_line(inside: Path, weights: str) -> None:
 
 def test_bundled_weights_stand_before_a_folder_of_their_name(inside: Path) -> None:
     """As a training leaves it: --out compact."""
-    from dehazexl.cli.run import find_weights
+    from dehazexl.cli.tasks import find_weights
     from dehazexl.model.weights import BUNDLED
 
     (inside / "compact").mkdir()
@@ -641,14 +643,16 @@ def test_a_reader_that_has_gone_does_no_harm(inside: Path, weights: str, stream:
 
 
 def test_what_cannot_fit_is_refused_before_the_work(
-    inside: Path, small_disk: Path, error: Errors, weights: str
+    inside: Path, small_disk: Path, error: Errors, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zarr.create_array("large.zarr", shape=(5000, 5000, 3), dtype="uint8", chunks=(1000, 1000, 3))
     line = error("run", "large.zarr", small_disk / "out.tif", "--weights", weights)
     assert re.match(rf"0\.\d+ GB are needed on the disk of {small_disk}\S*, and 0\.000\d+ GB are free: make room", line)
     assert not list(small_disk.iterdir())
     huge = zarr.create_array("huge.zarr", shape=(2**24, 2**24, 3), dtype="uint8", chunks=(2**13, 2**13, 3))
-    assert "of memory are needed, and there are" in error("run", "huge.zarr", "out.zarr", "--weights", weights)
+    assert "are needed on the disk of" in error("run", "huge.zarr", "out.zarr", "--weights", weights)
+    monkeypatch.setattr("dehazexl.engine.estimate.total_memory", lambda: 10**8)
+    assert "of memory are needed, and there are 0.1 GB" in error("run", "large.zarr", "out.zarr", "--weights", weights)
     assert huge.nchunks_initialized == 0
 
 
@@ -690,10 +694,41 @@ def test_info_of_a_picture(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (facts["width"], facts["height"], facts["dtype"], facts["nodata"]) == (300, 280, "uint16", 0)
     assert [band["shows"] for band in facts["bands"]] == ["red", "green", "blue", None]
     assert facts["geo"]["epsg"] == 32614 and facts["geo"]["bounds"] == [5e5, 5e6 - 140, 5e5 + 150, 5e6]
-    assert facts["tiles"] == {"rows": 2, "columns": 2, "overlap": 32} and facts["tokens_bytes"] == 4 * 64 * 259 * 4
+    spec = SPECS["compact"]
+    tiles = TileGrid(280, 300, spec.overlap, spec.tile)
+    assert facts["tiles"] == {"rows": tiles.rows, "columns": tiles.cols, "overlap": spec.overlap}
+    assert facts["tokens_bytes"] == tiles.count * 64 * spec.channels * 4
+    assert (facts["container"], facts["compression"], facts["bands_from"]) == ("tiff", "none", "the names of the bands")
+    assert (facts["mask"], facts["border"]) == (["the nodata value"], None)
+    assert facts["memory_bytes"] > 350e6 and facts["disk_bytes"] > facts["tokens_bytes"]
     assert main(["info", "geo.tif"]) == 0
     text = capsys.readouterr().out
     assert "300 x 280 pixels" in text and "EPSG:32614" in text and "4 nir" in text and "percentile 99.9" in text
+    assert "TIFF, not compressed" in text and "of memory, and" in text
+
+
+def test_info_tells_border_mask_and_container(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = smooth(3, "uint8", 280, 300)
+    pixels[:70] = 0
+    write_gdal(inside / "a.tif", pixels, driver="COG", compress="jpeg", photometric="MINISBLACK")
+    write_gdal(inside / "b.tif", smooth(3, "uint8", 280, 300), mask=np.arange(300) > 9, NBITS=7)
+    found = {}
+    for name in "ab":
+        assert main(["info", f"{name}.tif", "--json"]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    a, b = found["a"], found["b"]
+    assert (a["container"], a["compression"], a["border"]["value"]) == ("cog", "jpeg", 0)
+    assert a["border"]["share"] == pytest.approx(0.25, abs=0.01) and a["mask"] == ["a border of one value"]
+    assert (b["mask"], b["bits"], b["bands_from"]) == (["a mask of the file"], 7, "nothing, these are the first")
+    assert main(["info", "a.tif"]) == 0
+    out = capsys.readouterr().out
+    assert "COG, compressed by jpeg" in out and "a border of 0 around the image (25%)" in out
+
+
+def test_info_of_an_image_does_not_load_torch(inside: Path) -> None:
+    command = "from dehazexl.cli.app import main; import sys; code = main(['info', 'in.tif']); "
+    done = subprocess.run([sys.executable, "-c", command + "print('torch' in sys.modules, code)"], capture_output=True)
+    assert done.stdout.splitlines()[-1] == b"False 0"
 
 
 def test_info_of_weights(weights: str, capsys: pytest.CaptureFixture[str], error: Errors) -> None:

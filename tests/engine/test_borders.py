@@ -129,7 +129,16 @@ def test_a_border_is_small_when_it_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["no border", "dark spot", "dark within", "sky of a photograph", "a few pixels", "nothing else"]
+    "kind",
+    [
+        "no border",
+        "dark spot",
+        "dark within",
+        "sky of a photograph",
+        "sky without a place",
+        "a few pixels",
+        "nothing else",
+    ],
 )
 def test_what_is_no_border(tmp_path: Path, kind: str) -> None:
     pixels = smooth(3, "uint8", SIDE, SIDE)
@@ -137,7 +146,7 @@ def test_what_is_no_border(tmp_path: Path, kind: str) -> None:
         pixels[:3, :3] = 0
     elif kind == "dark within":
         pixels[50:150, 50:150] = 0
-    elif kind == "sky of a photograph":
+    elif kind.startswith("sky"):
         pixels[:60] = 255
     elif kind == "a few pixels":
         pixels[0, ::7] = 0
@@ -154,6 +163,29 @@ def test_bars_of_a_photograph(tmp_path: Path) -> None:
     pixels[collar(0.2, turned=False)] = 0
     image = find_border(replace(open_image(pixels), path=tmp_path / "a.jpg"))
     assert image.border is not None and image.border.share == pytest.approx(0.2, abs=0.01)
+
+
+def test_corners_of_a_turned_image_without_a_place() -> None:
+    pixels = smooth(3, "uint8", SIDE, SIDE)
+    pixels[collar(0.21)] = 255
+    image = find_border(open_image(pixels))
+    assert image.border is not None and image.border.share == pytest.approx(0.21, abs=0.01)
+
+
+def test_a_border_is_searched_once() -> None:
+    pixels = smooth(3, "uint8", SIDE, SIDE)
+    pixels[:40] = 0
+    reads = []
+
+    def read(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        reads.append(part.shape)
+        return part
+
+    image = open_image(da.map_blocks(read, da.from_array(pixels), dtype="u1", meta=np.empty(0, "u1")))
+    first = find_border(image).border
+    count = len(reads)
+    again = open_image(image)
+    assert first is not None and find_border(again).border is first and len(reads) == count > 0
 
 
 def test_other_values_of_border_are_refused(tiny: DehazeXL) -> None:

@@ -18,6 +18,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from distributed import Client
 from reference import interleaved, picture, randomised
@@ -133,6 +134,15 @@ def test_workers_write_the_same_as_a_single_process(
     assert max(client.sizes) < LARGEST
     left = {each.name.split("-")[0] for each in (tmp_path / "tokens" / "shared").iterdir()}
     assert left == {"weights"}
+
+
+def test_workers_send_bfloat16_which_numpy_does_not_know(client: MeasuringClient, source: Path, tmp_path: Path) -> None:
+    image = open_image(source).cropped(Window(0, 300, 0, 560))
+    job = prepared(image, randomised("compact").to(torch.bfloat16), overlap=0)
+    (tmp_path / "alone").mkdir()
+    alone(job, tmp_path / "alone" / "out.zarr")
+    work(client, job, tmp_path / "tokens", tmp_path / "out.zarr")
+    assert np.array_equal(pixels_of(tmp_path / "out.zarr"), pixels_of(tmp_path / "alone" / "out.zarr"))
 
 
 def test_workers_write_the_maps_of_a_single_process(client: MeasuringClient, source: Path, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import rasterio
+import rasterio.shutil
+import rasterio.vrt
 import tifffile
 import xarray
 import zarr
-from make_pictures import smooth, write_gdal
+from make_pictures import smooth, write_gdal, write_ngff
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
@@ -173,8 +175,10 @@ def test_a_place_is_kept(tmp_path: Path, dtype: str, place: str, layout: str) ->
 @pytest.mark.parametrize("ngff", ["0.4", "0.5"])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_a_zarr_holds_the_same(tmp_path: Path, dtype: str, place: str, ngff: Any) -> None:
-    """36 rows: xarray and rioxarray read pixels, place and nodata value."""
+    """36 rows: xarray, rioxarray, ome-zarr-py and GDAL read pixels, place and nodata value."""
     import rioxarray
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
 
     assert rioxarray
     source = tmp_path / "in.tif"
@@ -182,6 +186,15 @@ def test_a_zarr_holds_the_same(tmp_path: Path, dtype: str, place: str, ngff: Any
     wanted = facts(source)
     image = open_image(source)
     to_zarr(image.levels[0], tmp_path / "out.zarr", image, ngff=ngff)
+    (node,) = Reader(parse_url(tmp_path / "out.zarr"))()
+    np.testing.assert_array_equal(node.data[0], wanted["pixels"])
+    assert [axis["name"] for axis in node.metadata["axes"]] == ["c", "y", "x"]
+    assert node.metadata["coordinateTransformations"][0][0] == {"type": "scale", "scale": [1, *image.scale]}
+    if ngff == "0.4":  # GDAL reads the other from 3.11 on
+        with rasterio.open(f'ZARR:"{tmp_path / "out.zarr"}":/0') as file:
+            np.testing.assert_array_equal(file.read(), wanted["pixels"])
+            assert file.crs == wanted["crs"] and file.nodata == wanted["nodata"]
+            assert place == "rotated" or file.transform.almost_equals(wanted["transform"], 1e-6)
     options: Any = {"decode_coords": "all", "consolidated": False}
     with xarray.open_zarr(tmp_path / "out.zarr", mask_and_scale=False, **options) as opened:
         array = opened["0"]
@@ -215,6 +228,43 @@ def test_compression_is_that_of_the_input(tmp_path: Path, compression: str, cog:
         assert cog_validate(out)[:2] == (True, [])
 
 
+@pytest.mark.parametrize("blocksize", [128, 512])
+@pytest.mark.parametrize("layout", ["GTiff", "COG"])
+def test_overviews_are_as_many_as_of_the_input(tmp_path: Path, blocksize: int, layout: str) -> None:
+    """Down to one block, as GDAL makes them."""
+    sides = {"tiled": True, "blockxsize": blocksize, "blockysize": blocksize}
+    options: dict[str, Any] = sides if layout == "GTiff" else {"blocksize": blocksize}
+    write_gdal(tmp_path / "in.tif", smooth(3, "uint8", 600, 530), driver=layout, compress="deflate", **options)
+    with rasterio.open(tmp_path / "in.tif", "r+" if layout == "GTiff" else "r") as file:
+        if layout == "GTiff":
+            file.build_overviews([2, 4, 8] if blocksize == 128 else [2])
+        wanted = file.overviews(1)
+    with rasterio.open(saved(open_image(tmp_path / "in.tif"), tmp_path / "out.tif")) as file:
+        assert file.overviews(1) == wanted and file.block_shapes[0] == (blocksize, blocksize)
+
+
+@pytest.mark.parametrize("cog", [True, False])
+def test_jpeg_tiles_with_a_mask(tmp_path: Path, cog: bool) -> None:
+    """The bands are those of tifffile, the mask is GDAL's, at all levels."""
+    pixels, valid = smooth(3, "uint8", 600, 530), np.indices((600, 530)).sum(0) > 300
+    write_gdal(tmp_path / "plain.tif", pixels, mask=valid, **PLACES["utm"])
+    if cog:
+        options = {"driver": "COG", "compress": "jpeg", "blocksize": 128}
+    else:
+        options = {"driver": "GTiff", "compress": "jpeg", "tiled": True, "photometric": "YCBCR"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        rasterio.shutil.copy(tmp_path / "plain.tif", tmp_path / "in.tif", **options)
+    image = open_image(tmp_path / "in.tif")
+    assert image.masked and len(image.levels) == (4 if cog else 1)
+    for number, level in enumerate(image.levels):
+        read = level.compute()
+        with rasterio.open(tmp_path / "in.tif", **({"overview_level": number - 1} if number else {})) as file:
+            np.testing.assert_array_equal(read[..., 3] != 0, file.read_masks(1) != 0)
+            assert np.abs(read[..., :3].astype(int) - np.moveaxis(file.read(), 0, -1)).mean() < 1
+        np.testing.assert_array_equal(read[..., :3], tifffile.imread(tmp_path / "in.tif", level=number))
+    assert_facts(facts(saved(image, tmp_path / "out.tif")), facts(tmp_path / "in.tif"), lossless=False)
+
+
 def test_jpeg_tiles_are_those_of_tifffile(tmp_path: Path) -> None:
     """Of all levels; place, names and colors are GDAL's."""
     pixels = smooth(3, "uint8", 600, 530)
@@ -227,6 +277,23 @@ def test_jpeg_tiles_are_those_of_tifffile(tmp_path: Path) -> None:
         with rasterio.open(tmp_path / "in.tif", **({"overview_level": number - 1} if number else {})) as file:
             difference = np.abs(read.astype(int) - np.moveaxis(file.read(), 0, -1))
         assert difference.mean() < 1  # chroma is interpolated differently
+
+
+@pytest.mark.parametrize("kind", ["jpegxl", "jpeg2000", "jpegxr"])
+def test_other_kinds_of_jpeg_lose_nothing_more(tmp_path: Path, kind: str) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", scene("uint8"), photometric="rgb", compression=kind, tile=(64, 64))
+    image = open_image(tmp_path / "in.tif")
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert file.compression.name == "deflate"
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), image.levels[0].compute())
+
+
+def test_the_quality_of_jpeg_is_that_of_the_input(tmp_path: Path) -> None:
+    options: Any = {"photometric": "rgb", "compression": "jpeg", "tile": (64, 64)}
+    tifffile.imwrite(tmp_path / "in.tif", scene("uint8"), compressionargs={"level": 92}, **options)
+    assert open_image(tmp_path / "in.tif").metadata["quality"] == "92"
+    image = open_image(saved(open_image(tmp_path / "in.tif"), tmp_path / "out.tif"))
+    assert (image.metadata["compression"], image.metadata["quality"]) == ("jpeg", "92")
 
 
 def test_a_lossy_compression_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -370,7 +437,8 @@ def test_a_world_file_is_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.wld").write_text("10\n0\n0\n-10\n500005\n5599995\n")
     image = open_image(tmp_path / name)
     assert image.geo is not None and image.geo.affine == (10, 0, 500_000, 0, -10, 5_600_000)
-    assert not_carried_over(Path("out.png"), image) == "not carried over: the georeference"
+    assert not_carried_over(Path("out.png"), image) == ""
+    assert not_carried_over(Path("out.ome.tif"), image) == "not carried over: the georeference"
     with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
         assert tuple(file.transform)[:6] == image.geo.affine
 
@@ -434,6 +502,73 @@ def test_pages_are_told_and_chosen(tmp_path: Path) -> None:
         assert image.notes == ()
     with pytest.raises(ValueError, match="has no page 4: choose one of 1 to 3"):
         open_image(tmp_path / "a.tif", page=4)
+    tifffile.imwrite(tmp_path / "b.tif", np.stack(pages[:2]), photometric="rgb")
+    with pytest.raises(ValueError, match=r"has shape \(2, 70, 90, 3\): choose one of 2 pages with --page N"):
+        open_image(tmp_path / "b.tif")
+    np.testing.assert_array_equal(open_image(tmp_path / "b.tif", page=2).levels[0].compute(), pages[1])
+
+
+def stack(path: Path, axes: str, shape: tuple[int, ...], **options: Any) -> NDArray[Any]:
+    """Write a stack whose planes all differ; return it."""
+    pixels = np.arange(np.prod(shape), dtype="uint16").reshape(*shape, 1, 1) + smooth(1, "uint16", 40, 50)[..., 0]
+    tifffile.imwrite(path, pixels, photometric="minisblack", metadata={"axes": f"{axes}YX"}, **options)
+    return pixels
+
+
+@pytest.mark.parametrize(("axes", "options"), [("TZC", {}), ("TCZ", {}), ("CZ", {}), ("CZ", {"compression": "zlib"})])
+def test_planes_of_a_stack_are_chosen_with_all_channels(tmp_path: Path, axes: str, options: dict[str, Any]) -> None:
+    sizes = [{"T": 2, "Z": 3, "C": 4}[axis] for axis in axes]
+    pixels = stack(tmp_path / "a.ome.tif", axes, tuple(sizes), **options)
+    with pytest.raises(ValueError, match=r"has the axes .*: choose one of \d planes with --page N"):
+        open_image(tmp_path / "a.ome.tif")
+    planes = np.moveaxis(pixels, axes.index("C"), -1).reshape(-1, 40, 50, 4)
+    for number, plane in enumerate(planes, 1):
+        image = open_image(tmp_path / "a.ome.tif", page=number)
+        np.testing.assert_array_equal(image.levels[0].compute(), plane)
+    with pytest.raises(ValueError, match=f"has no page {len(planes) + 1}"):
+        open_image(tmp_path / "a.ome.tif", page=len(planes) + 1)
+    assert open_image(tmp_path / "a.ome.tif", page=1).fingerprint != image.fingerprint
+    again = open_image(saved(image, tmp_path / "out.ome.tif"))
+    np.testing.assert_array_equal(again.levels[0].compute(), planes[-1])
+
+
+def test_a_stack_of_imagej(tmp_path: Path) -> None:
+    pixels = stack(tmp_path / "a.tif", "ZC", (3, 2), imagej=True)
+    for number in (1, 2, 3):
+        plane = open_image(tmp_path / "a.tif", page=number).levels[0].compute()
+        np.testing.assert_array_equal(plane, np.moveaxis(pixels[number - 1], 0, -1))
+
+
+def test_images_of_microscopy_are_told_and_chosen(tmp_path: Path) -> None:
+    images = [np.moveaxis(smooth(3, "uint16", side, 50), -1, 0) for side in (40, 30)]
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
+        for number, pixels in enumerate(images):
+            metadata = {
+                "axes": "CYX", "PhysicalSizeX": 0.5 + number, "PhysicalSizeY": 0.5 + number,
+                "Channel": {"Name": [f"{number}a", f"{number}b", f"{number}c"]},
+            }  # fmt: skip
+            file.write(pixels, photometric="minisblack", metadata=metadata)
+    first = open_image(tmp_path / "a.ome.tif")
+    assert "the file has 2 images, of which the first is opened; --page N opens another" in first.notes
+    for number, pixels in enumerate(images):
+        image = open_image(tmp_path / "a.ome.tif", page=number + 1)
+        for each in (image, open_image(saved(image, tmp_path / "out.ome.tif"))):
+            np.testing.assert_array_equal(each.levels[0].compute(), np.moveaxis(pixels, 0, -1))
+            assert (each.bands[0], each.scale) == (f"{number}a", (0.5 + number, 0.5 + number))
+
+
+def test_planes_of_a_zarr_are_chosen(tmp_path: Path) -> None:
+    pixels = np.arange(24, dtype="uint16").reshape(2, 3, 4, 1, 1) + smooth(1, "uint16", 40, 50)[..., 0]
+    write_ngff(tmp_path / "a.zarr", pixels, "0.5", "tczyx")
+    with pytest.raises(ValueError, match="choose one of 8 planes with --page N"):
+        open_image(tmp_path / "a.zarr")
+    for number in (1, 5, 8):
+        image = open_image(tmp_path / "a.zarr", page=number)
+        t, z = divmod(number - 1, 4)
+        np.testing.assert_array_equal(image.levels[0].compute(), np.moveaxis(pixels[t, :, z], 0, -1))
+        np.testing.assert_array_equal(image.levels[1].compute(), np.moveaxis(pixels[t, :, z, ::2, ::2], 0, -1))
+    with pytest.raises(ValueError, match="has no page 9: choose one of 1 to 8"):
+        open_image(tmp_path / "a.zarr", page=9)
 
 
 def test_pages_of_a_georeferenced_file(tmp_path: Path) -> None:
@@ -443,6 +578,63 @@ def test_pages_of_a_georeferenced_file(tmp_path: Path) -> None:
     rasterio.shutil.copy(tmp_path / "2.tif", tmp_path / "a.tif", driver="GTiff", APPEND_SUBDATASET="YES")
     assert "has 2 pages" in open_image(tmp_path / "a.tif").notes[0]
     np.testing.assert_array_equal(open_image(tmp_path / "a.tif", page=2).levels[0].compute(), scene("uint8")[::-1])
+
+
+PRIVATE = [
+    (65000, "H", 3, (1, 2, 50_000), True), (65001, "s", 0, "a text of a camera", True), (65002, "2I", 1, (7, 9), True),
+    (65003, "d", 2, (0.5, -1.25), True), (65004, "B", 2, b"\3\4", True), (269, "s", 0, "a document", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("between", ["", "between.zarr"])
+def test_tags_of_cameras_and_programs_are_kept(tmp_path: Path, order: Any, placed: bool, between: str) -> None:
+    geo = [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)] if placed else []
+    options: Any = {"photometric": "rgb", "metadata": None, "extratags": [*PRIVATE, *geo], "byteorder": order}
+    tifffile.imwrite(tmp_path / "in.tif", scene("uint8"), **options)
+    image = open_image(tmp_path / "in.tif")
+    if between:
+        image = open_image(saved(image, tmp_path / between))
+    with tifffile.TiffFile(saved(image, tmp_path / "out.tif")) as file:
+        for code, _, _, value, _ in PRIVATE:
+            assert file.pages.first.tags[code].value == value
+        np.testing.assert_array_equal(file.asarray(), scene("uint8"))
+    assert not_carried_over(Path("a.png"), image) == "not carried over: private tags"
+
+
+def test_tags_of_the_pixels_are_never_those_of_the_input(tmp_path: Path) -> None:
+    """A Zarr can claim any: the width of the image is no private tag."""
+    image = replace(open_image(scene("uint8")), metadata={"tags": {"256": [4, 1, "01000000"], "65000": [3, 1, "0700"]}})
+    with tifffile.TiffFile(saved(image, tmp_path / "out.tif")) as file:
+        assert file.pages.first.shape == (HEIGHT, WIDTH, 3) and file.pages.first.tags[65000].value == 7
+
+
+def test_a_source_that_is_missing_is_no_damage(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "w.tif", scene("uint8"))
+    with rasterio.open(tmp_path / "w.tif") as file, rasterio.vrt.WarpedVRT(file) as warped:
+        rasterio.shutil.copy(warped, tmp_path / "a.vrt", driver="VRT")
+    image = open_image(tmp_path / "a.vrt")
+    (tmp_path / "w.tif").unlink()
+    with pytest.raises(ValueError, match=r"check the files that it refers to") as caught:
+        image.levels[0].compute()
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("photometric", ["miniswhite", "cielab"])
+def test_colors_that_gdal_does_not_convert_are_refused(tmp_path: Path, photometric: str) -> None:
+    """White is 0 in a placed file: its haze would be taken for shadow."""
+    place = [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)]
+    bands = scene("uint8")[..., 0] if photometric == "miniswhite" else scene("uint8")
+    tifffile.imwrite(tmp_path / "in.tif", bands, photometric=photometric, metadata=None, extratags=place)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"colors, which GDAL does not convert: make it gray or RGB first"):
+        open_image(tmp_path / "in.tif")
+
+
+def test_four_bits_are_not_eight(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "in.tif", scene("uint8") // 16, NBITS=4)
+    image = open_image(tmp_path / "in.tif")
+    assert image.bits == 4 and value_range(image)[1] <= 15
 
 
 # ---- photographs ----------------------------------------------------------------------------------
@@ -505,6 +697,48 @@ def test_exif_that_cannot_be_written_costs_the_exif(tmp_path: Path, orientation:
     assert image.notes == ("EXIF that does not follow its standard is left out: ResolutionUnit",)
     with PIL.Image.open(saved(image, tmp_path / name)) as file:
         assert file.getexif().get_ifd(0x8825)[6] == 82.5
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.png", "out.tif"])
+def test_exif_of_webp_is_kept(tmp_path: Path, name: str) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x010F] = "DJI"
+    exif[0x8825] = {1: "N", 2: (46.0, 30.0, 0.0), 6: 82.5}
+    PIL.Image.fromarray(scene("uint8")).save(tmp_path / "in.webp", exif=exif, xmp=XMP, lossless=True)
+    image = open_image(tmp_path / "in.webp")
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint8"))
+    with PIL.Image.open(saved(image, tmp_path / name)) as file:
+        assert file.getexif()[0x010F] == "DJI" and file.getexif().get_ifd(0x8825)[6] == 82.5
+    assert open_image(tmp_path / name).metadata["xmp"] == XMP
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.png", "out.tif"])
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_texts_and_resolution_of_photographs_are_kept(tmp_path: Path, kind: str, name: str) -> None:
+    picture, source = PIL.Image.fromarray(scene("uint8")), tmp_path / f"in.{kind}"
+    if kind == "jpg":
+        picture.save(source, dpi=(300, 150), comment="fog on the Ångström")
+    else:
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_text("Description", "a plain text")
+        info.add_itxt("Description", "fog on the Ångström")
+        info.add_text("Author", "Ann", zip=True)
+        info.add_text("Flight", "seven")
+        picture.save(source, dpi=(300, 150), pnginfo=info)
+    image = open_image(source)
+    with PIL.Image.open(saved(image, tmp_path / name)) as file:
+        assert file.info["dpi"] == pytest.approx((300, 150), rel=0.01)
+        if name != "out.tif":
+            found = file.info["Description"] if name == "out.png" else file.info["comment"].decode()
+            assert found == "fog on the Ångström"
+        if (kind, name) == ("png", "out.png"):
+            assert (file.info["Author"], file.info["Flight"]) == ("Ann", "seven")
+    if name == "out.tif":
+        with rasterio.open(tmp_path / name) as file:
+            assert file.tags()["TIFFTAG_IMAGEDESCRIPTION"] == "fog on the Ångström"
+            assert kind == "jpg" or (file.tags()["TIFFTAG_ARTIST"], file.tags()["Flight"]) == ("Ann", "seven")
 
 
 def test_damaged_exif_costs_the_exif_alone(tmp_path: Path) -> None:
@@ -608,6 +842,34 @@ def test_scale_and_offset_of_cf_move_black(tmp_path: Path) -> None:
     assert value_range(image)[0] == pytest.approx(1000)
 
 
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_scale_offset_units_and_attributes_of_cf_are_kept(tmp_path: Path, ngff: Any) -> None:
+    """xarray decodes the same values from the output; GDAL has them as scale, offset and tags."""
+    group = group_of(
+        tmp_path / "a.zarr", refl=(np.moveaxis(scene("uint16"), -1, 0), ("band", "y", "x")), **coordinates()
+    )
+    group.attrs.update({"title": "a scene", "orbit": 7, "history": ["a", "b"]})
+    group["refl"].attrs.update({"scale_factor": 1e-4, "add_offset": -0.1, "units": "1", "long_name": ["a", "b", "c"]})
+    image = open_image(tmp_path / "a.zarr")
+    to_zarr(image.levels[0], tmp_path / "out.zarr", image, ngff=ngff)
+    with xarray.open_zarr(tmp_path / "a.zarr", consolidated=False) as wanted:
+        values = wanted["refl"].values
+    with xarray.open_zarr(tmp_path / "out.zarr", consolidated=False) as found:
+        np.testing.assert_allclose(found["0"].values, values)
+        assert found["0"].attrs["units"] == "1" and list(found["0"].attrs["long_name"]) == ["a", "b", "c"]
+        assert (found.attrs["title"], found.attrs["orbit"], found.attrs["history"]) == ("a scene", 7, ["a", "b"])
+    for each in (image, open_image(tmp_path / "out.zarr")):
+        with rasterio.open(saved(each, tmp_path / "out.tif")) as file:
+            assert (file.scales, file.offsets, file.units) == ((1e-4,) * 3, (-0.1,) * 3, ("1",) * 3)
+            assert file.descriptions == ("a", "b", "c")
+            assert (file.tags()["title"], file.tags()["orbit"]) == ("a scene", "7")
+    # And from TIFF, where they come from GDAL.
+    placed = open_image(tmp_path / "out.tif")
+    to_zarr(placed.levels[0], tmp_path / "again.zarr", placed, ngff=ngff)
+    with xarray.open_zarr(tmp_path / "again.zarr", consolidated=False) as found:
+        np.testing.assert_allclose(found["0"].values, values)
+
+
 def test_nodata_that_is_given(tmp_path: Path) -> None:
     write_input(tmp_path / "in.tif", "uint16", "all", "strips")
     image = open_image(tmp_path / "in.tif", nodata=7)
@@ -635,5 +897,7 @@ def test_lines_about_what_is_lost() -> None:
     said = {"exif": b"x", "iptc": b"x", "scales": [2]}
     lost = replace(image, nodata=0, metadata={**said, "container": "cog"})
     assert not_carried_over(Path("a.tif"), lost) == "not carried over: EXIF, IPTC"
-    assert not_carried_over(Path("a.png"), lost) == "not carried over: the nodata value, scale and offset, IPTC"
-    assert not_carried_over(Path("a.jpg"), lost) == "not carried over: the nodata value, scale and offset"
+    assert not_carried_over(Path("a.png"), lost) == "not carried over: IPTC"
+    assert not_carried_over(Path("a.jpg"), lost) == "not carried over: the nodata value"
+    line = "not carried over: the nodata value, scale and offset, EXIF, IPTC"
+    assert not_carried_over(Path("a.ome.tif"), lost) == line

@@ -115,6 +115,7 @@ def test_small_chunks_of_a_large_image_make_small_blocks(tmp_path: Path) -> None
 def test_a_terapixel_opens(tmp_path: Path) -> None:
     path = zarr3(tmp_path / "a.zarr", (2**20, 2**20), (512, 512), data_type="uint16")
     image = open_image(path)
+    assert image.levels[0].npartitions == 2**16
     assert image.levels[0][-3:, -3:].compute().sum() == 0
 
 

@@ -22,6 +22,7 @@ PACKED = {
     "bz2": [bz2.compress(DATA), bz2.compress(ZEROS)],
     "lzma": [lzma.compress(DATA), lzma.compress(ZEROS)],
     "blosc": [numcodecs.Blosc().encode(DATA), numcodecs.Blosc("zstd").encode(ZEROS)],
+    "lz4": [numcodecs.LZ4().encode(DATA), numcodecs.LZ4().encode(ZEROS)],
     "zstd": [numcodecs.Zstd().encode(DATA), imagecodecs.zstd_encode(ZEROS)],
 }
 CASES = [(codec, bytes(data)) for codec, each in PACKED.items() for data in each]
@@ -41,7 +42,7 @@ def test_a_zstd_frame_without_a_length() -> None:
     assert inflates_beyond("zstd", frame, 99_999)
 
 
-@pytest.mark.parametrize("codec", sorted(PACKED))
+@pytest.mark.parametrize("codec", sorted(PACKED.keys() - {"lz4"}))  # any four bytes are a length of lz4
 def test_damaged_data_are_left_to_the_decoder(codec: str) -> None:
     whole = bytes(PACKED[codec][0])
     for data in (b"", b"\x28\xb5\x2f\xfd", whole[:20], whole[:1000], b"x" + whole):

@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from dehazexl.image.chunk_cache import CACHE_ROW, ChunkCache
 from dehazexl.image.grid import TileGrid, Window
 from dehazexl.image.image import Image, valid_mask, value_range
 from dehazexl.io.open import open_image
+from dehazexl.io.source import Guard
 from dehazexl.io.tiff_pages import Plane
 from dehazexl.io.write import write
 
@@ -928,3 +930,32 @@ def test_files_that_change_are_noticed(tmp_path: Path, name: str, change: str) -
     with pytest.raises(OSError, match=name):
         part()
     assert open_image(RGB).guard is None
+
+
+def test_a_slow_guard_looks_at_times_but_surely_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "looks").touch()
+    guard = Guard(tmp_path, "same", partial(look, tmp_path / "looks"))
+    for _ in range(3):
+        guard()
+    assert looks(tmp_path) == 3
+    monkeypatch.setattr("dehazexl.io.source.GUARD_SLOW", -1)
+    monkeypatch.setattr("dehazexl.io.source.GUARD_SHARE", 1e9)
+    for _ in range(3):
+        guard()
+    assert looks(tmp_path) == 4
+    guard(surely=True)
+    pickle.loads(pickle.dumps(guard))()
+    assert looks(tmp_path) == 6
+    (tmp_path / "looks").unlink()
+    guard()
+    with pytest.raises(OSError, match="cannot be read anymore"):
+        guard(surely=True)
+
+
+def look(path: Path) -> str:
+    path.write_text(path.read_text() + "x")
+    return "same"
+
+
+def looks(folder: Path) -> int:
+    return len((folder / "looks").read_text())

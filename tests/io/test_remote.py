@@ -100,7 +100,7 @@ def test_a_server_that_fails_is_told_in_one_line(
 
 def test_the_command_line_takes_an_address(tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     from dehazexl.cli.app import main
-    from dehazexl.cli.run import find_images
+    from dehazexl.cli.tasks import find_images
 
     write_gdal(tmp_path / "a.tif", smooth(), driver="COG", blocksize=128, compress="deflate")
     assert main(["info", address(server, "a.tif")]) == 0

@@ -153,7 +153,7 @@ def test_the_name_that_is_proposed_lies_beside_the_picture(widget, opened, tmp_p
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *given: (names.append(given[2]), ("", ""))[1])
     opened[1].name = "a/b: c"
     click(widget.save_as)
-    assert names == [str(tmp_path / "a-b- c dehazed")]
+    assert names == [str(tmp_path / "a-b- c dehazed.tif")]
 
 
 def test_a_save_that_was_stopped_at_once_leaves_nothing(widget, tmp_path, monkeypatch, qtbot) -> None:

@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 import dehazexl
 from dehazexl.viewing.overviews import (
@@ -212,3 +213,34 @@ def test_a_folder_that_cannot_be(large, tmp_path) -> None:
     overview = next(level for level in growing.image.levels if max(level.shape[:2]) <= 1024)
     assert np.asarray(overview).std() > 0, "no picture instead of the overviews"
     assert growing.levels[-1][:].shape == growing.image.levels[-1].shape
+
+
+def test_what_a_sparse_file_lacks_is_not_read(tmp_path, monkeypatch) -> None:
+    from dehazexl.io.pyramid import halve
+    from dehazexl.viewing import overviews
+
+    group = zarr.open_group(tmp_path / "sparse.zarr", mode="w")
+    array = group.create_array("0", shape=(20_000, 20_000, 3), chunks=(1000, 1000, 3), dtype="uint8")
+    array[3000:4000, 5000:6000] = np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), np.uint8)
+    image = dehazexl.open_image(tmp_path / "sparse.zarr" / "0")
+    sizes: list[int] = []
+    monkeypatch.setattr(overviews, "halve", lambda *args: sizes.append(args[0].size) or halve(*args))
+    half = overviews.halved(image)
+    assert half.shape == (10_000, 10_000, 3)
+    part = np.asarray(half[:4000, :4000])
+    assert 0 < sum(sizes) <= 3 * 3000**2, "holes were read"
+    np.testing.assert_array_equal(part[1500:2000, 2500:3000], halve(np.asarray(array[3000:4000, 5000:6000])))
+    assert not part[:1500].any() and not part[2000:].any()
+
+
+def test_old_overviews_are_forgotten(tmp_path) -> None:
+    import os
+
+    from dehazexl.viewing.overviews import forget_old
+
+    for age, name in enumerate(("new", "used", "old")):
+        (tmp_path / f"{name}.ome.zarr").mkdir()
+        (tmp_path / f"{name}.ome.zarr" / "chunk").write_bytes(bytes(1000))
+        os.utime(tmp_path / f"{name}.ome.zarr", (10**9 - age,) * 2)
+    forget_old(tmp_path, most=2500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.ome.zarr", "used.ome.zarr"]

@@ -460,3 +460,66 @@ def test_nothing_is_left_when_closed_at_work(model, hazy) -> None:
     time.sleep(0.1)
     live.close(60)
     assert not any(thread.name.startswith("dehaze ") for thread in threading.enumerate())
+
+
+def test_what_is_looked_at_last_goes_first(watch, model, hazy, monkeypatch) -> None:
+    from dehazexl.viewing.turns import wait_for_turn
+
+    done: list[str] = []
+    advance, decode = LevelRun.advance, LevelRun.decode
+    begun, go = threading.Event(), threading.Event()
+
+    def noted(run: LevelRun) -> None:
+        done.append(run.job.image.name)
+        if run.job.image.name == "whole":
+            begun.set()
+            go.wait(60)
+        advance(run)
+
+    monkeypatch.setattr(LevelRun, "advance", noted)
+    monkeypatch.setattr(LevelRun, "decode", lambda run, cells: done.append(run.job.image.name) or decode(run, cells))
+    whole = watch(replace(opened(hazy), name="whole"), lambda: model)
+    assert begun.wait(60)
+    part = watch(replace(opened(hazy[:600, :600]), name="part"), lambda: model)
+    part.levels[0][:300, :300]
+    go.set()
+    assert not wait_for_turn(lambda: not part.hurried) or part.wait(60)  # such as a save
+    assert part.wait(60)
+    order = done[done.index("part") : len(done) - done[::-1].index("part")]
+    assert "whole" not in order, "it did not wait"
+    assert whole.wait(60)
+
+
+def test_at_rest_the_view_is_what_a_file_holds(watch, model, hazy, tmp_path) -> None:
+    live = watch(opened(hazy), lambda: model, settle=1000)
+    live.look_at(1, Window(0, 550, 0, 750))
+    assert live.wait(60) and not live.exact
+    deadline = threading.Event()
+    live.progressed.connect(lambda: live.exact and deadline.set())
+    assert live.exact or deadline.wait(120)
+    dehazexl.to_zarr(dehazexl.dehaze(hazy, model), tmp_path / "clear.ome.zarr")
+    saved = dehazexl.open_image(tmp_path / "clear.ome.zarr")
+    assert np.abs(live.levels[1][:].astype(int) - np.asarray(saved.levels[1])).max() <= 1
+    live.forget()
+    assert not live.exact
+
+
+def test_a_region_is_refined_in_the_context_of_the_whole(watch, model, hazy) -> None:
+    region = Window(300, 700, 500, 1100)
+    whole = opened(hazy)
+    live = watch(whole.cropped(region), lambda: model, settle=1000, region=region, whole=whole)
+    live.levels[0][:, :]
+    assert live.wait(60)
+    alone = live.levels[0][:].astype(int)
+    done = threading.Event()
+    live.progressed.connect(lambda: live.exact and done.set())
+    assert live.exact or done.wait(120)
+    wanted = np.asarray(dehazexl.dehaze(hazy, model)[300:700, 500:1100]).astype(int)
+    assert np.abs(live.levels[0][:] - wanted).max() <= 1 < np.abs(alone - wanted).max()
+
+
+def test_images_that_are_too_large_are_not_refined(watch, model, hazy) -> None:
+    live = watch(opened(hazy), lambda: model, settle=5)
+    live.look_at(1, Window(0, 550, 0, 750))
+    assert live.wait(60) and not live.settles and not live.exact
+    assert live.status == "the overview is dehazed"

@@ -12,7 +12,7 @@ from dehazexl.model.heads.scattering import Scattering
 if TYPE_CHECKING:
     from dehazexl.model.spec import Spec
 
-__all__ = ["HEADS", "Affine", "Head", "channels", "head_of"]
+__all__ = ["HEADS", "Affine", "Head", "head_of"]
 
 HEADS: dict[str, type[Head]] = {"residual": Residual, "gain": Gain, "scattering": Scattering, "field": Field}
 """Heads by the name that a spec gives."""
@@ -31,8 +31,3 @@ def head_of(spec: Spec) -> type[Head]:
     head = HEADS[spec.head]
     head.check(spec)
     return head
-
-
-def channels(spec: Spec) -> int:
-    """Return the number of channels of a token: its features, and what it carries for the head."""
-    return spec.widths[-1] + head_of(spec).extra(spec)

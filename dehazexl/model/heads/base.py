@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehazexl.image.grid import OVERLAP, TILE
+from dehazexl.image.grid import TILE
 
 if TYPE_CHECKING:
     from dehazexl.model.haze import Haze
@@ -57,11 +57,10 @@ class Head(nn.Module):
     known
         Channels of `guide`.
     overlap
-        Pixels by which tiles overlap unless another number is asked for.
+        Pixels by which tiles overlap unless another number is asked for, see `Spec.overlap`.
     """
 
     scattering: ClassVar[bool] = False
-    overlap: ClassVar[int] = OVERLAP
     known: ClassVar[int] = 0
     outputs = 0
     votes = False
@@ -71,7 +70,7 @@ class Head(nn.Module):
 
     def __init__(self, spec: Spec, bias: bool = True) -> None:
         super().__init__()
-        self.stride = spec.head_stride
+        self.stride, self.overlap = spec.head_stride, spec.overlap
         self.output = nn.Conv2d(spec.features, self.outputs, kernel_size=1, bias=bias)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
@@ -83,11 +82,6 @@ class Head(nn.Module):
             raise ValueError(f"prior, guided and airlight need the head 'scattering', not {spec.head!r}")
         if spec.overview or spec.scale != 1:
             raise ValueError(f"overview and scale need the head 'field', not {spec.head!r}")
-
-    @classmethod
-    def extra(cls, spec: Spec) -> int:
-        """Return the number of channels that a token carries for the head, as well as its features."""
-        return 0
 
     def initialize(self) -> None:
         """Start from random weights that change the image slightly."""

@@ -22,22 +22,17 @@ from torch.nn import functional as F
 from dehazexl.image.grid import SIDE, TILE, TOKEN
 from dehazexl.model.haze import Haze, to_light
 from dehazexl.model.heads.base import Affine, Head, convolution, enlarge, haziness, linear, logits
+from dehazexl.model.spec import CELLS, PATCHES
 from dehazexl.model.tokens import Tokens, Votes, count_votes
 
 if TYPE_CHECKING:
     from dehazexl.model.spec import Spec
-
-CELLS = 2
-"""Cells of the field along the side of a token."""
 
 CELL = TOKEN // CELLS
 """Side of a cell, in pixels as the network sees them."""
 
 WINDOW = CELLS + 2
 """Side of the window of cells that a token carries to the decoder: its own and one around them."""
-
-PATCHES = 4
-"""Patches along a token's side whose mean colors it carries to the attention."""
 
 BLOCK = 8
 """Side of the blocks whose darkest values the prior uses, in pixels as the network sees them."""
@@ -66,7 +61,6 @@ class Field(Head):
 
     outputs = CORRECTION
     scattering = True
-    overlap = 0
     known = 5  # logits of the thickness, the airlight, the tone
     votes = True
 
@@ -86,11 +80,6 @@ class Field(Head):
             raise ValueError("the head 'field' needs head_stride 4")
         if spec.guided or spec.airlight != "pixels":
             raise ValueError(f"guided and airlight need the head 'scattering', not {spec.head!r}")
-
-    @classmethod
-    def extra(cls, spec: Spec) -> int:
-        """See `Head.extra`."""
-        return 3 * PATCHES**2 + (3 * CELLS**2 if spec.prior else 0)
 
     def initialize(self) -> None:
         """Start with a thin haze, and an airlight a little brighter than the haziest places."""

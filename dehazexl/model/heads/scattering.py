@@ -66,11 +66,6 @@ class Scattering(Head):
         if spec.overview or spec.scale != 1:
             raise ValueError(f"overview and scale need the head 'field', not {spec.head!r}")
 
-    @classmethod
-    def extra(cls, spec: Spec) -> int:
-        """See `Head.extra`."""
-        return 3 if spec.airlight == "picture" else 0
-
     def initialize(self) -> None:
         """Start with little haze, or at the prior's; an airlight of the image a little brighter than the haziest."""
         super().initialize()

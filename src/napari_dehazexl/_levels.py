@@ -1,0 +1,45 @@
+"""Levels of a layer that any writer of napari saves in full size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from napari.layers._multiscale_data import MultiScaleData
+
+MOST = 4 * 2**30
+"""Bytes of an image at most that is handed over as one array."""
+
+REMEDY = 'choose the kind "DehazeXL Image with pyramid", which writes any size block by block'
+
+
+class FullSizeData(MultiScaleData):  # type: ignore[misc]
+    """Levels, finest first. Writers that ask for one array get the finest level, where napari has the coarsest.
+
+    Parameters
+    ----------
+    levels
+        The levels.
+    compute
+        Returns the pixels of the finest level, if converting it to an array does not.
+    """
+
+    def __init__(self, levels: list[Any], compute: Callable[[], np.ndarray] | None = None) -> None:
+        super().__init__(levels)
+        self.compute = compute
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        finest = self[0]
+        size = math.prod(finest.shape) * finest.dtype.itemsize
+        if size > MOST:
+            raise OSError(f"an image of {size / 1e9:.0f} GB does not fit into this kind of file: {REMEDY}")
+        return np.asarray(finest if self.compute is None else self.compute(), dtype=dtype)
+
+
+def set_levels(layer: Any, levels: list[Any], compute: Callable[[], np.ndarray] | None = None) -> None:
+    """Replace the levels of a multiscale layer, finest first; `compute` is that of `FullSizeData`."""
+    layer.data = levels
+    if isinstance(layer.data, MultiScaleData):  # the setter has wrapped them
+        layer._data = FullSizeData(levels, compute)

@@ -1,0 +1,90 @@
+"""Files beside an image: written where the format has no georeference of its own, and never stale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import rasterio
+from make_pictures import smooth, write_gdal
+
+from dehazexl.io.carried import carried_over, not_carried_over
+from dehazexl.io.open import open_image
+from dehazexl.io.write import to_photo, to_tiff, write
+
+PIXELS = smooth(3, "uint8", 40, 50)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.jpeg"])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_photograph_keeps_place_and_metadata(tmp_path: Path, name: str, bands: int) -> None:
+    write_gdal(tmp_path / "in.tif", PIXELS[..., :bands], nodata=0)
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        file.scales, file.offsets = (0.5,) * bands, (-1.0,) * bands
+        file.update_tags(FLIGHT="seven")
+        file.update_tags(1, wavelength="660")
+        wanted = file.crs, file.transform
+    image = open_image(tmp_path / "in.tif")
+    to_photo(image.levels[0], tmp_path / name, image)
+    is_png = name.endswith("png")
+    with rasterio.open(tmp_path / name) as file:
+        assert (file.crs, file.transform) == wanted
+        assert file.nodata == (0 if is_png else None)
+        assert file.tags()["FLIGHT"] == "seven" and file.tags(1)["wavelength"] == "660"
+        assert (file.scales, file.offsets) == ((0.5,) * bands, (-1.0,) * bands)
+    world = {"a.png": "a.pgw"}.get(name, "a.jgw")
+    numbers = [float(line) for line in (tmp_path / world).read_text().split()]
+    assert numbers == pytest.approx([0.5, 0, 0, -0.5, 500_000.25, 4_999_999.75])
+    assert not_carried_over(tmp_path / name, image) == ("" if is_png else "not carried over: the nodata value")
+    again = open_image(tmp_path / name)
+    assert again.geo == image.geo and again.nodata == (0 if is_png else None)
+    with rasterio.open(to_tiff(again.levels[0], tmp_path / "out.tif", again)) as file:
+        assert (file.crs, file.transform) == wanted and file.tags()["FLIGHT"] == "seven" and file.scales[0] == 0.5
+
+
+def test_a_plain_photograph_has_nothing_beside_it(tmp_path: Path) -> None:
+    PIL.Image.fromarray(PIXELS).save(tmp_path / "in.png")
+    image = open_image(tmp_path / "in.png")
+    to_photo(image.levels[0], tmp_path / "out.png", image)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
+
+
+@pytest.mark.parametrize("suffix", [".ovr", ".msk", ".aux.xml"])
+def test_stale_files_are_not_read_with_a_new_image(tmp_path: Path, suffix: str) -> None:
+    """A mask of another image would hide pixels of this one."""
+    stale = tmp_path / f"out.tif{suffix}"
+    stale.write_bytes(b"of an image that was here before")
+    image = open_image(PIXELS)
+    with pytest.raises(FileExistsError, match=rf"out\.tif{suffix} exists and would be read as a part of .*out\.tif"):
+        write(image.levels[0], tmp_path / "out.tif", image)
+    to_tiff(image.levels[0], tmp_path / "out.tif", image, overwrite=True)
+    assert not stale.exists()
+
+
+def test_a_world_file_of_the_replaced_image_goes(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "in.tif", PIXELS)
+    placed = open_image(tmp_path / "in.tif")
+    to_photo(placed.levels[0], tmp_path / "out.png", placed)
+    assert len(list(tmp_path.glob("out.*"))) == 3
+    to_photo(PIXELS, tmp_path / "out.png", overwrite=True)
+    assert [path.name for path in tmp_path.glob("out.*")] == ["out.png"]
+    assert open_image(tmp_path / "out.png").geo is None
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.png", "out.jpg", "out.zarr", "out.ome.tif"])
+def test_metadata_are_written_before_the_work(tmp_path: Path, name: str) -> None:
+    """Values that no library can write cost themselves and one line, not the image at the end of the work."""
+    good = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+    image = replace(open_image(PIXELS), metadata={"domains": {"": {"a": "\udcff"}}, "xmp": good, "ome_xml": "<no"})
+    kept, line = carried_over(tmp_path / name, image)
+    assert list(tmp_path.iterdir()) == []
+    np.testing.assert_array_equal(open_image(kept).levels[0], PIXELS)
+    for _ in write(kept.levels[0], tmp_path / name, kept):
+        pass
+    lost = {"out.zarr": "", "out.ome.tif": "not carried over: GDAL's metadata, XMP, the metadata of OME"}
+    assert line == lost.get(name, "not carried over: the metadata")
+    if name not in lost:
+        assert open_image(tmp_path / name).metadata["xmp"] == good
