@@ -64,7 +64,6 @@ ALL_KINDS = tuple(KINDS)
 """Kinds of haze."""
 
 RESAMPLES = 10_000
-SCORES = ("psnr", "ssim", "ciede2000", "seam")
 
 Tokens = torch.Tensor
 """Tokens of tiles ``(rows, cols, 8, 8, channels)``."""
@@ -137,6 +136,7 @@ def score_case(model: DehazeXL, case: Case) -> dict[str, dict[str, float]]:
         pass
     tokens = torch.from_numpy(encoded.get(job.grid.tiles)[0]).to(model.device, model.dtype).unflatten(2, (SIDE, SIDE))
     found = {"hazy": scores(case, case.hazy, job.grid.overlap, job.grid.side)}
+    del found["hazy"]["seam"]  # of no change
     for name, context in CONTEXTS.items():
         if name == "no overview" and not model.spec.overview:
             continue
@@ -190,8 +190,8 @@ def score_image(model: DehazeXL, file: Path, number: int, size: int, count: int)
         found.append(score_case(model, case))
         kinds.append(f"{case.kind}, {case.light}")
     means = {
-        context: {each: float(np.mean([case[context][each] for case in found])) for each in SCORES}
-        for context in found[0]
+        context: {each: float(np.mean([case[context][each] for case in found])) for each in first}
+        for context, first in found[0].items()
     }
     name = f"{file.parent.name}/{file.name}"
     row: dict[str, Any] = {"image": name, "side": len(clear), "enlarged": round(factor, 3), "haze": kinds}
@@ -220,13 +220,16 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     names = list(rows[0]["scores"])
     images = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
     sources = by_source([row["image"].partition("/")[0] for row in rows])
-    table = {name: {each: np.array([row["scores"][name][each] for row in rows]) for each in SCORES} for name in names}
+    table = {
+        name: {each: np.array([row["scores"][name][each] for row in rows]) for each in rows[0]["scores"][name]}
+        for name in names
+    }
     summary: dict[str, dict[str, list[float]]] = {}
     for name in names:
-        summary[name] = {each: interval(table[name][each], images) for each in SCORES}
+        summary[name] = {each: interval(values, images) for each, values in table[name].items()}
         if name == "all":
             continue
-        for each in SCORES:
+        for each in table[name]:
             difference = table[name][each] - table["all"][each]
             summary[name][f"{each} minus all"] = interval(difference, images)
             summary[name][f"{each} minus all, by source"] = interval(difference, sources)

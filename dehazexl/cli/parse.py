@@ -23,7 +23,7 @@ def bands(text: str) -> tuple[int | str, ...]:
 
 def names(text: str) -> tuple[str, ...]:
     """Parse a list of names with commas between them."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(word.strip() for word in text.split(","))
 
 
 def batch(text: str) -> int | Literal["auto"]:

@@ -131,7 +131,7 @@ def test_where_the_responses_hardly_differ_words_say_so(
 
 
 BAD = [
-    (("--window", "20:400,0:10"), "does not lie in the image"),
+    (("--window", "20:400,0:10"), "window 20:400,0:10 (rows, columns) does not lie in the image"),
     (("--window", "20,10"), "--window '20,10': write rows and columns"),
     (("--baseline", "nowhere.tif"), "nowhere.tif"),
     (("--steps", "1"), "steps must be at least 2"),

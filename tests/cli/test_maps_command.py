@@ -112,6 +112,7 @@ def runs(inside: Path) -> Iterator[Runs]:
     ("options", "message"),
     [
         (["--maps", "depth"], "unknown map 'depth': choose among transmission, airlight, removed"),
+        (["--maps", ","], "unknown map ''"),
         (["--maps", "removed"], "out.removed.tif exists"),
         (["--maps", "airlight", "--weights", "gain.safetensors"], "gives no maps, not airlight"),
     ],

@@ -448,7 +448,10 @@ def check_window(job: Job, window: Window) -> None:
     ValueError
         If it does not lie in the image, is too large or holds no data.
     """
-    job.image.cropped(window)  # raises if it is outside
+    try:
+        job.image.cropped(window)
+    except ValueError as error:
+        raise ValueError(str(error).replace("region", "window", 1)) from None
     text = f"window {window.y0}:{window.y1},{window.x0}:{window.x1}"
     if window.height * window.width > LARGEST_WINDOW:
         side = math.isqrt(LARGEST_WINDOW)
