@@ -2,7 +2,7 @@
 
     xvfb-run -a -s "-screen 0 1600x1000x24" python docs/screenshots.py
 
-Writes ``docs/napari.jpg`` (the viewer at rest after Dehaze, the original left of the line) and into ``--all DIR`` one PNG for each
+Writes ``docs/napari.jpg`` (the viewer at rest, the original left of the line) and into ``--all DIR`` one PNG for each
 step, in both themes, to be looked at.
 """
 
