@@ -112,7 +112,8 @@ def gate(monkeypatch) -> Iterator[Gate]:
 
     def recorded(store: Any, block: Any, tokens: Any, cells: Any, values: Any) -> None:
         keep(store, block, tokens, cells, values)
-        gate.passed(cells)
+        if not threading.current_thread().name.startswith("dehaze "):  # a view goes first, and no save waits for it
+            gate.passed(cells)
 
     monkeypatch.setattr(encode, "_keep", recorded)
     yield gate

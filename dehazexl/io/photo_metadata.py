@@ -50,8 +50,11 @@ def jpeg_metadata(file: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
         "iptc": resources.get(IPTC_RESOURCE, b"") if isinstance(resources, dict) else b"",
         "icc_profile": file.info.get("icc_profile", b""),
     }
-    if isinstance(dpi := file.info.get("dpi"), tuple) and all(dpi):
-        found |= {"x_resolution": float(dpi[0]), "y_resolution": float(dpi[1]), "resolution_unit": INCH}
+    # Not Pillow's dpi, which is 72 where the file says nothing.
+    density, unit = file.info.get("jfif_density", (0, 0)), file.info.get("jfif_unit")
+    if all(density) and unit in (1, 2):
+        found |= {"x_resolution": float(density[0]), "y_resolution": float(density[1])}
+        found["resolution_unit"] = INCH if unit == 1 else CENTIMETER
     if comment := file.info.get("comment"):
         found["description"] = comment.decode("utf-8", "replace").rstrip("\0")
     return {name: value for name, value in found.items() if value}, lost_line(lost)

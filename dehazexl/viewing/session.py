@@ -36,7 +36,7 @@ from dehazexl.viewing.errors import expected
 from dehazexl.viewing.full_size import BLOCK, Cell, FullSizeBlocks
 from dehazexl.viewing.level import LevelRun
 from dehazexl.viewing.tile_cache import TileCache
-from dehazexl.viewing.turns import PAUSE, is_turn, look
+from dehazexl.viewing.turns import PAUSE, is_turn, look, may_refine
 from dehazexl.viewing.worker import Worker
 
 if TYPE_CHECKING:
@@ -384,7 +384,7 @@ class DehazeSession:
         An error ends the session, unless `worker` has been replaced: the session was closed and restarted meanwhile.
         """
         task = self._next()
-        cell = self._unsettled() if task is None else None
+        cell = self._unsettled() if task is None and may_refine() else None
         if task is None and cell is None:
             return False
         try:
@@ -454,6 +454,11 @@ class DehazeSession:
                 if self._wants(level, run):
                     self._tiles.keep(level, tiles)
             self._better()
+
+    @property
+    def _rests(self) -> bool:
+        """Whether nothing is left to do but to refine the view."""
+        return self._idle and self._unsettled() is not None
 
     def _unsettled(self) -> Cell | None:
         """Return the next block of the view to be refined to full size, from its center; None if there is none."""
@@ -534,8 +539,8 @@ def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Wo
         before.join()
     try:
         while (session := ref()) is not None:
-            waits = not is_turn(session)
-            busy = waits or session._do_next(own[0])
+            waits = not is_turn(session) or (session._rests and not may_refine())
+            busy = waits or session._do_next(own[0]) or session._rests
             if not waits:
                 session._tell()
             del session

@@ -1,10 +1,11 @@
-"""Whose turn it is to compute: what was looked at last goes first, all else waits."""
+"""Whose turn it is to compute: what was looked at last, then saves, then what makes a view at rest better."""
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 PAUSE = 0.02
@@ -19,6 +20,7 @@ class Looked(Protocol):
         """Whether somebody waits for it."""
 
 
+_saves: list[object] = []  # those under way
 _first: weakref.ref[Looked] | None = None
 
 
@@ -32,6 +34,21 @@ def is_turn(session: Looked | None = None) -> bool:
     """Return whether a session, or work that nobody looks at, may compute now."""
     first = None if _first is None else _first()
     return first is None or first is session or not first.hurried
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """Let views at rest wait for a save."""
+    _saves.append(own := object())
+    try:
+        yield
+    finally:
+        _saves.remove(own)
+
+
+def may_refine() -> bool:
+    """Return whether a view at rest may be made better: nothing is saved."""
+    return not _saves
 
 
 def wait_for_turn(stopped: Callable[[], bool]) -> bool:

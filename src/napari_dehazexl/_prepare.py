@@ -34,7 +34,8 @@ def get_ready(weights: str, device: str, dtype: str) -> None:
     import zarr  # noqa: F401
     from PIL import ImageFile  # noqa: F401
 
-    import dehazexl.io.open  # noqa: F401
+    import dehazexl.io.open
+    import dehazexl.viewing.explaining  # noqa: F401
     from dehazexl.viewing.model_info import runs_on_cpu
     from napari_dehazexl._layer import network, written
 

@@ -98,6 +98,7 @@ def save(
     from dehazexl.image.image import value_range as find_value_range
     from dehazexl.io.write import check
     from dehazexl.viewing.choices import Choices, with_choices
+    from dehazexl.viewing.turns import saving
 
     choices = choices or Choices()
     black_and_white = value_range or find_value_range(image)
@@ -111,7 +112,8 @@ def save(
         job = prepare(around, load(), choices.overlap, choices.strength, black_and_white, border="ignore")
         store = _fresh_tokens(job, tokens_of(path))
         try:
-            return (yield from _passes(job, store, path, Target(like, region, local, overwrite), stopped))
+            with saving():
+                return (yield from _passes(job, store, path, Target(like, region, local, overwrite), stopped))
         finally:
             if not store.begun():
                 shutil.rmtree(tokens_of(path), ignore_errors=True)

@@ -24,7 +24,6 @@ from dehazexl.viewing.model_info import ModelInfo
 from dehazexl.viewing.overviews import ENOUGH
 from napari_dehazexl._compare import Divider, results_in, show_original_on_key
 from napari_dehazexl._estimate import estimated
-from napari_dehazexl._explain import explain_layer
 from napari_dehazexl._form import Form, format_range, parse_range
 from napari_dehazexl._layer import dehaze_layer, paused_in, set_local_strength, set_strength, written
 from napari_dehazexl._local import local_strength
@@ -389,6 +388,8 @@ class Dehaze(Form):
 
     def _explain(self) -> None:
         """Add a map of what contributes to the rectangle in the dehazed layer, the active or the topmost one."""
+        from napari_dehazexl._explain import explain_layer  # torch, which is imported in a thread by now
+
         with reported():
             dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
             if not dehazed:
@@ -498,8 +499,13 @@ class Dehaze(Form):
         _set_text(self.estimate, self._estimate())
 
     def _waited_for(self) -> str:
-        """Return how far the overviews are that a layer waits for; asks again soon."""
+        """Return how far the overviews are that a layer waits for, and show it in the bar; asks again soon."""
+        if self._saving is None:
+            self.bar.visible = bool(self._waiting)
         for layer, builder in self._waiting.items():
+            if self._saving is None:
+                self.bar.value = int(100 * builder.progress)
+                self.bar.native.setFormat("%p%  overviews")
             self._changed()
             return f"{layer.name} is dehazed when its overviews are there, {builder.progress:.0%} are"
         return ""

@@ -69,7 +69,8 @@ def audited(kill_at: int, kill_in: str, after: str, end: int) -> None:
         if isinstance(name, int) or not any(".part" in str(each) for each in values[: 1 + (event == "os.rename")]):
             return
         name = os.fspath(name)
-        if "progress.json" in name:  # how often it is written depends on the time
+        # How often the progress is written depends on the time; elsewhere, it is tried what a format can hold.
+        if "progress.json" in name or os.path.relpath(name).startswith(".."):
             return
         reads = event == "open" and not values[2] & WRITING
         said = f"read {os.path.relpath(name)}" if reads else f"{event} {name}"

@@ -741,6 +741,14 @@ def test_texts_and_resolution_of_photographs_are_kept(tmp_path: Path, kind: str,
             assert kind == "jpg" or (file.tags()["TIFFTAG_ARTIST"], file.tags()["Flight"]) == ("Ann", "seven")
 
 
+def test_a_resolution_is_not_made_up(tmp_path: Path) -> None:
+    photograph(tmp_path / "in.jpg")
+    image = open_image(tmp_path / "in.jpg")
+    assert "x_resolution" not in image.metadata
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert "TIFFTAG_XRESOLUTION" not in file.tags()
+
+
 def test_damaged_exif_costs_the_exif_alone(tmp_path: Path) -> None:
     photograph(tmp_path / "in.jpg")
     body = (tmp_path / "in.jpg").read_bytes()

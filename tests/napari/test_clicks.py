@@ -250,8 +250,10 @@ def test_large_images_need_not_wait_for_overviews(
     click(widget.dehaze)
     assert names(viewer) == ["large", "large preview"] and not errors
     qtbot.waitUntil(lambda: "when its overviews are there" in widget.status.value, timeout=5_000)
+    assert widget.bar.visible and "overviews" in widget.bar.native.format()
     gate.set()
     qtbot.waitUntil(lambda: "large dehazed" in names(viewer), timeout=120_000)
+    qtbot.waitUntil(lambda: not widget.bar.visible, timeout=10_000)
     assert state_of(layer).overviews is None and not errors
 
 

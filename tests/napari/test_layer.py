@@ -118,7 +118,8 @@ def workers() -> list[str]:
 
 
 def canvas(viewer: Any) -> np.ndarray:
-    return viewer.screenshot(flash=False)[..., :3].astype(int)
+    """What the canvas shows below the line of text at its top."""
+    return viewer.screenshot(flash=False)[40:, :, :3].astype(int)
 
 
 def hidden(layer: Any, viewer: Any, qtbot: Any) -> np.ndarray:

@@ -491,9 +491,14 @@ def test_what_is_looked_at_last_goes_first(watch, model, hazy, monkeypatch) -> N
 
 
 def test_at_rest_the_view_is_what_a_file_holds(watch, model, hazy, tmp_path) -> None:
+    from dehazexl.viewing.turns import saving
+
     live = watch(opened(hazy), lambda: model, settle=1000)
-    live.look_at(1, Window(0, 550, 0, 750))
-    assert live.wait(60) and not live.exact
+    with saving():  # that goes before
+        live.look_at(1, Window(0, 550, 0, 750))
+        assert live.wait(60) and not live.exact
+        time.sleep(0.5)
+        assert live._full is None
     deadline = threading.Event()
     live.progressed.connect(lambda: live.exact and deadline.set())
     assert live.exact or deadline.wait(120)
