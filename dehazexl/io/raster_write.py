@@ -8,11 +8,12 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dehazexl.image.georeference import Geo, parse_crs
 from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.pyramid import Assembler, Levels
 from dehazexl.io.raster_read import carried, gdal, gdal_errors, one_line, quietly_opened
@@ -161,20 +162,73 @@ def _place(target: Image) -> dict[str, Any]:
     """Return the georeference as options of rasterio."""
     from rasterio import Affine
     from rasterio.control import GroundControlPoint
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
 
     geo = target.geo
     if geo is None:
         return {}
-    options: dict[str, Any] = {}
-    with suppress(CRSError):  # `unwritable` tells of it
-        options = {"crs": CRS.from_wkt(geo.wkt)} if geo.wkt else {}
+    crs, _ = writable_crs(geo.wkt)  # `unwritable` tells what is lost
+    options: dict[str, Any] = {} if crs is None else {"crs": crs}
     if geo.affine is not None:
         options["transform"] = Affine(*geo.affine)
     elif geo.gcps:
         options["gcps"] = [GroundControlPoint(row, col, x, y, z) for row, col, x, y, z in geo.gcps]
     return options
+
+
+@lru_cache(maxsize=32)
+def writable_crs(wkt: str) -> tuple[Any, bool]:
+    """Return a coordinate system in the form that a GeoTIFF returns unchanged, and whether there is such a form.
+
+    A GeoTIFF holds codes, or a name and parameters: WKT of version 2 can lose a vertical datum that its code keeps.
+
+    Returns
+    -------
+    crs : rasterio.crs.CRS or None
+        None if no form can be written.
+    unchanged : bool
+        Whether it is read back as it was.
+    """
+    possible = list(_crs_forms(wkt))
+    unchanged = next((crs for crs in possible if _read_back(crs) == crs), None)
+    return unchanged or next(iter(possible), None), unchanged is not None
+
+
+def _crs_forms(wkt: str) -> Iterator[Any]:
+    """Yield a coordinate system by its code, if it is that of a registry; as it is; and by WKT of version 1."""
+    from pyproj.exceptions import CRSError
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError as UnknownError
+
+    geo = Geo(wkt=wkt)
+    if geo.crs is None:
+        return
+    with suppress(UnknownError):
+        given = CRS.from_wkt(wkt)
+        if geo.code is not None:
+            with suppress(UnknownError):
+                coded = CRS.from_user_input(geo.code)
+                # The registries of the two libraries can be of different years.
+                if coded == given or parse_crs(geo.code) == geo.crs:
+                    yield coded
+        yield given
+        with suppress(CRSError):  # not every system has this form
+            if (plain := CRS.from_wkt(geo.crs.to_wkt("WKT1_GDAL"))) == given:
+                yield plain
+
+
+def _read_back(crs: Any) -> Any:
+    """Return a coordinate system as it is read from a GeoTIFF that it was written into."""
+    import rasterio
+
+    options = {"driver": "GTiff", "height": 1, "width": 1, "count": 1, "dtype": "uint8", "crs": crs}
+    with gdal(), rasterio.MemoryFile() as memory:
+        try:
+            with quietly_opened(memory.name, "w", **options):
+                pass
+            with quietly_opened(memory.name) as file:
+                return file.crs
+        except gdal_errors():
+            return None
 
 
 def _describe(file: rasterio.DatasetWriter, target: Image) -> list[str]:
@@ -219,8 +273,10 @@ def unwritable(target: Image) -> list[str]:
     options = {**_profile(target, Levels(16, 16), "none"), "height": 16, "width": 16}
     with gdal(), rasterio.MemoryFile() as memory, quietly_opened(memory.name, "w", **options) as file:
         lost = _describe(file, target)
-    no_system = target.geo is not None and bool(target.geo.wkt) and "crs" not in options
-    return [*lost, "the coordinate system"] if no_system else lost
+    if target.geo is not None and target.geo.wkt:
+        crs, unchanged = writable_crs(target.geo.wkt)
+        lost += ["the coordinate system"] if crs is None else [] if unchanged else ["parts of the coordinate system"]
+    return lost
 
 
 def of_bands(target: Image, name: str) -> list[Any]:

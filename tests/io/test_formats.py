@@ -171,6 +171,21 @@ def test_a_place_is_kept(tmp_path: Path, dtype: str, place: str, layout: str) ->
     assert_facts(facts(saved(open_image(source), tmp_path / "out.tif")), wanted)
 
 
+@pytest.mark.parametrize(
+    "system", ["EPSG:7415", "EPSG:6349", "EPSG:5972", "EPSG:9518", "EPSG:32632+5773", "EPSG:4979", "ESRI:102004"]
+)
+@pytest.mark.parametrize("between", ["", "between.zarr"])
+def test_a_vertical_datum_is_kept(tmp_path: Path, system: str, between: str) -> None:
+    source = tmp_path / "a.tif"
+    write_gdal(source, scene("uint8"), crs=system, transform=Affine(10, 0, 5e5, 0, -10, 5e6))
+    image = open_image(saved(open_image(source), tmp_path / between) if between else source)
+    assert not_carried_over(tmp_path / "b.tif", image) == ""
+    with rasterio.open(saved(image, tmp_path / "b.tif")) as file, rasterio.open(source) as wanted:
+        assert file.crs == wanted.crs
+        assert file.crs.to_authority() == wanted.crs.to_authority()
+        assert file.crs.to_wkt() == wanted.crs.to_wkt()
+
+
 @pytest.mark.parametrize("place", [place for place in PLACES if place not in ("points", "none")])
 @pytest.mark.parametrize("ngff", ["0.4", "0.5"])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
