@@ -455,6 +455,8 @@ def raster_metadata(file: rasterio.DatasetReader) -> dict[str, Any]:
     """Return what a writer carries over: GDAL's domains, descriptions, scales, colors, profile, and the container."""
     structure = file.tags(ns="IMAGE_STRUCTURE")
     domains = {ns: file.tags(ns=ns) for ns in ("", *file.tag_namespaces()) if carried(ns)}
+    if mask_of(file) == "file":
+        domains[""].pop("NODATA_VALUES", None)  # the mask tells the same, of any number of bands
     profile = file.tags(ns="COLOR_PROFILE").get("SOURCE_ICC_PROFILE", "")
     xmp = file.tags(ns="xml:XMP").get("xml:XMP", "").removeprefix("xml:XMP=")
     said: dict[str, Any] = {

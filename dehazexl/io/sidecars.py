@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -38,6 +38,10 @@ def with_sidecars(image: Image, path: Path) -> Image:
         with gdal(), open_dataset(str(path)) as file:
             geo, nodata, said = raster_geo(file), file.nodatavals[0], raster_metadata(file)
             turned = (file.height, file.width) != image.levels[0].shape[:2]
+            if file.count == image.levels[0].shape[2] and (values := file.tags().get("NODATA_VALUES")):
+                said["domains"].setdefault("", {})["NODATA_VALUES"] = values
+            elif file.count < image.levels[0].shape[2]:
+                nodata, said = None, _with_alpha(said, file.count)
     except gdal_errors():
         return image
     if turned:
@@ -46,7 +50,18 @@ def with_sidecars(image: Image, path: Path) -> Image:
     scale, units = (meters, "meter") if meters else (image.scale, image.units)
     assert image.guard is None or isinstance(image.guard, Guard)
     said = {name: said[name] for name in _READ if name in said}
-    return replace(image, geo=geo, nodata=nodata, scale=scale, units=units, metadata={**image.metadata, **said})
+    named = said.get("descriptions", ())
+    bands = image.bands
+    if len(named) == len(bands):
+        bands = tuple(name or band for name, band in zip(named, bands, strict=True))
+    metadata = {**image.metadata, **said}
+    return replace(image, geo=geo, nodata=nodata, scale=scale, units=units, bands=bands, metadata=metadata)
+
+
+def _with_alpha(said: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the metadata of the `count` bands of GDAL with that of alpha: the color of a PNG that is transparent."""
+    plain = {"band_tags": {}, "scales": 1.0, "offsets": 0.0, "units": None, "descriptions": None}
+    return said | {name: [*said[name], value] for name, value in plain.items() if len(said.get(name, ())) == count}
 
 
 def sidecars_of(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import rasterio
+import rasterio.shutil
 from make_pictures import smooth, write_gdal
 
 from dehazexl.io.carried import carried_over, not_carried_over
@@ -43,6 +44,38 @@ def test_a_photograph_keeps_place_and_metadata(tmp_path: Path, name: str, bands:
     assert again.geo == image.geo and again.nodata == (0 if is_png else None)
     with rasterio.open(to_tiff(again.levels[0], tmp_path / "out.tif", again)) as file:
         assert (file.crs, file.transform) == wanted and file.tags()["FLIGHT"] == "seven" and file.scales[0] == 0.5
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.tif"])
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.filterwarnings("error")
+def test_a_transparent_color_becomes_alpha_alone(tmp_path: Path, name: str, bands: int) -> None:
+    """Where red alone is 0 the pixel is valid: a nodata value of each band would hide it."""
+    pixels = np.maximum(PIXELS[..., :bands], 1)
+    pixels[:, :6] = 0
+    pixels[10:14, :, 0] = 0
+    write_gdal(tmp_path / "in.tif", pixels, nodata=0, names=("a", "b", "c")[:bands])
+    rasterio.shutil.copy(tmp_path / "in.tif", tmp_path / "in.png", driver="PNG")
+    image = open_image(tmp_path / "in.png")
+    for _ in write(image.levels[0], tmp_path / name, image):
+        pass
+    with rasterio.open(tmp_path / name) as file, rasterio.open(tmp_path / "in.png") as wanted:
+        np.testing.assert_array_equal(file.read()[:bands], wanted.read())
+        np.testing.assert_array_equal(file.read_masks()[:bands], wanted.read_masks())
+        assert (file.nodata, file.tags().get("NODATA_VALUES"), file.colorinterp[-1].name) == (None, None, "alpha")
+        assert (file.crs, file.descriptions[:bands]) == (wanted.crs, wanted.descriptions)
+
+
+def test_colors_of_nodata_are_a_mask(tmp_path: Path) -> None:
+    pixels = np.maximum(PIXELS, 1)
+    pixels[:, :6] = 0
+    write_gdal(tmp_path / "in.tif", pixels)
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        file.update_tags(NODATA_VALUES="0 0 0")
+    image = open_image(tmp_path / "in.tif")
+    with rasterio.open(to_photo(image.levels[0], tmp_path / "out.png", image)) as file:
+        assert "NODATA_VALUES" not in file.tags()
+        assert ((file.read_masks(1) == 0) == (pixels == 0).all(axis=-1)).all()
 
 
 def test_a_plain_photograph_has_nothing_beside_it(tmp_path: Path) -> None:
