@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dehazexl.io.photo_metadata import jpeg_markers
 from dehazexl.io.raster_write import color_profile, unwritable
+from dehazexl.io.tiff_tags import CAMERA
 from dehazexl.io.tiff_write import is_ome
 from dehazexl.io.write import PHOTO, TIFF, write
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from dehazexl.io.zarr_write import Ngff
 
 _NAMES = {"exif": "EXIF", "xmp": "XMP", "iptc": "IPTC", "icc_profile": "the color profile"}
-_MORE_NAMES = {**_NAMES, "tags": "private tags", "ome_xml": "the metadata of OME", "domains": "GDAL's metadata"}
+_MORE_NAMES = {
+    **_NAMES,
+    "tags": "tags of cameras and programs",
+    "ome_xml": "the metadata of OME",
+    "domains": "GDAL's metadata",
+}
 _SIDE = 16
 _LONGEST_EXIF = 65533
 
@@ -67,7 +73,8 @@ def _lost(path: Path, image: Image) -> list[str]:
         lost += unwritable(image)
     if suffix in TIFF and said.get("container") == "cog":
         lost += [_MORE_NAMES[name] for name in ("exif", "iptc", "tags") if name in said]
-    lost += [_MORE_NAMES["tags"]] if suffix in PHOTO and "tags" in said else []
+    in_exif = {str(code) for code in CAMERA} if "exif" in said else set()
+    lost += [_MORE_NAMES["tags"]] if suffix in PHOTO and said.get("tags", {}).keys() - in_exif else []
     if suffix in (*TIFF, *PHOTO) and said.get("icc_profile") and not color_profile(image):
         lost.append(_NAMES["icc_profile"])
     return lost

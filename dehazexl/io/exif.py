@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ UNREADABLE = (struct.error, TypeError, ValueError, OSError, SyntaxError, KeyErro
 """Errors of Pillow where EXIF is damaged."""
 UNWRITABLE = (struct.error, TypeError, ValueError, OverflowError, ZeroDivisionError)
 """Errors of Pillow where a value does not fit the type of its tag."""
+
+FOR_PROGRAMS = re.compile(r'\s*(<|\{"shape": ?\[|ImageJ=|Aperio)')
+"""Start of a description that describes the pages of a file to programs: of OME, tifffile, ImageJ and Aperio."""
 
 Directories = dict[int, dict[int, Any]]
 """Values by tag: of the first directory, 0, and of those of details and position by their tags."""
@@ -150,4 +154,6 @@ def exif_of_tiff(path: str) -> bytes:
             return b""
         found = directories(source)
     texts = {tag: text for tag, text in found.get(0, {}).items() if tag in TEXTS and isinstance(text, str)}
+    if FOR_PROGRAMS.match(texts.get(270, "")):
+        del texts[270]
     return to_bytes({0: texts, **{tag: found[tag] for tag in (DETAILS, GPS) if tag in found}})[0]

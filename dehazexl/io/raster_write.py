@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dehazexl.image.georeference import Geo, parse_crs
+from dehazexl.io.exif import FOR_PROGRAMS
 from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.pyramid import Assembler, Levels
 from dehazexl.io.raster_read import carried, gdal, gdal_errors, one_line, quietly_opened
@@ -35,7 +36,6 @@ _PREDICTED = ("deflate", "zstd", "lzw")
 _COLORS = ("red", "green", "blue")
 _TEXTS = {"description": "IMAGEDESCRIPTION", "datetime": "DATETIME", "artist": "ARTIST", "copyright": "COPYRIGHT"}
 _RESOLUTIONS = {"x_resolution": "XRESOLUTION", "y_resolution": "YRESOLUTION", "resolution_unit": "RESOLUTIONUNIT"}
-_FOR_PROGRAMS = ("<", "{", "ImageJ=", "Aperio")
 _CENTIMETERS = {"meter": 100.0, "centimeter": 1.0, "millimeter": 0.1, "micrometer": 1e-4, "inch": 2.54}
 _QUALITY = {"jpeg": 75, "webp": 75}
 _ENOUGH = 2**22
@@ -322,7 +322,9 @@ def color_profile(target: Image) -> bytes:
 
 def _own_tags(tags: dict[str, str]) -> dict[str, str]:
     """Return the tags of the default domain without those that GDAL derives from EXIF, and that belong to the file."""
-    return {name: text for name, text in tags.items() if not name.startswith("EXIF_")}
+    described = tags.get("TIFFTAG_IMAGEDESCRIPTION", "")
+    left = {"TIFFTAG_IMAGEDESCRIPTION"} if FOR_PROGRAMS.match(described) else set()
+    return {name: text for name, text in tags.items() if not name.startswith("EXIF_") and name not in left}
 
 
 def _texts(target: Image) -> dict[str, str]:
@@ -330,7 +332,7 @@ def _texts(target: Image) -> dict[str, str]:
     said = target.metadata
     tags = {f"TIFFTAG_{tag}": str(said[name]) for name, tag in _TEXTS.items() if said.get(name)}
     # A description for programs describes the pages of the input file, not of this one.
-    if tags.get("TIFFTAG_IMAGEDESCRIPTION", "").lstrip().startswith(_FOR_PROGRAMS):
+    if FOR_PROGRAMS.match(tags.get("TIFFTAG_IMAGEDESCRIPTION", "")):
         del tags["TIFFTAG_IMAGEDESCRIPTION"]
     tags |= {str(name): str(text) for name, text in said.get("texts", {}).items()}
     return tags | {f"TIFFTAG_{name}": text for name, text in resolution(target).items()}

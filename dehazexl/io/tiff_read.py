@@ -34,14 +34,13 @@ from dehazexl.io.source import (
 )
 from dehazexl.io.tiff_pages import Mapped, Plane, check_segments, read_planes, segment_sides, tiff_path
 from dehazexl.io.tiff_scan import check_companions, scan_directories
-from dehazexl.io.tiff_tags import photo_metadata
+from dehazexl.io.tiff_tags import description_of, photo_metadata
 
 if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
 
 KEPT_TAGS = {
-    270: "description",
     305: "software",
     306: "datetime",
     315: "artist",
@@ -180,7 +179,10 @@ def with_photo_metadata(
     notes = image.notes
     if pages is not None and len(pages) > 1 and page is None:
         notes = (_pages_note(len(pages)), *notes)
-    return replace(image, metadata={**image.metadata, **photo_metadata(tif)}, notes=notes)
+    metadata = {**image.metadata, **photo_metadata(tif)}
+    if page is None and (described := description_of(tif.pages.first)):
+        metadata.setdefault("description", described)  # GDAL reads one of several
+    return replace(image, metadata=metadata, notes=notes)
 
 
 def _pages_note(count: int) -> str:
@@ -440,8 +442,8 @@ def ome_scale(tif: tifffile.TiffFile, number: int = 0) -> tuple[tuple[float, flo
 def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     """Return the descriptive tags, the resolution, the compression and the container of an image."""
     kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
-    if page.is_ome or page.is_shaped or page.is_imagej:
-        kept.pop("description", None)
+    if described := description_of(page):
+        kept["description"] = described
     said: dict[str, Any] = {"container": "tiff", "compression": COMPRESSIONS.get(int(page.compression), "deflate")}
     if page.parent.is_ome:
         said |= {"container": "ome-tiff", "ome_xml": page.parent.ome_metadata or ""}

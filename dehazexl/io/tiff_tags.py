@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dehazexl.io.exif import FOR_PROGRAMS, TEXTS, directories, exif_of_tiff, parse_exif
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,8 +20,11 @@ EXIF_IFD, GPS_IFD, XMP, IPTC = 0x8769, 0x8825, 700, 33723
 KINDS = {XMP: 1, IPTC: 7, EXIF_IFD: 4, GPS_IFD: 4}
 """Types of the tags: bytes, undefined, and offsets of 4 bytes; others are texts."""
 ASCII, OFFSET = 2, 4
-TEXT_TAGS = (269, 285, 316)
-"""Names of document, page and computer."""
+STANDARD = (269, 271, 272, 285, 286, 287, 297, 316, 337)
+"""Tags below `PRIVATE` that do not describe the pixels: names of document, make and model of the camera, name, position
+and number of the page, host computer, target printer."""
+CAMERA = (271, 272)
+"""Make and model, which are in EXIF, too."""
 PRIVATE = 32768
 """Codes from here on belong to programs and cameras."""
 INTERPRETED = frozenset(
@@ -45,9 +50,7 @@ def photo_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     for code, name in ((XMP, "xmp"), (IPTC, "iptc")):
         if code in tags:
             found[name] = _raw(tif, tags[code])
-    if EXIF_IFD in tags or GPS_IFD in tags:
-        from dehazexl.io.exif import exif_of_tiff
-
+    if any(code in tags for code in (EXIF_IFD, GPS_IFD, *CAMERA)):
         if exif := exif_of_tiff(tif.filehandle.path):
             found["exif"] = exif
     private = (tag for tag in tags if _is_private(tag.code))
@@ -57,9 +60,15 @@ def photo_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     return found
 
 
+def description_of(page: tifffile.TiffPage) -> str:
+    """Return the description of a page for people; tifffile adds another one for programs. Empty if there is none."""
+    texts = (tag.value for tag in page.tags.getall(270, default=[]))
+    return next((text for text in texts if isinstance(text, str) and text and not FOR_PROGRAMS.match(text)), "")
+
+
 def _is_private(code: int) -> bool:
     """Return whether a tag is kept as it is."""
-    return code in TEXT_TAGS or (code >= PRIVATE and code not in INTERPRETED)
+    return code in STANDARD or (code >= PRIVATE and code not in INTERPRETED)
 
 
 def _private(tif: tifffile.TiffFile, tag: tifffile.TiffTag) -> list[Any]:
@@ -84,8 +93,6 @@ def photo_tags(target: Image) -> dict[int, Any]:
         if _is_private(int(code)):
             tags[int(code)] = int(kind), int(count), bytes.fromhex(digits)
     if exif := said.get("exif"):
-        from dehazexl.io.exif import TEXTS, directories, parse_exif
-
         found = directories(parse_exif(exif))
         tags |= {code: found[code] for code in (EXIF_IFD, GPS_IFD) if code in found}
         tags |= {code: f"{found[0][code]}\0".encode() for code in TEXTS if found.get(0, {}).get(code)}

@@ -598,6 +598,8 @@ def test_pages_of_a_georeferenced_file(tmp_path: Path) -> None:
 PRIVATE = [
     (65000, "H", 3, (1, 2, 50_000), True), (65001, "s", 0, "a text of a camera", True), (65002, "2I", 1, (7, 9), True),
     (65003, "d", 2, (0.5, -1.25), True), (65004, "B", 2, b"\3\4", True), (269, "s", 0, "a document", True),
+    (271, "s", 0, "DJI", True), (272, "s", 0, "FC6310 and more", True), (285, "s", 0, "a page", True),
+    (286, "2I", 1, (3, 2), True), (297, "H", 2, (0, 1), True), (316, "s", 0, "a host", True),
 ]  # fmt: skip
 
 
@@ -615,7 +617,32 @@ def test_tags_of_cameras_and_programs_are_kept(tmp_path: Path, order: Any, place
         for code, _, _, value, _ in PRIVATE:
             assert file.pages.first.tags[code].value == value
         np.testing.assert_array_equal(file.asarray(), scene("uint8"))
-    assert not_carried_over(Path("a.png"), image) == "not carried over: private tags"
+    assert not_carried_over(Path("a.png"), image) == "not carried over: tags of cameras and programs"
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("described", ["hello", '{"author": "someone"}', ""])
+@pytest.mark.parametrize("camera", [False, True])
+def test_the_description_for_people_is_kept(tmp_path: Path, placed: bool, described: str, camera: bool) -> None:
+    """That of tifffile for programs holds the shape of the input."""
+    tags: Any = [(271, "s", 0, "DJI", True)] * camera
+    tags += [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)] * placed
+    tifffile.imwrite(
+        tmp_path / "in.tif", scene("uint8"), photometric="rgb", description=described or None, extratags=tags
+    )
+    with tifffile.TiffFile(saved(open_image(tmp_path / "in.tif"), tmp_path / "out.tif")) as file:
+        assert [tag.value for tag in file.pages.first.tags.getall(270, default=[])] == [described] * bool(described)
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.png", "out.tif"])
+def test_make_and_model_of_a_tiff_are_kept(tmp_path: Path, name: str) -> None:
+    camera: Any = [(271, "s", 0, "DJI", True), (272, "s", 0, "FC6310", True)]
+    tifffile.imwrite(tmp_path / "in.tif", scene("uint8"), photometric="rgb", extratags=camera)
+    image = open_image(tmp_path / "in.tif")
+    assert not_carried_over(tmp_path / name, image) == ""
+    with PIL.Image.open(saved(image, tmp_path / name)) as file:
+        exif = file.getexif()
+    assert (exif[271], exif[272], exif.get(270)) == ("DJI", "FC6310", None)
 
 
 def test_tags_of_the_pixels_are_never_those_of_the_input(tmp_path: Path) -> None:
