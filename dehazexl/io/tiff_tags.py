@@ -50,9 +50,8 @@ def photo_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     for code, name in ((XMP, "xmp"), (IPTC, "iptc")):
         if code in tags:
             found[name] = _raw(tif, tags[code])
-    if any(code in tags for code in (EXIF_IFD, GPS_IFD, *CAMERA)):
-        if exif := exif_of_tiff(tif.filehandle.path):
-            found["exif"] = exif
+    if any(code in tags for code in (EXIF_IFD, GPS_IFD, *CAMERA)) and (exif := exif_of_tiff(tif.filehandle.path)):
+        found["exif"] = exif
     private = (tag for tag in tags if _is_private(tag.code))
     kept = [tag for tag in private if int(tag.dtype) in SIZES and tag.valuebytecount <= LONGEST]
     if kept:
@@ -62,7 +61,7 @@ def photo_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
 
 def description_of(page: tifffile.TiffPage) -> str:
     """Return the description of a page for people; tifffile adds another one for programs. Empty if there is none."""
-    texts = (tag.value for tag in page.tags.getall(270, default=[]))
+    texts = (tag.value for tag in page.tags.getall(270) or ())
     return next((text for text in texts if isinstance(text, str) and text and not FOR_PROGRAMS.match(text)), "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -41,10 +42,13 @@ def read_geo(
     grid = attributes.get("spatial_ref")
     grid = grid if isinstance(grid, Mapping) else attributes
     affine = _read_affine(attributes, grid)
-    wkt, notes = _read_crs(attributes, grid)
+    wkt, unknown = _read_crs(attributes, grid)
+    notes = list(unknown)
     if x is not None and y is not None and x.size and y.size:
         affine, contradiction = _check_coordinates(affine, x, y)
         notes += contradiction
+    if affine is not None and not (wkt or unknown or _is_plain(affine)):
+        notes += ["it states no coordinate system, and none is written: gdal_edit.py -a_srs EPSG:N adds it to a .tif"]
     geo = replace(Geo.control(attributes), affine=affine, wkt=wkt)
     return geo or None, notes
 
@@ -64,6 +68,12 @@ def _read_affine(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> Affi
         a, b, c, d, e, f = (float(v) for v in transform[:6])
         return a, b, c, d, e, f
     return None
+
+
+def _is_plain(affine: Affine) -> bool:
+    """Return whether a transform only counts pixels, from their corners or centers."""
+    a, b, c, d, e, f = affine
+    return (abs(a), b, d, abs(e)) == (1, 0, 0, 1) and c == f and c in (0, -0.5)
 
 
 def _check_coordinates(affine: Affine | None, x: NDArray[Any], y: NDArray[Any]) -> tuple[Affine | None, list[str]]:
@@ -107,11 +117,10 @@ def _axis(centers: NDArray[Any], step: float | None) -> tuple[float, float] | No
 def _read_crs(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Read the coordinate system as WKT, and a line if it is not known."""
     gdal = attributes.get("_CRS") or {}
-    epsg = attributes.get("proj:epsg")
     said = (
         attributes.get("proj:code"), attributes.get("proj:wkt2"), attributes.get("proj:projjson"),
         grid.get("crs_wkt"), grid.get("spatial_ref"), gdal.get("wkt"), gdal.get("projjson"),
-        f"EPSG:{epsg}" if epsg else None,
+        *(_named_crs(attributes.get(name)) for name in ("proj:epsg", "crs", "epsg")),
     )  # fmt: skip
     unknown = []
     identity = (attributes.get("proj:projjson") or {}).get("id") or {}
@@ -126,6 +135,15 @@ def _read_crs(attributes: Mapping[str, Any], grid: Mapping[str, Any]) -> tuple[s
         return wkt, []
     lines = [f"its coordinate system {name} is in no registry: it is left out" for name in unknown[:1]]
     return "", lines
+
+
+def _named_crs(value: Any) -> Any:
+    """Return a coordinate system in the attributes of an array, such as ``EPSG:32632``, in a form that PROJ reads."""
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        return f"EPSG:{value}" if int(value) else None
+    if isinstance(value, str):
+        return re.sub(r"^\+init=(\w+):", lambda found: f"{found[1].upper()}:", value.strip())
+    return value
 
 
 def _from_cf(grid: Mapping[str, Any]) -> str:

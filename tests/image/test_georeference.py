@@ -231,7 +231,7 @@ FROM_XY = (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_600_000.0)
     ],
 )
 def test_coordinates_win_over_a_transform(x: np.ndarray, y: np.ndarray, affine: tuple[float, ...], told: bool) -> None:
-    geo, notes = read_geo({"GeoTransform": "500000 10 0 5600000 0 -10"}, x, y)
+    geo, notes = read_geo({"GeoTransform": "500000 10 0 5600000 0 -10", "crs_wkt": "EPSG:32632"}, x, y)
     assert geo is not None and geo.affine == pytest.approx(affine)
     assert bool(notes) == told
 

@@ -884,6 +884,25 @@ def test_an_array_opened_by_its_path_has_its_place(tmp_path: Path) -> None:
     assert image.geo.affine == (10, 0, 500_000, 0, -10, 5_600_000)
 
 
+@pytest.mark.parametrize("named", [{"crs": "EPSG:32632"}, {"crs": "+init=epsg:32632"}, {"crs": 32632}, {"epsg": 32632}])
+def test_a_coordinate_system_in_the_attributes_of_an_array(tmp_path: Path, named: dict[str, Any]) -> None:
+    group = group_of(tmp_path / "a.zarr", a=(scene("uint8"), ("y", "x", "band")), **coordinates())
+    group["a"].attrs.update({**named, "grid_mapping": "spatial_ref"})
+    image = open_image(tmp_path / "a.zarr")
+    assert image.geo is not None and (image.geo.epsg, image.units) == (32632, "meter")
+    assert not any("coordinate system" in note for note in image.notes)
+
+
+@pytest.mark.parametrize("names", [("y", "x"), ("latitude", "longitude")])
+def test_a_place_without_a_coordinate_system_is_told(tmp_path: Path, names: tuple[str, str]) -> None:
+    """The datum of longitudes and latitudes is not guessed."""
+    axes = {name: (np.linspace(47, 46, size), (name,)) for name, size in zip(names, (HEIGHT, WIDTH), strict=True)}
+    group_of(tmp_path / "a.zarr", a=(scene("uint8"), (*names, "band")), **axes)
+    image = open_image(tmp_path / "a.zarr")
+    assert image.geo is not None and image.geo.affine is not None and image.geo.crs is None
+    assert any(note.startswith("it states no coordinate system, and none is written") for note in image.notes)
+
+
 def test_scale_and_offset_of_cf_move_black(tmp_path: Path) -> None:
     group = group_of(tmp_path / "a.zarr", refl=(scene("uint16") + np.uint16(1000), ("y", "x", "band")))
     group["refl"].attrs.update({"scale_factor": 1e-4, "add_offset": -0.1})
