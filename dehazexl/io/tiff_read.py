@@ -111,12 +111,12 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
     axes = tiff_axes(series, path, any_plane=page is not None)
     levels = tiff_levels(tif, series)
     sources = [tiff_source(level, axes, path, plane) for level in levels]
-    chosen = choose_bands(*tiff_bands(tif, series, sources[0][0].shape[2], place))
+    chosen = choose_bands(*tiff_bands(tif, series, sources[0][0].shape[2], place, plane))
     files = sorted({tiff_path(part) for level in levels for part in level.pages if part is not None})
     token = file_token(files)
     orientation = int(key.tags.valueof(ORIENTATION) or 1)
     sources = [apply_orientation(source, chunk, orientation) for source, chunk in sources]
-    scale, units = ome_scale(tif, place)
+    scale, units = imagej_scale(tif) if tif.is_imagej else ome_scale(tif, place)
     suffix = f"-{page}" if page else ""
     image = Image(
         levels=tuple(
@@ -398,9 +398,9 @@ def read_upright(source: Source, orientation: int, rows: slice, cols: slice) -> 
 
 
 def tiff_bands(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, number: int = 0
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, number: int = 0, plane: int = 0
 ) -> tuple[list[str | None], list[str | None]]:
-    """Read names and roles of the bands from color space and alpha samples, then from the metadata of OME."""
+    """Read names and roles of the bands from color space and alpha samples, then from the metadata of OME or ImageJ."""
     page = series.keyframe
     names: list[str | None] = [None] * count
     roles: list[str | None] = ["undefined"] * count
@@ -409,10 +409,27 @@ def tiff_bands(
     extra = [int(kind) for kind in page.extrasamples][:count]
     for band, kind in enumerate(extra, start=count - len(extra)):
         roles[band] = "alpha" if kind in (1, 2) else "undefined"
+    if tif.is_imagej:
+        return imagej_bands(tif.imagej_metadata or {}, roles, plane)
     channels = list(parse_xml(tif.ome_metadata).findall(f"{{*}}Image[{number + 1}]/{{*}}Pixels/{{*}}Channel"))
     if len(channels) == count:
         names = [channel.get("Name") for channel in channels]
         roles = [ome_role(channel.get("Color")) or role for channel, role in zip(channels, roles, strict=True)]
+    return names, roles
+
+
+def imagej_bands(
+    said: dict[str, Any], roles: list[str | None], plane: int
+) -> tuple[list[str | None], list[str | None]]:
+    """Read names and roles of the channels of a plane from the labels and the color tables of ImageJ."""
+    count = len(roles)
+    labels = [str(label).partition("\n")[0].strip() for label in said.get("Labels") or ()]
+    labels = labels[plane * count : (plane + 1) * count]
+    names: list[str | None] = [label or None for label in labels] if len(labels) == count else [None] * count
+    tables = [np.asarray(table) for table in said.get("LUTs") or ()]
+    if len(tables) == count and all(table.shape == (3, 256) for table in tables):
+        brightest = ["".join(f"{int(value):02X}" for value in table[:, -1]) for table in tables]
+        roles = [OME_COLORS.get(color) or role for color, role in zip(brightest, roles, strict=True)]
     return names, roles
 
 
@@ -439,6 +456,17 @@ def ome_scale(tif: tifffile.TiffFile, number: int = 0) -> tuple[tuple[float, flo
     return (float(size["PhysicalSizeY"]), float(size["PhysicalSizeX"])), UNITS.get(unit, unit)
 
 
+def imagej_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
+    """Read the size ``(y, x)`` of a pixel and its unit from a file of ImageJ."""
+    unit = str((tif.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
+    unit = {"um": "µm", "μm": "µm", "micron": "µm", "microns": "µm"}.get(unit, unit)
+    tags = tif.pages.first.tags
+    x, y = (float(np.divide(*tags.valueof(code, (0, 1)))) for code in (282, 283))
+    if not unit or unit == "pixel" or not (0 < x < math.inf and 0 < y < math.inf):
+        return (1.0, 1.0), "pixel"
+    return (1 / y, 1 / x), UNITS.get(unit, unit)
+
+
 def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     """Return the descriptive tags, the resolution, the compression and the container of an image."""
     kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
@@ -447,6 +475,8 @@ def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     said: dict[str, Any] = {"container": "tiff", "compression": COMPRESSIONS.get(int(page.compression), "deflate")}
     if page.parent.is_ome:
         said |= {"container": "ome-tiff", "ome_xml": page.parent.ome_metadata or ""}
+    if page.parent.is_imagej:
+        said |= {"container": "ome-tiff"}
     if said["compression"] == "jpeg" and (quality := jpeg_quality(page)):
         said["quality"] = str(quality)
     return {**kept, **said}

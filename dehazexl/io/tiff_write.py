@@ -30,6 +30,9 @@ CODES = {"none": 1, "lzw": 5, "deflate": 8, "zstd": 50000}
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 UNITS = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km"}
 
+_COLORS = (0xFF0000FF - 2**32, 0x00FF00FF, 0x0000FFFF)
+"""Red, green and blue of OME: signed integers 0xRRGGBBAA."""
+
 # Offsets in a classic TIFF end at 4 GiB; compression may also expand.
 _CLASSIC_BYTES = 3_500_000_000
 
@@ -167,9 +170,12 @@ def _set_channels(pixels: ElementTree.Element, target: Image, space: str) -> Non
     if len(channels) != bands or any(channel.get("SamplesPerPixel", "1") != "1" for channel in channels):
         for channel in channels:
             pixels.remove(channel)
+        known = len(set(target.rgb)) == 3 and not target.guessed
         names = {"ID": "Channel:0:{}", "Name": "{}"}
         for band, name in enumerate(target.bands):
             said = {key: text.format(band if key == "ID" else name) for key, text in names.items()}
+            if known and band in target.rgb:
+                said["Color"] = str(_COLORS[target.rgb.index(band)])
             pixels.insert(band, ElementTree.Element(f"{space}Channel", {**said, "SamplesPerPixel": "1"}))
     planes = [
         each for each in pixels if each.tag.rpartition("}")[2] in ("TiffData", "Plane", "MetadataOnly", "BinData")

@@ -554,6 +554,27 @@ def test_a_stack_of_imagej(tmp_path: Path) -> None:
         np.testing.assert_array_equal(plane, np.moveaxis(pixels[number - 1], 0, -1))
 
 
+@pytest.mark.parametrize("colored", [False, True])
+@pytest.mark.parametrize("unit", ["um", "micron", "\\u00B5m"])
+def test_channels_and_size_of_imagej_are_kept(tmp_path: Path, unit: str, colored: bool) -> None:
+    names = ["DAPI", "GFP", "RFP"] if colored else ["red", "green", "blue"]
+    tables = [np.outer(np.eye(3)[2 - band], np.arange(256)).astype("uint8") for band in range(3)]
+    said: dict[str, Any] = {"axes": "CYX", "Labels": names, "unit": unit, "mode": "composite"}
+    said |= {"LUTs": tables} if colored else {}
+    pixels = np.moveaxis(scene("uint8"), -1, 0)
+    tifffile.imwrite(tmp_path / "in.tif", pixels, imagej=True, resolution=(2, 4), metadata=said)
+    image = open_image(tmp_path / "in.tif")
+    assert (image.bands, image.scale, image.units) == (tuple(names), (0.25, 0.5), "micrometer")
+    assert (image.rgb, image.guessed, image.notes) == ((2, 1, 0) if colored else (0, 1, 2), False, ())
+    out = saved(image, tmp_path / "out.tif")
+    with tifffile.TiffFile(out) as file:
+        assert file.is_ome
+        np.testing.assert_array_equal(file.asarray(), pixels)
+    again = open_image(out)
+    assert (again.bands, again.scale, again.units) == (image.bands, image.scale, image.units)
+    assert (again.rgb, again.guessed) == (image.rgb, False)
+
+
 def test_images_of_microscopy_are_told_and_chosen(tmp_path: Path) -> None:
     images = [np.moveaxis(smooth(3, "uint16", side, 50), -1, 0) for side in (40, 30)]
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
