@@ -14,7 +14,7 @@ import numpy as np
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import RGB_ROLES, describe_bands
-from dehazexl.io.exif import exif_of, orientation_of, turned_upright, upright_exif
+from dehazexl.io.exif import UNREADABLE, exif_of, orientation_of, turned_upright, upright_exif
 from dehazexl.io.photo_metadata import jpeg_metadata, lost_line, png_metadata
 from dehazexl.io.raster_read import open_raster
 from dehazexl.io.source import (
@@ -55,6 +55,8 @@ def open_png(path: Path) -> Image:
             raise ValueError(f"{path} is cut short: it has no PNG header; copy or download it again")
         width, height, bits, colors = struct.unpack(">IIBB", head[16:26])
         transparent = colors in (0, 2, 3) and png_has(file, b"tRNS")
+        file.seek(33)
+        frames = int.from_bytes(file.read(4), "big") if png_has(file, b"acTL") else 1
     if bits == 1 and colors == 0:
         raise ValueError(f"{path} is a 1-bit mask, not an image: pass the image that it belongs to")
     if colors not in PNG_BANDS:
@@ -64,7 +66,12 @@ def open_png(path: Path) -> Image:
     dtype = np.dtype("uint16" if bits == 16 else "uint8")
     image = describe_photo(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
     metadata, notes = png_metadata(path)
-    return replace(image, metadata=metadata, notes=notes)
+    return replace(image, metadata=metadata, notes=(*several_images(frames), *notes))
+
+
+def several_images(count: int) -> tuple[str, ...]:
+    """Return a line about the images of a photograph that are not opened, or none."""
+    return (f"the file has {count} images, of which the first is opened and written",) if count > 1 else ()
 
 
 def png_has(file: BinaryIO, wanted: bytes) -> bool:
@@ -97,10 +104,22 @@ def open_jpeg(path: Path) -> Image:
         (width, height), mode = file.size, file.mode
         transposed = orientation_of(exif_of(file)) >= 5
         metadata, notes = jpeg_metadata(file)
+        notes = (*several_images(jpeg_images(path) if "mp" in file.info else 1), *notes)
     size = (width, height) if transposed else (height, width)
     roles = ["gray"] if mode == "L" else list(RGB_ROLES)
     image = describe_photo(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
     return replace(image, metadata=metadata, notes=notes)
+
+
+def jpeg_images(path: Path) -> int:
+    """Return the number of images of a JPEG that lists several (MPO); 1 if the list is damaged."""
+    from PIL.MpoImagePlugin import MpoImageFile
+
+    try:
+        with MpoImageFile(path) as file:
+            return int(file.n_frames)
+    except UNREADABLE:
+        return 1
 
 
 def decode_jpeg(path: Path) -> NDArray[Any]:
@@ -124,6 +143,8 @@ def open_webp(path: Path) -> Image:
 
     image = open_raster(path)
     with report_damage(path, "WebP"), WebPImageFile(path) as file:
+        if file.n_frames > 1:
+            raise ValueError(f"{path} is an animation of {file.n_frames} images: save one of them to its own file")
         exif, profile = exif_of(file), file.info.get("icc_profile", b"")
         data, lost = upright_exif(exif, 0, 0)
     found = {"exif": data, "xmp": file.info.get("xmp", b""), "icc_profile": profile}

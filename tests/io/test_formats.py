@@ -804,6 +804,32 @@ def test_texts_and_resolution_of_photographs_are_kept(tmp_path: Path, kind: str,
             assert kind == "jpg" or (file.tags()["TIFFTAG_ARTIST"], file.tags()["Flight"]) == ("Ann", "seven")
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "MPO"), ("a.png", "PNG")])
+def test_further_images_of_a_photograph_are_told(tmp_path: Path, name: str, kind: str) -> None:
+    first, second = (PIL.Image.fromarray(pixels) for pixels in (scene("uint8"), scene("uint8")[::-1]))
+    first.save(tmp_path / name, kind, save_all=True, append_images=[second])
+    image = open_image(tmp_path / name)
+    assert image.notes == ("the file has 2 images, of which the first is opened and written",)
+    off = np.abs(image.levels[0].compute().astype(int) - scene("uint8"))
+    assert off.max() < (1 if kind == "PNG" else 20)
+
+
+def test_a_damaged_list_of_images_costs_the_list_alone(tmp_path: Path) -> None:
+    picture = PIL.Image.fromarray(scene("uint8"))
+    picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture])
+    body = (tmp_path / "a.jpg").read_bytes()
+    start = body.index(b"MPF\0") + 4
+    (tmp_path / "a.jpg").write_bytes(body[: start + 8] + b"\xff" * 30 + body[start + 38 :])
+    assert open_image(tmp_path / "a.jpg").levels[0].compute().shape == (HEIGHT, WIDTH, 3)
+
+
+def test_an_animation_is_not_damaged(tmp_path: Path) -> None:
+    picture = PIL.Image.fromarray(scene("uint8"))
+    picture.save(tmp_path / "a.webp", save_all=True, append_images=[PIL.Image.new("RGB", picture.size)])
+    with pytest.raises(ValueError, match=r"^\S+a\.webp is an animation of 2 images: save one of them to its own file"):
+        open_image(tmp_path / "a.webp")
+
+
 def test_a_resolution_is_not_made_up(tmp_path: Path) -> None:
     photograph(tmp_path / "in.jpg")
     image = open_image(tmp_path / "in.jpg")
