@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from PIL.Image import Exif
 
 ORIENTATION, DETAILS, GPS = 0x0112, 0x8769, 0x8825
+MIRRORED, UPSIDE_DOWN, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+"""Values of the tag Orientation. An image becomes upright by swapping rows and columns (transposed), then reversing the
+order of rows (upside down) and of columns (mirrored)."""
 WIDTH, HEIGHT = 0xA002, 0xA003
 PREFIX = b"Exif\0\0"
 TEXTS = {270: "ImageDescription", 271: "Make", 272: "Model", 306: "DateTime", 315: "Artist", 33432: "Copyright"}

@@ -14,7 +14,16 @@ import numpy as np
 
 from dehazexl.image.image import Image
 from dehazexl.io.bands import RGB_ROLES, describe_bands
-from dehazexl.io.exif import UNREADABLE, exif_of, orientation_of, turned_upright, upright_exif
+from dehazexl.io.exif import (
+    MIRRORED,
+    TRANSPOSED,
+    UNREADABLE,
+    UPSIDE_DOWN,
+    exif_of,
+    orientation_of,
+    turned_upright,
+    upright_exif,
+)
 from dehazexl.io.photo_metadata import jpeg_metadata, lost_line, png_metadata
 from dehazexl.io.raster_read import open_raster
 from dehazexl.io.source import (
@@ -31,6 +40,7 @@ from dehazexl.io.source import (
 )
 
 if TYPE_CHECKING:
+    import dask.array as da
     from numpy.typing import NDArray
 
 MAX_PNG_CHUNKS = 10_000
@@ -138,7 +148,7 @@ def decode_jpeg(path: Path) -> NDArray[Any]:
 
 
 def open_webp(path: Path) -> Image:
-    """Open a WebP: its pixels by GDAL, its EXIF and profile by Pillow. It is not turned by its EXIF."""
+    """Open a WebP: its pixels by GDAL, its EXIF and profile by Pillow. It is turned by its EXIF if it has no place."""
     from PIL.WebPImagePlugin import WebPImageFile
 
     image = open_raster(path)
@@ -146,11 +156,21 @@ def open_webp(path: Path) -> Image:
         if file.n_frames > 1:
             raise ValueError(f"{path} is an animation of {file.n_frames} images: save one of them to its own file")
         exif, profile = exif_of(file), file.info.get("icc_profile", b"")
-        data, lost = upright_exif(exif, 0, 0)
+    orientation = orientation_of(exif) if image.geo is None else 1
+    levels = tuple(upright_level(level, orientation) for level in image.levels)
+    height, width, _ = levels[0].shape
+    data, lost = upright_exif(exif, height, width)
     found = {"exif": data, "xmp": file.info.get("xmp", b""), "icc_profile": profile}
-    notes = (*lost_line(lost), *(["it is not turned by its EXIF"] if orientation_of(exif) > 1 else []))
+    placed = ("it has a place, so it is not turned by its EXIF",) if orientation != orientation_of(exif) else ()
     metadata = {**image.metadata, **{name: value for name, value in found.items() if value}}
-    return replace(image, metadata=metadata, notes=(*image.notes, *notes))
+    return replace(image, levels=levels, metadata=metadata, notes=(*image.notes, *lost_line(lost), *placed))
+
+
+def upright_level(level: da.Array, orientation: int) -> da.Array:
+    """Return a lazy level ``(y, x, c)`` turned upright from an orientation of EXIF."""
+    if orientation in TRANSPOSED:
+        level = level.swapaxes(0, 1)
+    return level[:: -1 if orientation in UPSIDE_DOWN else 1, :: -1 if orientation in MIRRORED else 1]
 
 
 def describe_photo(

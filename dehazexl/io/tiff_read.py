@@ -15,6 +15,7 @@ import numpy as np
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Holes, Image
 from dehazexl.io.bands import OME_COLORS, RGB_ROLES, choose_bands
+from dehazexl.io.exif import MIRRORED, TRANSPOSED, UPSIDE_DOWN
 from dehazexl.io.photo_metadata import quality_of
 from dehazexl.io.raster_read import Decoders, open_raster
 from dehazexl.io.source import (
@@ -54,9 +55,6 @@ GDAL_TAGS = (33550, 33922, 34264, 34735, 50844, 42112, 42113, 50674)
 """Tags of files that GDAL reads: georeference, rational polynomials, GDAL's metadata and nodata value, LERC."""
 SIDECARS = (".aux.xml", ".ovr", ".msk")
 ORIENTATION = 274
-MIRRORED, UPSIDE_DOWN, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
-"""Values of the tag Orientation. An image becomes upright by swapping rows and columns (transposed), then reversing the
-order of rows (upside down) and of columns (mirrored)."""
 UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer"}
 COMPRESSIONS = {
     1: "none", 5: "lzw", 6: "jpeg", 7: "jpeg", 8: "deflate", 32946: "deflate", 34887: "lerc", 50000: "zstd",

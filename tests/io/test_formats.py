@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import rasterio
 import rasterio.shutil
@@ -773,6 +774,31 @@ def test_exif_of_webp_is_kept(tmp_path: Path, name: str) -> None:
     with PIL.Image.open(saved(image, tmp_path / name)) as file:
         assert file.getexif()[0x010F] == "DJI" and file.getexif().get_ifd(0x8825)[6] == 82.5
     assert open_image(tmp_path / name).metadata["xmp"] == XMP
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_webp_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(scene("uint8")).save(tmp_path / "in.webp", exif=exif, lossless=True)
+    image = open_image(tmp_path / "in.webp")
+    with PIL.Image.open(tmp_path / "in.webp") as file:
+        wanted = np.asarray(PIL.ImageOps.exif_transpose(file))
+    np.testing.assert_array_equal(image.levels[0].compute(), wanted)
+    with PIL.Image.open(saved(image, tmp_path / "out.jpg")) as file:
+        assert (file.getexif()[0x0112], file.size) == (1, wanted.shape[1::-1])
+    assert image.notes == ()
+
+
+def test_webp_with_a_place_is_not_turned(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(scene("uint8")).save(tmp_path / "in.webp", exif=exif, lossless=True)
+    place = "<PAMDataset><GeoTransform>500000, 10, 0, 5600000, 0, -10</GeoTransform></PAMDataset>"
+    (tmp_path / "in.webp.aux.xml").write_text(place)
+    image = open_image(tmp_path / "in.webp")
+    assert image.geo is not None and image.levels[0].shape == (HEIGHT, WIDTH, 3)
+    assert image.notes == ("it has a place, so it is not turned by its EXIF",)
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "out.png", "out.tif"])
