@@ -106,7 +106,10 @@ def _names(sources: Sequence[Path]) -> list[str]:
     outputs = [output_name(path) for path in sources]
     names = [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in outputs]
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"several images of {sources[0].parent} would be written to {duplicates[0]}: rename some")
+        same = ", ".join(path.name for path, name in zip(sources, names, strict=True) if name == duplicates[0])
+        raise ValueError(
+            f"several images of {sources[0].parent} would be written to {duplicates[0]}: rename some of {same}"
+        )
     return names
 
 

@@ -123,7 +123,8 @@ def plan(
             tasks.append(Task(image, file, output / target, tokens and tokens / target if many else tokens))
     for path, count in Counter(task.output for task in tasks).items():
         if count > 1:
-            raise ValueError(f"{count} images of {source} would be written to {path}: rename some of them")
+            same = ", ".join(str(task.source.relative_to(source)) for task in tasks if task.output == path)
+            raise ValueError(f"{count} images of {source} would be written to {path}: rename some of {same}")
     return tasks, output
 
 

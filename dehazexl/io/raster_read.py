@@ -340,7 +340,11 @@ def check_colors(file: rasterio.DatasetReader, where: str) -> None:
 
     structure = file.tags(ns="IMAGE_STRUCTURE")
     if structure.get("MINISWHITE") == "YES" or "LAB" in structure.get("SOURCE_COLOR_SPACE", ""):
-        kind = "white-is-zero" if "MINISWHITE" in structure else structure["SOURCE_COLOR_SPACE"]
+        if "MINISWHITE" in structure:
+            how = inversion(np.dtype(file.dtypes[0]).itemsize * 8)
+            remedy = f"gdal_translate {how}{Path(where).name} gray.tif"
+            raise ValueError(f"{where} has white-is-zero colors, which GDAL does not convert: {remedy} makes it gray")
+        kind = structure["SOURCE_COLOR_SPACE"]
         raise ValueError(f"{where} has {kind} colors, which GDAL does not convert: make it gray or RGB first")
     kinds = {ColorInterp.palette: "palette", ColorInterp.cyan: "CMYK", ColorInterp.Y: "YCbCr"}
     for color in file.colorinterp:
@@ -348,6 +352,11 @@ def check_colors(file: rasterio.DatasetReader, where: str) -> None:
             expand = "-expand rgb " if color is ColorInterp.palette else ""
             remedy = f"gdal_translate {expand}{Path(where).name} rgb.tif"
             raise ValueError(f"{where} has {kinds[color]} colors: make it gray or RGB first, e.g. {remedy}")
+
+
+def inversion(bits: int) -> str:
+    """Return the options of gdal_translate that make gray of white-is-zero; of up to 8 bits it is a palette to GDAL."""
+    return "-expand gray " if bits <= 8 else f"-scale 0 {2**bits - 1} {2**bits - 1} 0 "
 
 
 def raster_levels(file: rasterio.DatasetReader, name: str) -> list[int]:

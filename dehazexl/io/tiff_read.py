@@ -17,7 +17,7 @@ from dehazexl.image.image import Holes, Image
 from dehazexl.io.bands import OME_COLORS, RGB_ROLES, choose_bands
 from dehazexl.io.exif import MIRRORED, TRANSPOSED, UPSIDE_DOWN
 from dehazexl.io.photo_metadata import quality_of
-from dehazexl.io.raster_read import Decoders, open_raster
+from dehazexl.io.raster_read import Decoders, inversion, open_raster
 from dehazexl.io.source import (
     CHUNK,
     MAX_METADATA,
@@ -253,7 +253,8 @@ def check_colors(page: tifffile.TiffPage, path: Path) -> None:
     # Palettes written by GDAL can be labeled as gray.
     space = 3 if 320 in page.tags and page.samplesperpixel == 1 else int(page.photometric)
     if space in COLOR_SPACES:
-        remedy = f"gdal_translate {'-expand rgb ' if space == 3 else ''}{path.name} rgb.tif"
+        how = {0: inversion(page.bitspersample), 3: "-expand rgb "}.get(space, "")
+        remedy = f"gdal_translate {how}{path.name} {'gray' if space == 0 else 'rgb'}.tif"
         raise ValueError(f"{path} has {COLOR_SPACES[space]} colors: make it gray or RGB first, e.g. {remedy}")
     if space == 6 and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
         raise ValueError(f"{path} has YCbCr colors without JPEG compression: save it as RGB first")
