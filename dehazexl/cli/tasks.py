@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dehazexl.io.sidecars import ENVI, envi_data
 from dehazexl.io.unfinished import part_of
 from dehazexl.io.write import PHOTO, TIFF, ZARR
 
@@ -55,11 +56,16 @@ class Selection:
         """Yield the images of a folder in the order of their names, hidden ones left out."""
         seen |= {folder.resolve()}  # links may lead back
         for path in sorted(each for each in folder.iterdir() if not each.name.startswith(".")):
-            if path.name.lower().endswith(self.suffixes) or is_zarr(path):
+            if path.name.lower().endswith(self.suffixes) or is_zarr(path) or _is_raw(path):
                 if not self.pattern or path.match(self.pattern):
                     yield path
             elif self.recursive and path.is_dir() and path.resolve() not in seen:
                 yield from self.walk(path, seen)
+
+
+def _is_raw(path: Path) -> bool:
+    """Return whether a file holds the raw pixels of an ENVI image, by its header."""
+    return path.suffix.lower() in ENVI and path.is_file() and envi_data(path) is not None
 
 
 ALL = Selection()

@@ -22,6 +22,8 @@ WORLD = {".png": (".pgw", ".pngw"), ".jpg": (".jgw", ".jpgw"), ".jpeg": (".jgw",
 """Suffixes of world files by the suffix of the image; ``.wld`` belongs to any."""
 BESIDE = (".aux.xml", ".ovr", ".msk")
 """Suffixes that follow the name of the image: metadata, overviews and mask of GDAL."""
+ENVI = ("", ".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".bin")
+"""Suffixes of raw pixels of ENVI."""
 _DRIVERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _SIDE = 16
 _READ = ("domains", "band_tags", "scales", "offsets", "units", "descriptions")
@@ -131,7 +133,7 @@ def _add_nodata(path: Path, nodata: float | None, bands: int) -> None:
 def envi_data(path: Path) -> Path | None:
     """Return the raw pixels of an ENVI image, given those or its header; None for any other file."""
     if path.suffix.lower() == ".hdr":
-        names = [path.with_suffix(""), *(path.with_suffix(s) for s in (".img", ".dat", ".bsq", ".bil", ".bip", ".raw"))]
+        names = (path.with_suffix(suffix) for suffix in ENVI)
         return next((each for each in names if each.is_file()), None) if _is_envi(path) else None
     headers = (path.with_suffix(".hdr"), path.with_name(path.name + ".hdr"))
     return path if any(header.is_file() and _is_envi(header) for header in headers) else None

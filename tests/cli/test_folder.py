@@ -181,3 +181,14 @@ def test_one_damaged_image_is_not_scored(tmp_path: Path, weights: str, capsys: p
     assert "means of" in out and "dark channel prior" in out
     assert "b.png" in err and "c.png" in err and "that could not be scored: 3, see above" in err
     assert "gray.png: 8-bit RGB images are needed" in err
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.dat", "a", "sub/a.raw"])
+def test_raw_pixels_of_envi_are_images_of_a_folder(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(12))
+    path.with_suffix(".hdr").write_text("ENVI\nsamples = 2\nlines = 2\nbands = 3\ndata type = 1\ninterleave = bsq\n")
+    (tmp_path / "b.bin").write_bytes(bytes(12))  # no header
+    path.with_suffix(".txt").write_text("not pixels")
+    assert list(Selection(recursive=True).walk(tmp_path)) == [path]
