@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dehazexl.io.photo_metadata import jpeg_markers
-from dehazexl.io.raster_write import color_profile, unwritable
+from dehazexl.io.raster_write import color_profile, compression_of, unwritable
 from dehazexl.io.tiff_tags import CAMERA
-from dehazexl.io.tiff_write import is_ome
+from dehazexl.io.tiff_write import CODES, is_ome
 from dehazexl.io.write import PHOTO, TIFF, write
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def carried_over(
     image
         The image.
     """
-    lost = _lost(path, image)
+    lost = _lost(path, image, compression)
     if not _writes(path, image, ngff, compression):
         kept = [name for name in image.metadata if _writes(path, _with(image, {name}), ngff, compression)]
         lost += [_MORE_NAMES.get(name, name) for name in image.metadata if name not in kept]
@@ -58,9 +58,11 @@ def not_carried_over(path: Path, image: Image) -> str:
     return _line(_lost(path, image))
 
 
-def _lost(path: Path, image: Image) -> list[str]:
+def _lost(path: Path, image: Image, compression: Compression | None = None) -> list[str]:
     """Return the names of what the format of an output is known not to hold."""
     suffix, said, lost = path.suffix.lower(), image.metadata, []
+    if suffix in TIFF:
+        lost += _lost_layout(path, image, compression)
     if suffix in (".jpg", ".jpeg"):
         lost += ["the nodata value"] if image.nodata is not None else []
         lost += ["the mask"] if image.masked else []
@@ -78,6 +80,16 @@ def _lost(path: Path, image: Image) -> list[str]:
     if suffix in (*TIFF, *PHOTO) and said.get("icc_profile") and not color_profile(image):
         lost.append(_NAMES["icc_profile"])
     return lost
+
+
+def _lost_layout(path: Path, image: Image, wanted: Compression | None) -> list[str]:
+    """Return compression and interleaving of a TIFF if it is written in another way than asked for."""
+    stated, written, lost = str(image.metadata.get("compressed", "")), compression_of(image, wanted), []
+    ome = is_ome(path, image)
+    written = written if written in CODES or not ome else "deflate"
+    if stated and wanted is None and stated.split()[-1] != written:
+        lost.append(f"the compression {stated} (it is {written} now)")
+    return lost + (["the interleaving by bands"] if image.metadata.get("planes") and not ome else [])
 
 
 def _lost_in_ome(image: Image) -> list[str]:

@@ -486,6 +486,8 @@ def raster_metadata(file: rasterio.DatasetReader) -> dict[str, Any]:
         said |= {
             "container": "cog" if structure.get("LAYOUT") == "COG" or (tiled and file.overviews(1)) else "tiff",
             "compression": _compression(file, structure),
+            "compressed": structure.get("COMPRESSION", "NONE").lower(),
+            "planes": structure.get("INTERLEAVE") == "BAND" and file.count > 1,
             "blocksize": cols if tiled else None,
             "quality": structure.get("JPEG_QUALITY") or structure.get("WEBP_LEVEL"),
             "lossless": structure.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSLESS"),

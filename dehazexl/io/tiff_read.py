@@ -472,6 +472,9 @@ def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     if described := description_of(page):
         kept["description"] = described
     said: dict[str, Any] = {"container": "tiff", "compression": COMPRESSIONS.get(int(page.compression), "deflate")}
+    said["compressed"] = said["compression"] if page.compression in COMPRESSIONS else page.compression.name.lower()
+    if int(page.planarconfig) == 2:
+        said["planes"] = True
     if page.parent.is_ome:
         said |= {"container": "ome-tiff", "ome_xml": page.parent.ome_metadata or ""}
     if page.parent.is_imagej:

@@ -25,7 +25,7 @@ from rasterio.control import GroundControlPoint
 
 from dehazexl.image.georeference import Geo
 from dehazexl.image.image import Image, valid_mask, value_range
-from dehazexl.io.carried import not_carried_over
+from dehazexl.io.carried import carried_over, not_carried_over
 from dehazexl.io.open import open_image
 from dehazexl.io.write import to_tiff, to_zarr, write
 
@@ -310,6 +310,20 @@ def test_the_quality_of_jpeg_is_that_of_the_input(tmp_path: Path) -> None:
     assert open_image(tmp_path / "in.tif").metadata["quality"] == "92"
     image = open_image(saved(open_image(tmp_path / "in.tif"), tmp_path / "out.tif"))
     assert (image.metadata["compression"], image.metadata["quality"]) == ("jpeg", "92")
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize(("kind", "now"), [("packbits", "deflate"), ("lzma", "deflate"), ("lzw", "")])
+def test_another_compression_and_interleaving_are_told(tmp_path: Path, kind: str, now: str, placed: bool) -> None:
+    place: Any = [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)] * placed
+    options: Any = {"compression": kind, "photometric": "rgb", "metadata": None, "extratags": place}
+    tifffile.imwrite(tmp_path / "in.tif", scene("uint8"), **options)
+    line = f"the compression {kind} (it is {now} now)"
+    image = open_image(tmp_path / "in.tif")
+    assert carried_over(tmp_path / "out.tif", image)[1] == (f"not carried over: {line}" if now else "")
+    assert carried_over(tmp_path / "out.tif", image, compression="zstd")[1] == ""
+    tifffile.imwrite(tmp_path / "in.tif", np.moveaxis(scene("uint8"), -1, 0), planarconfig="separate", **options)
+    assert "the interleaving by bands" in not_carried_over(tmp_path / "out.tif", open_image(tmp_path / "in.tif"))
 
 
 def test_a_lossy_compression_that_does_not_fit_is_refused(tmp_path: Path) -> None:
