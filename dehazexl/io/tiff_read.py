@@ -472,7 +472,11 @@ def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     if described := description_of(page):
         kept["description"] = described
     said: dict[str, Any] = {"container": "tiff", "compression": COMPRESSIONS.get(int(page.compression), "deflate")}
-    said["compressed"] = said["compression"] if page.compression in COMPRESSIONS else page.compression.name.lower()
+    said["compressed"] = (
+        said["compression"]
+        if page.compression in COMPRESSIONS
+        else str(getattr(page.compression, "name", int(page.compression))).lower()
+    )
     if int(page.planarconfig) == 2:
         said["planes"] = True
     if page.parent.is_ome:

@@ -30,7 +30,9 @@ def write_place(group: zarr.Group, array: zarr.Array[Any], target: Image) -> Non
         attributes["_FillValue"] = fill_value(target.nodata, array.dtype, array.metadata.zarr_format)
     geo = target.geo
     if geo is not None and (geo.affine is not None or geo.crs is not None):
-        attributes |= {"grid_mapping": "spatial_ref"} | ({"_CRS": {"wkt": geo.crs.to_wkt()}} if geo.crs else {})
+        attributes |= {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"} | (
+            {"_CRS": {"wkt": geo.crs.to_wkt()}} if geo.crs else {}
+        )
         mapping = _create(group, "spatial_ref", np.zeros((), np.int64), ())
         mapping.attrs.update(grid_mapping(target))
         if geo.affine is not None and not (geo.affine[1] or geo.affine[3]):

@@ -1003,6 +1003,16 @@ def test_a_place_without_a_coordinate_system_is_told(tmp_path: Path, names: tupl
     assert any(note.startswith("it states no coordinate system, and none is written") for note in image.notes)
 
 
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_plain_xarray_finds_the_coordinate_system(tmp_path: Path, ngff: Any) -> None:
+    import rioxarray  # noqa: F401
+
+    write_gdal(tmp_path / "a.tif", scene("uint8"), **PLACES["utm"])
+    out = saved(open_image(tmp_path / "a.tif"), tmp_path / "a.zarr", ngff=ngff)
+    with xarray.open_zarr(out, consolidated=False) as data:
+        assert data["0"].rio.crs.to_epsg() == 32632
+
+
 def test_scale_and_offset_of_cf_move_black(tmp_path: Path) -> None:
     group = group_of(tmp_path / "a.zarr", refl=(scene("uint16") + np.uint16(1000), ("y", "x", "band")))
     group["refl"].attrs.update({"scale_factor": 1e-4, "add_offset": -0.1})
