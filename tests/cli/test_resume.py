@@ -357,7 +357,7 @@ def test_clean_lists_and_removes(run: Runs, killed: list[str], capsys: pytest.Ca
 REFUSED = {
     "--context region": "--context region needs --region",
     "--resize 1000000x1000000": "1000000 x 1000000 pixels (--resize) takes 60 TB of memory",
-    "--tokens in.tif/tokens": "--tokens in.tif/tokens: nothing can be written in ",
+    "--tokens least.safetensors/tokens": "--tokens least.safetensors/tokens: nothing can be written in ",
     "--scheduler nowhere": "--scheduler nowhere is not an address (missing port number in address 'nowhere'): write",
 }
 
