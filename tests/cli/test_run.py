@@ -708,7 +708,7 @@ def test_info_of_a_picture(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["info", "geo.tif"]) == 0
     text = capsys.readouterr().out
     assert "300 x 280 pixels" in text and "EPSG:32614" in text and "4 nir" in text and "percentile 99.9" in text
-    assert "TIFF, not compressed" in text and "of memory, and" in text
+    assert "TIFF, not compressed" in text and "of memory; of disk for tokens and output at least" in text
 
 
 def test_info_tells_border_mask_and_container(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
