@@ -162,11 +162,16 @@ def zarr_with_nested_metadata(folder: Path) -> Path:
     return path.parent
 
 
-@kind("larger than")
+@kind("larger than .* with fewer attributes$")
 def zarr_with_endless_metadata(folder: Path) -> Path:
     path = zarr3(folder / "a.zarr")
     os.truncate(path / "zarr.json", 3 * 2**30)
     return path
+
+
+@kind("a side of 0 pixels")
+def zarr_with_chunks_without_pixels(folder: Path) -> Path:
+    return zarr3(folder / "a.zarr", (64, 64), (0, 32))
 
 
 @kind("larger than")

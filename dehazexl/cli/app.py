@@ -324,25 +324,26 @@ def status(
 
 @app.command()
 def clean(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of outputs.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="OUTPUT of a run, or the folder of its outputs.")],
     yes: Annotated[bool, typer.Option("--yes", help="Remove it without a question.")] = False,
 ) -> None:
-    """List the work that killed runs have left in a folder, and remove it after a question.
+    """List the work that killed runs have left on an output or in a folder, and remove it after a question.
 
     Complete images and work in progress are kept.
     """
     from dehazexl.cli import leftovers
 
-    if not folder.expanduser().is_dir():
-        raise ValueError(f"{folder} is not a folder: give the folder of the outputs")
+    at = leftovers.unfinished_at(output.expanduser())
+    if not at and not output.expanduser().exists():
+        raise FileNotFoundError(f"{output} does not exist, and there is no unfinished work on it")
     found = []
-    for each in leftovers.unfinished_in(folder.expanduser()):
+    for each in at:
         leftovers.settle(each)
         if each.folder.is_dir():
             print(leftovers.describe(each))
             found += [] if each.busy() else [each]
     if not found:
-        print(f"{folder}: nothing to remove")
+        print(f"{output}: nothing to remove")
     elif yes or (sys.stdin is not None and sys.stdin.isatty() and typer.confirm("Remove what is not in progress?")):
         for each in found:
             print(leftovers.clean(each))

@@ -7,7 +7,7 @@ from typing import Any
 
 from dehazexl.cli.tasks import WEIGHTS
 from dehazexl.engine.borders import find_border
-from dehazexl.engine.estimate import memory_needed, output_needed, tokens_needed
+from dehazexl.engine.estimate import disk_at_most, memory_needed, output_needed, tokens_needed
 from dehazexl.image.grid import SIDE, TileGrid
 from dehazexl.image.image import PERCENTILES, Image, value_range
 from dehazexl.image.nodata import as_json
@@ -64,6 +64,10 @@ def describe_image(path: Path) -> dict[str, Any]:
         "tokens_bytes": grid.count * SIDE**2 * spec.channels * 4,  # in single precision
         "memory_bytes": round(memory_needed(image, tokens, spec.context_pool)),
         "disk_bytes": round(tokens + output_needed(image)),
+        "most_disk_bytes": {
+            kind: round(disk_at_most(image, grid.count, spec.channels, spec.context_pool, kind == "tiff"))
+            for kind in ("zarr", "tiff")
+        },
     }
 
 
@@ -139,7 +143,7 @@ def _image_lines(properties: dict[str, Any]) -> list[tuple[str, str]]:
         else f"0 (or the percentile {PERCENTILES[0]}, if negative) and the percentile {PERCENTILES[1]} of the colors"
     )
     tiles = properties["tiles"]
-    count = tiles["rows"] * tiles["columns"]
+    count, most = tiles["rows"] * tiles["columns"], properties["most_disk_bytes"]
     lines = [
         ("image", properties["picture"]),
         ("size", f"{properties['width']} x {properties['height']} pixels (width x height), {properties['dtype']}"),
@@ -159,8 +163,9 @@ def _image_lines(properties: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "needs about",
-            f"{_format_bytes(properties['memory_bytes'])} of memory, and {_format_bytes(properties['disk_bytes'])} of "
-            "disk for tokens and output",
+            f"{_format_bytes(properties['memory_bytes'])} of memory; of disk for tokens and output at least "
+            f"{_format_bytes(properties['disk_bytes'])}, at most {_format_bytes(most['zarr'])} while writing a Zarr, "
+            f"{_format_bytes(most['tiff'])} a TIFF (if the pixels cannot be compressed)",
         ),
         *(("note", note) for note in properties["notes"]),
     ]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dehazexl.io.unfinished import Unfinished, held, part_of
+from dehazexl.io.unfinished import Unfinished, held, output_of, part_of
 
 
 def status(output: Path) -> Iterator[str]:
@@ -17,9 +17,7 @@ def status(output: Path) -> Iterator[str]:
     FileNotFoundError
         If there is neither an output nor unfinished work on it.
     """
-    found = list(unfinished_in(output)) if output.is_dir() else []
-    if output.name and part_of(output).is_dir():
-        found.append(Unfinished(output))
+    found = unfinished_at(output)
     for unfinished in found:
         settle(unfinished)
         if unfinished.folder.is_dir():
@@ -30,11 +28,17 @@ def status(output: Path) -> Iterator[str]:
         yield f"{output}: complete, nothing is unfinished"
 
 
+def unfinished_at(output: Path) -> list[Unfinished]:
+    """Return the unfinished images in or next to OUTPUT."""
+    found = list(unfinished_in(output)) if output.is_dir() else []
+    return found + ([Unfinished(output)] if output.name and part_of(output).is_dir() else [])
+
+
 def unfinished_in(folder: Path) -> Iterator[Unfinished]:
     """Yield the unfinished images in a folder, whose subfolders are not searched."""
     for part in sorted(folder.glob(part_of(Path("*")).name)):
         if (part / "lock").exists() or (part / "job.json").exists():
-            yield Unfinished(folder / part.name.removeprefix(".").removesuffix(".part"))
+            yield output_of(part)
 
 
 def settle(unfinished: Unfinished) -> None:
@@ -47,7 +51,8 @@ def settle(unfinished: Unfinished) -> None:
 
 def describe(unfinished: Unfinished) -> str:
     """Describe unfinished work in one line: stage, share, time left, size on disk, and the process."""
-    busy, progress = unfinished.busy(), unfinished.progress
+    busy = unfinished.busy()
+    progress = unfinished.progress if busy else unfinished.kept
     words = ["complete, but has not got its name" if unfinished.complete else str(progress or "at the beginning")]
     if busy and progress is not None and progress.seconds_left is not None:
         words.append(f"about {duration(progress.seconds_left)} left of {progress.stage}")

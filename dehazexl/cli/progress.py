@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -41,7 +42,7 @@ def bar(stage: str, total: int, keep: bool = True) -> Iterator[Callable[[int], N
     lock = threading.Lock()
     # The handler is installed before the bar is visible.
     with (
-        interruptible() as interrupted,
+        interruptible("stopping after this batch") as interrupted,
         tqdm(total=total, desc=f"{stage:6}", unit="tile", leave=keep, mininterval=interval, delay=1e-9) as shown,
     ):
         # Shown only from here on, where its line is ended whenever a signal comes.
@@ -74,10 +75,10 @@ class Interruption(threading.Event):
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
+def interruptible(answer: str = "") -> Iterator[Interruption]:
     """Yield an event that `SIGNALS` set, for worker threads, which do not receive KeyboardInterrupt.
 
-    The main thread receives KeyboardInterrupt, whatever the signal.
+    The main thread receives KeyboardInterrupt, whatever the signal. The first one is answered on stderr at once.
     """
     event = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -87,6 +88,10 @@ def interruptible() -> Iterator[Interruption]:
     before = {signum: handler for signum in SIGNALS if (handler := signal.getsignal(signum)) is not signal.SIG_IGN}
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        if answer and not event.is_set():
+            # Python's own stream may be in the middle of a write; it may be closed, too.
+            with suppress(OSError):
+                os.write(2, f"\ndehazexl: {answer}\n".encode())
         event.signum = signum
         event.set()
         outer = before[signal.Signals(signum)]

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from dehazexl.cli.progress import bar, tell
@@ -24,7 +25,7 @@ from dehazexl.io.carried import carried_over
 from dehazexl.io.level0 import Level0, share_done
 from dehazexl.io.open import open_image
 from dehazexl.io.raster_write import Compression
-from dehazexl.io.unfinished import MARKS, TOKENS, Unfinished, held, part_of
+from dehazexl.io.unfinished import DECODE, MARKS, TOKENS, Unfinished, held, output_of, part_of
 from dehazexl.io.write import TIFF, ZARR, check, check_absent, check_choices, write
 from dehazexl.io.zarr_write import Ngff
 
@@ -82,7 +83,10 @@ class Settings:
     maps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_context(self.context)
+        if check_context(self.context) is not None and self.region is None:
+            raise ValueError(
+                f"--context {self.context} needs --region: give its rows and columns, --region Y0:Y1,X0:X1"
+            )
         check_strength(self.strength)
         if self.value_range is not None:
             check_range(self.value_range)
@@ -152,10 +156,15 @@ def check_task(task: Task, settings: Settings) -> bool:
     """Return True if the arguments of a task fit its image; else raise an error before anything is computed."""
     import dask.array as da
 
+    from dehazexl.engine.estimate import check_resize
+
+    check_free(task, settings)
     image = settings.opened(task.source)
     height, width, bands = image.levels[0].shape
     if settings.resize is not None:
         height, width = settings.resize
+        if not settings.unchecked:
+            check_resize(image, height, width)
         image = replace(image, levels=(da.zeros((height, width, bands), dtype=image.levels[0].dtype),))
     # A run that was killed when its output had got its name is complete, and cleans up.
     overwrite = settings.overwrite or Unfinished(task.output).moved
@@ -164,6 +173,27 @@ def check_task(task: Task, settings: Settings) -> bool:
     begun = overwrite or Unfinished(task.output).job is not None
     check_files(settings.maps, task.output, image, {**settings.writing, "overwrite": begun})
     return True
+
+
+def check_free(task: Task, settings: Settings) -> None:
+    """Raise an error if another process is at work on the output or the tokens, or they cannot be written."""
+    unfinished = Unfinished(task.output)
+    unfinished.check_free()
+    if settings.fresh and not settings.overwrite and task.output.exists() and not unfinished.moved:
+        raise FileExistsError(
+            f"{task.output} is complete, and --fresh starts unfinished work again: replace it with --overwrite"
+        )
+    if task.tokens is None:
+        return
+    Unfinished(task.tokens).check_free()
+    place = next(each for each in task.tokens.absolute().parents if each.exists())
+    try:
+        with TemporaryDirectory(prefix=".dehazexl", dir=place):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--tokens {task.tokens}: nothing can be written in {place} ({error.strerror}): give a folder elsewhere"
+        ) from error
 
 
 def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool = True) -> Result:
@@ -187,7 +217,7 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     tokens = describe_tokens(job)
     with held(task.output) as unfinished:
         if unfinished.begin({**tokens, **described(task, settings, window)}, settings.fresh):
-            tell(f"going on with {unfinished.folder} ({unfinished.progress or 'at the beginning'})")
+            tell(f"going on with {unfinished.folder} ({unfinished.kept or 'at the beginning'})")
         if unfinished.complete or unfinished.moved:
             unfinished.finish(settings.overwrite)
         else:
@@ -214,7 +244,8 @@ def remaining(output: Path, tokens: Path | None) -> str:
         return "nothing was done yet"
     if not any(part.is_dir() for part in parts):
         return goes_on
-    return f"{goes_on}, dehazexl clean {parts[0].parent} removes {parts[0]}"
+    first = next(part for part in parts if part.is_dir())
+    return f"{goes_on}, {output_of(first).removal} removes {first}"
 
 
 def unfinished_below(output: Path) -> list[Path]:
@@ -277,9 +308,9 @@ def work(
             part = job.image if window is None else job.image.cropped(window)
             tiles = job.grid.tiles if window is None else job.grid.tiles_touching(window)
             left = math.ceil(tiles.count * (1 - share_done(unfinished.folder / MARKS)))
-            with bar("decode", left, keep_bars) as advance:
+            with bar(DECODE, left, keep_bars) as advance:
                 kept = MapStore.open(unfinished.folder / FOLDER, settings.maps, part) if settings.maps else None
-                noted = noting(unfinished, "decode", tiles.count, advance, tiles.count - left)
+                noted = noting(unfinished, DECODE, tiles.count, advance, tiles.count - left)
                 clear, options = decode_lazily(job, store, noted, window, kept), settings.writing
                 filling = fill(noted, window, kept)
                 if kept is not None:

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dehazexl.cli.progress import tell
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -52,6 +54,8 @@ def connected(
         from dehazexl.engine.workers import connected
     except ImportError as error:
         raise ValueError(str(error)) from error
+    if scheduler:
+        tell(f"connecting to the scheduler at {scheduler}")
     with connected(workers, scheduler, config, device) as client:
         print(f"dask dashboard: {client.dashboard_link}", file=sys.stderr)
         yield Workers(client, device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dehazexl.engine.tokens import FORMAT
 from dehazexl.image.nodata import as_json
-from dehazexl.io.content import describe_files
+from dehazexl.io.content import INPUT, describe_files
 
 if TYPE_CHECKING:
     from dehazexl.engine.job import Job
@@ -34,8 +34,8 @@ def describe_tokens(job: Job) -> dict[str, Any]:
     files = {} if image.path is None else describe_files(image.path)
     return {
         "input": image.name if image.path is None else str(image.path.resolve()),
-        **{f"input {name}": value for name, value in files.items()},
-        "input state": state,
+        **{f"{INPUT}{name}": value for name, value in files.items()},
+        f"{INPUT}state": state,
         "region": f"[{region}" if region else "all",
         "width": width,
         "height": height,

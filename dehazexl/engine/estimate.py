@@ -57,6 +57,16 @@ def output_needed(image: Image) -> float:
     return COMPRESSED * LEVELS * float(image.levels[0].nbytes)
 
 
+def disk_at_most(image: Image, tiles: int, channels: int, context_pool: int, tiff: bool, itemsize: int = 4) -> float:
+    """Return the bytes on disk while an image is dehazed, if its pixels are not compressible at all.
+
+    Tokens are there before and after fusing and between the layers, and the keys and values of a layer. A TIFF is made
+    from the finest level on disk.
+    """
+    tokens = tiles * SIDE**2 * itemsize * (3 * (channels + 1) + 2 * channels / context_pool**2)
+    return tokens + (LEVELS + 1 if tiff else LEVELS) * float(image.levels[0].nbytes)
+
+
 def check_room(job: Job, output: Path, tokens: Path, more: float = 0) -> None:
     """Refuse a job that fits neither in the memory nor on the disk.
 
@@ -77,8 +87,8 @@ def check_room(job: Job, output: Path, tokens: Path, more: float = 0) -> None:
     needed, there = memory_bytes(job), total_memory()
     if there is not None and needed > there:
         raise OSError(
-            f"{_gigabytes(needed)} of memory are needed, and there are {_gigabytes(there)}: dehaze parts of the image "
-            "with --region, use --dtype bfloat16, or start anyway with --unchecked"
+            f"at least {_gigabytes(needed)} of memory are needed, and there are {_gigabytes(there)}: dehaze parts of "
+            "the image with --region, use --dtype bfloat16, or start anyway with --unchecked"
         )
     disks: dict[int, tuple[Path, float]] = {}
     for folder, size in ((output, output_bytes(job) + more), (tokens, token_bytes(job))):
@@ -88,9 +98,29 @@ def check_room(job: Job, output: Path, tokens: Path, more: float = 0) -> None:
         free = shutil.disk_usage(folder).free
         if size > free:
             raise OSError(
-                f"{_gigabytes(size)} are needed on the disk of {folder}, and {_gigabytes(free)} are free: make room, "
-                "give another OUTPUT or --tokens DIR on another disk, or start anyway with --unchecked"
+                f"at least {_gigabytes(size)} are needed on the disk of {folder}, and {_gigabytes(free)} are free: "
+                "make room, give another OUTPUT or --tokens DIR on another disk, or start anyway with --unchecked"
             )
+
+
+def check_resize(image: Image, height: int, width: int) -> None:
+    """Refuse to resize an image to a size that does not fit in the memory.
+
+    Raises
+    ------
+    OSError
+        Naming the size, the memory that it needs, what there is, and the remedy.
+    """
+    old, _, bands = image.levels[0].shape
+    itemsize = image.levels[0].dtype.itemsize
+    # Both as they are, and in single precision: the image that is read once, the resized one at each step of it.
+    read = old * image.levels[0].shape[1] * (itemsize + 4)
+    needed, there = bands * (read + height * width * (itemsize + 16)), total_memory()
+    if there is not None and needed > there:
+        raise OSError(
+            f"an image of {width} x {height} pixels (--resize) takes {_gigabytes(needed)} of memory, and there are "
+            f"{_gigabytes(there)}: choose a smaller size, or start anyway with --unchecked"
+        )
 
 
 def total_memory() -> int | None:
@@ -106,4 +136,4 @@ def total_memory() -> int | None:
 
 
 def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.3g} GB"
+    return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"

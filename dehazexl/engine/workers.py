@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from dask.system import CPU_COUNT
 
 try:
     from distributed import Client, LocalCluster, WorkerPlugin
+    from distributed.comm.addressing import get_address_host_port
 except ImportError as error:
     raise ImportError("a dask cluster needs distributed: pip install 'napari-dehazexl[cluster]'") from error
 
@@ -55,12 +56,27 @@ def connected(
         if (workers is None) == (not scheduler):
             raise ValueError("give either the number of workers or the address of a scheduler")
         if workers is not None:
-            with local_cluster(workers, device) as cluster, Client(cluster, set_as_default=False) as client:
+            with started(workers, device, config) as cluster, Client(cluster, set_as_default=False) as client:
                 client.register_plugin(Prepare())
                 yield client
         else:
-            with Client(scheduler, set_as_default=False) as client:
+            with _client(str(scheduler)) as client:
                 yield client
+
+
+def _client(scheduler: str) -> Client:
+    """Connect to a scheduler."""
+    example = "as in --scheduler tcp://host:8786"
+    try:
+        get_address_host_port(scheduler)
+    except ValueError as error:  # a client that fails with this would wait for a minute
+        raise ValueError(f"--scheduler {scheduler} is not an address ({error}): write it {example}") from error
+    try:
+        return Client(scheduler, set_as_default=False)
+    except OSError as error:
+        raise OSError(
+            f"no scheduler answers at {scheduler}: start it there, or correct the address, {example}"
+        ) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -80,6 +96,27 @@ class Prepare(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Import in a thread: the worker goes on to answer its scheduler."""
         threading.Thread(target=import_module, args=("dehazexl.engine.cluster",), name="dehazexl", daemon=True).start()
+
+
+@contextmanager
+def started(workers: int, device: str, config: Path | None) -> Iterator[SpecCluster]:
+    """Start workers on this machine, see `local_cluster`.
+
+    Raises
+    ------
+    OSError
+        If they cannot be started, naming the first cause and the file of settings.
+    """
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(local_cluster(workers, device))
+        except RuntimeError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            remedy = "correct --workers" if config is None else f"correct the settings in {config} (--dask-config)"
+            raise OSError(f"the workers failed to start ({type(cause).__name__}: {cause}): {remedy}") from error
+        yield cluster
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,40 @@ def describe_files(path: Path) -> dict[str, Any]:
         "files": listing if path.is_dir() else 1,
         "content": _sampled(path, files),
     }
+
+
+INPUT = "input "
+"""Prefix of these values in the description of a job, where "input" alone is the path."""
+
+
+def changed_in_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Tell how the input of a job has changed, given two descriptions of the job.
+
+    Returns
+    -------
+    str or None
+        A phrase that names the input, or None if it is the same, or another one by its path.
+    """
+    names = [name for name in dict.fromkeys((*old, *new)) if name.startswith(INPUT)]
+    differ = [name.removeprefix(INPUT) for name in names if old.get(name) != new.get(name)]
+    if not differ or old.get("input") != new.get("input"):
+        return None
+    parts = []
+    if "size" in differ:
+        parts.append(f"{new.get('input size')} bytes, was {old.get('input size')}")
+    if "modified" in differ:
+        parts.append(f"modified {_date(new.get('input modified'))}, was {_date(old.get('input modified'))}")
+    if not parts:
+        parts.append("other content" if "content" in differ else "other files")
+        parts.append("though size and time are as before")
+    return f"{Path(str(new.get('input'))).name} has changed since the work began ({', '.join(parts)})"
+
+
+def _date(modified: object) -> str:
+    """Format a time in nanoseconds since the epoch."""
+    if not isinstance(modified, int):
+        return "unknown"
+    return datetime.fromtimestamp(modified / 1e9, UTC).isoformat(sep=" ", timespec="milliseconds")
 
 
 def _walk(folder: Path, prefix: str = "") -> Iterator[_File]:

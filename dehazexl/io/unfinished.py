@@ -13,24 +13,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dehazexl.io.content import INPUT, changed_in_words
 from dehazexl.io.disk import atomic_write
+from dehazexl.io.level0 import share_done
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 TOKENS, IMAGE, LEVEL0, MARKS = "tokens", "image", "level0", "done"
 """Names of the work in the folder."""
+
+DECODE = "decode"
+"""Name of the stage that counts tiles before their pixels are on the disk."""
 
 _LOCK, _JOB, _PROGRESS, _COMPLETE, _OLD = "lock", "job.json", "progress.json", "complete", "old"
 _METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
@@ -95,6 +102,7 @@ class Unfinished:
     def __init__(self, path: Path) -> None:
         self.path, self.folder = path, part_of(path)
         self._progress: Progress | None = None
+        self._begun = False
 
     def begin(self, job: Mapping[str, Any] | None, fresh: bool = False) -> bool:
         """Prepare the folder, which this process holds, for some work.
@@ -120,6 +128,7 @@ class Unfinished:
         if new is not None and new == old and not fresh:
             for partial in self.folder.rglob("*.partial"):  # writes of Zarr that were killed
                 partial.unlink()
+            self._begun = True
             return True
         if self.complete:
             raise ValueError(
@@ -129,18 +138,28 @@ class Unfinished:
             raise ValueError(self._refusal(old, new))
         self.clear()
         self._write(new)
+        self._begun = True
         return False
 
     def _refusal(self, old: Mapping[str, Any], new: Mapping[str, Any] | None) -> str:
         if new is None:
             return (
                 f"{self.folder} holds unfinished work on {self.path}: repeat its command to go on, or remove it with "
-                f"dehazexl clean {self.path.parent}"
+                f"{self.removal}"
             )
-        return (
-            f"{self.folder} holds unfinished work that differs in {'; '.join(differences(old, new))}: "
-            "restore that to go on, or start again with --fresh"
-        )
+        if changed := changed_in_words(old, new):
+            old, new = (
+                {name: value for name, value in each.items() if not name.startswith(INPUT)} for each in (old, new)
+            )
+        further = "; ".join(differences(old, new))
+        reasons = [f"holds unfinished work that differs in {further}" if further else "holds unfinished work"]
+        reasons += [f"but {changed}"] if changed else []
+        return f"{self.folder} {', '.join(reasons)}: restore that to go on, or start again with --fresh"
+
+    @property
+    def removal(self) -> str:
+        """The command that removes the folder, and nothing else."""
+        return f"dehazexl clean {shlex.quote(str(self.path))}"
 
     @property
     def job(self) -> dict[str, Any] | None:
@@ -186,6 +205,14 @@ class Unfinished:
         except TypeError:
             return None
 
+    @property
+    def kept(self) -> Progress | None:
+        """The progress of work that was stopped: of the tiles that were decoded, those whose pixels are on the disk."""
+        progress = self.progress
+        if progress is None or progress.stage != DECODE:
+            return progress
+        return replace(progress, done=math.floor(progress.total * share_done(self.folder / MARKS)))
+
     def note(self, stage: str, done: int, total: int) -> None:
         """Note the progress for `status`, at most once a second within a stage."""
         now, last = time.time(), self._progress
@@ -223,17 +250,26 @@ class Unfinished:
             if name != _LOCK:
                 remove(self.folder / name)
 
-    def busy(self) -> bool:
-        """Return whether a process holds the folder."""
+    def busy(self, wait: float = 0) -> bool:
+        """Return whether a process holds the folder, and still does after some seconds."""
         from filelock import Timeout
 
         if not (self.folder / _LOCK).exists():
             return False
         try:
-            with _file_lock(self.folder).acquire(timeout=0):
+            with _file_lock(self.folder).acquire(timeout=wait):
                 return False
         except Timeout:
             return True
+
+    def check_free(self) -> None:
+        """Raise OSError if another process holds the folder, or another thread of this one."""
+        if self.busy(_WAIT):
+            raise self.taken()
+
+    def taken(self) -> OSError:
+        """Return the error that names the process which holds the folder."""
+        return OSError(f"{self.path} is being written by {self.holder}: wait for it, or choose another name")
 
     def _settle(self) -> None:
         """Finish the replacement of an output that was killed between its two renames, or undo it."""
@@ -254,6 +290,11 @@ class Unfinished:
         _write_json(self.folder / _JOB, {"by": by, "job": job})
 
 
+def output_of(part: Path) -> Unfinished:
+    """Return the unfinished output of a folder; the inverse of `part_of`."""
+    return Unfinished(part.with_name(part.name.removeprefix(".").removesuffix(".part")))
+
+
 @contextmanager
 def held(path: Path) -> Iterator[Unfinished]:
     """Hold the folder of an unfinished output, which is created if necessary, and removed if nothing is in it.
@@ -267,11 +308,16 @@ def held(path: Path) -> Iterator[Unfinished]:
     """
     unfinished = Unfinished(path)
     lock = _acquire(unfinished)
+    before = _read(unfinished.folder / _JOB)
     try:
         unfinished._settle()
         unfinished._write(unfinished.job)
         yield unfinished
     finally:
+        if not unfinished._begun and before and before.get("job") == unfinished.job is not None:
+            # Nothing was done to the work, which is still that of the process before. A full disk costs its name only.
+            with suppress(OSError):
+                _write_json(unfinished.folder / _JOB, before)
         _release(lock, unfinished)
 
 
@@ -284,7 +330,7 @@ def _file_lock(folder: Path) -> BaseFileLock:
 def _acquire(unfinished: Unfinished) -> BaseFileLock:
     from filelock import Timeout
 
-    folder, path = unfinished.folder, unfinished.path
+    folder = unfinished.folder
     if not folder.is_dir():
         folder.unlink(missing_ok=True)
     while True:
@@ -293,9 +339,7 @@ def _acquire(unfinished: Unfinished) -> BaseFileLock:
         try:
             lock.acquire(timeout=_WAIT)
         except Timeout:
-            raise OSError(
-                f"{path} is being written by {unfinished.holder}: wait for it, or choose another name"
-            ) from None
+            raise unfinished.taken() from None
         except FileNotFoundError:  # its last holder has just removed the folder
             continue
         if (folder / _LOCK).exists():

@@ -356,15 +356,17 @@ def _check_sidecars(path: Path, overwrite: bool) -> None:
         return
     if stale := sidecars_of(path):
         raise FileExistsError(
-            f"{stale[0]} exists and would be read as a part of {path}: remove it, or replace both with overwrite=True "
-            "(--overwrite)"
+            f"{stale[0]} exists and would be read as a part of {path}: remove it, or replace both with --overwrite "
+            "(in Python, overwrite=True)"
         )
 
 
 def check_absent(path: Path, overwrite: bool) -> None:
     """Raise FileExistsError if there is something at `path` that may not be replaced."""
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)")
+        raise FileExistsError(
+            f"{path} exists: choose another name, or replace it with --overwrite (in Python, overwrite=True)"
+        )
 
 
 def _written(

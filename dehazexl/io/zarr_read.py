@@ -65,11 +65,11 @@ def open_zarr_path(path: Path, page: int | None = None) -> Image:
     """
     import zarr
 
-    from dehazexl.io.zarr_store import open_store
+    from dehazexl.io.zarr_store import RefusedError, open_store
 
     try:
         node = zarr.open(open_store(path), mode="r", path=root_in_zip(path))
-    except MemoryError:
+    except (MemoryError, RefusedError):
         raise
     except Exception as error:  # zarr trusts its metadata: a nested one is a RecursionError, a list an AttributeError
         raise ValueError(f"{path} is not a readable Zarr ({error}): check its zarr.json or .zarray") from error
@@ -166,6 +166,8 @@ def open_ngff(
     for dataset in image["datasets"]:
         if ".." in str(dataset["path"]).split("/"):
             raise ValueError(f"{where} lists the level {dataset['path']!r}, which leaves the Zarr: write it again")
+        if not str(dataset["path"]).strip("/") or "." in str(dataset["path"]).split("/"):
+            raise ValueError(f"{where} lists the level {dataset['path']!r}, which names no array: write it again")
     try:
         arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
     except KeyError as error:
@@ -401,9 +403,13 @@ def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArra
     OSError
         If a server does not answer.
     """
+    from dehazexl.io.zarr_store import RefusedError
+
     remote = "://" in where
     try:
         return source.read(rows, cols)
+    except RefusedError:
+        raise
     except Exception as error:  # a codec fails in any way on what it did not write, a server in many
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and not remote):
             raise

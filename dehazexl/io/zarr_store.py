@@ -59,6 +59,10 @@ WIDENING = frozenset({"astype", "cast_value", "delta", "fixedscaleoffset", "quan
 """Codecs whose values may take eight bytes on their way, whatever the array has."""
 
 
+class RefusedError(ValueError):
+    """An error of this module: it names the file and the remedy."""
+
+
 class FolderStore(zarr.storage.LocalStore):
     """A folder from which only its own regular files of bounded size are read."""
 
@@ -101,12 +105,12 @@ class FolderStore(zarr.storage.LocalStore):
         """
         path = os.path.join(self.root, key)
         if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(self.root), "")) and key:
-            raise ValueError(f"{path} leaves the Zarr by a link or '..': copy its target into the Zarr")
+            raise RefusedError(f"{path} leaves the Zarr by a link or '..': copy its target into the Zarr")
         try:
             status = os.stat(path)
         except FileNotFoundError:
             if os.path.islink(path):
-                raise ValueError(f"{path} is a link to a file that is missing: restore it") from None
+                raise RefusedError(f"{path} is a link to a file that is missing: restore it") from None
             return
         except NotADirectoryError:
             if key.endswith(METADATA):  # zarr asks whether a chunk is a group
@@ -115,9 +119,9 @@ class FolderStore(zarr.storage.LocalStore):
         if not key or (stat.S_ISDIR(status.st_mode) and key.endswith(METADATA)):
             return
         if stat.S_ISDIR(status.st_mode):
-            raise ValueError(f"{path} is a folder in place of a chunk: restore the chunk")
+            raise RefusedError(f"{path} is a folder in place of a chunk: restore the chunk")
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a regular file but a pipe or a device: write the Zarr again")
+            raise RefusedError(f"{path} is not a regular file but a pipe or a device: write the Zarr again")
         check_length(path, _requested(byte_range, status.st_size))
 
 
@@ -143,7 +147,7 @@ def check_inflation(data: Buffer | None, codecs: frozenset[str], path: str) -> B
     if data is not None and codecs and not path.endswith(METADATA):
         packed = data.to_bytes()
         if any(inflates_beyond(codec, packed, MAX_BLOCK) for codec in codecs):
-            raise ValueError(f"{path} inflates to more than {MAX_BLOCK} bytes: {RECHUNK}")
+            raise RefusedError(f"{path} inflates to more than {MAX_BLOCK} bytes: {RECHUNK}")
     return data
 
 
@@ -166,9 +170,11 @@ def check_length(path: str, length: int) -> None:
     ValueError
         If it is more than metadata or a chunk can have.
     """
-    limit = MAX_METADATA if path.endswith(METADATA) else MAX_BLOCK + MAX_METADATA
+    metadata = path.endswith(METADATA)
+    limit = MAX_METADATA if metadata else MAX_BLOCK + MAX_METADATA
     if length > limit:
-        raise ValueError(f"{path} has {length} bytes, larger than the {limit} that are read at once: {RECHUNK}")
+        remedy = "copy the Zarr again, or write it with fewer attributes" if metadata else RECHUNK
+        raise RefusedError(f"{path} has {length} bytes, larger than the {limit} that are read at once: {remedy}")
 
 
 def open_store(path: Path) -> FolderStore | ZipStore:
@@ -202,13 +208,15 @@ def check_array(array: zarr.Array[Any], where: str) -> None:
     names = list(codec_names(array.metadata))
     for name in names:
         if name not in CODECS:
-            raise ValueError(
+            raise RefusedError(
                 f"{where} is encoded with the codec {name!r}, which is not among those that only decode numbers: write "
                 f"it again with zstd"
             )
+    if 0 in array.chunks or 0 in (array.shards or ()):
+        raise RefusedError(f"{where} has chunks with a side of 0 pixels in its metadata: write it again")
     inflating = [name for name in names if name in INFLATING]
     if len(inflating) > 1:
-        raise ValueError(
+        raise RefusedError(
             f"{where} is compressed more than once, by {' and '.join(inflating)}: write it again with zstd"
         )
     if inflating and isinstance(array.store, (FolderStore, ZipStore)):
@@ -220,7 +228,7 @@ def check_array(array: zarr.Array[Any], where: str) -> None:
     if array.shards:
         counts = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         if (index := 16 * math.prod(counts)) > MAX_METADATA:
-            raise ValueError(f"{where} has shards with {index} bytes of index, more than {MAX_METADATA}: {RECHUNK}")
+            raise RefusedError(f"{where} has shards with {index} bytes of index, more than {MAX_METADATA}: {RECHUNK}")
 
 
 def codec_names(metadata: Any) -> Iterator[str]:

@@ -66,7 +66,7 @@ class GlobalAttention(nn.Module):
         n, tokens, c = x.shape
         rows = slice(first * c, (first + count) * c)
         y = F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
-        return y.view(n, tokens, count, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return y.view(n, tokens, count, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values ``(n, heads, tokens, channels)`` of tokens ``(n, tokens, c)``."""

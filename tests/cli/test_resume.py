@@ -121,8 +121,9 @@ def test_signals_keep_the_work(inside: Path, run: Runs, name: str, code: int) ->
     command = ["run", "in.zarr", "out.ome.zarr", *OPTIONS]
     stopped = run(*command, kill_in="part/image/0/c/0/0/4", end=getattr(signal, name))
     assert stopped.code == code
-    said = "dehazexl: error: stopped; the same command goes on, dehazexl clean . removes .out.ome.zarr.part"
+    said = "dehazexl: error: stopped; the same command goes on, dehazexl clean out.ome.zarr removes .out.ome.zarr.part"
     assert stopped.err.splitlines()[-1] == said and not Path("out.ome.zarr").exists()
+    assert stopped.err.splitlines().count("dehazexl: stopping after this batch") == 1
     again = succeeded(run(*command))
     assert re.search(r"dehazexl: going on with \.out\.ome\.zarr\.part \(decode, \d+ %\)", again.err)
     # Each stage counts the tiles that were done before.
@@ -163,11 +164,12 @@ def killed(inside: Path, run: Runs) -> list[str]:
 @pytest.mark.parametrize("other", OTHERS)
 def test_what_differs_is_named_and_nothing_is_lost(run: Runs, killed: list[str], other: str) -> None:
     given, words = OTHERS[other]
-    before = contents(Path(".out.ome.zarr.part/image"))
+    before, job = contents(Path(".out.ome.zarr.part/image")), Path(".out.ome.zarr.part/job.json").read_text()
     end = run(*killed, *given)
     (line,) = (line for line in end.err.splitlines() if line.startswith("dehazexl: error: "))
     assert end.code == 2 and words in line and line.endswith("or start again with --fresh")
     assert contents(Path(".out.ome.zarr.part/image")) == before
+    assert Path(".out.ome.zarr.part/job.json").read_text() == job  # the process that was stopped, not the refused one
     fresh = succeeded(run(*killed, *given, "--fresh"))
     assert "going on" not in fresh.err
 
@@ -181,9 +183,14 @@ def test_an_input_that_changed_is_told_though_its_times_are_as_before(run: Runs,
     os.utime(chunk, ns=(times.st_atime_ns, times.st_mtime_ns))
     os.utime(chunk.parent, ns=(folder_times.st_atime_ns, folder_times.st_mtime_ns))
     end = run(*killed)
-    assert end.code == 2 and re.search(
-        r"holds unfinished work that differs in input content \(\w+ then, \w+ now\):", end.err
+    said = "but in.zarr has changed since the work began (other content, though size and time are as before): restore"
+    assert end.code == 2 and said in end.err
+    os.utime(chunk, ns=(10**18, 4 * 10**18))
+    end = run(*killed)
+    said = (
+        r"in\.zarr has changed since the work began \(modified 2096-10-02 07:06:40\.000\+00:00, was 20\S+ \S+\): rest"
     )
+    assert end.code == 2 and re.search(said, end.err)
 
 
 def test_an_input_that_changes_at_the_end_gives_no_output(
@@ -209,6 +216,7 @@ def test_the_second_of_two_runs_is_told_who_holds_the_output(inside: Path, run: 
             end = run(*command)
         said = rf"dehazexl: error: {name} is being written by process {os.getpid()} on \S+ since .*: wait for it"
         assert end.code == 2 and re.search(said, end.err)
+        assert "least.safetensors on cpu" not in end.err  # weights are not loaded for nothing
     assert sorted(each.name for each in inside.iterdir()) == [
         "changes",
         "err",
@@ -287,11 +295,13 @@ def test_a_run_that_was_killed_while_it_cleaned_up_is_complete(inside: Path, run
 
 def test_status_of_work(run: Runs, killed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     holder = Unfinished(Path("out.ome.zarr")).holder
+    # All tiles were decoded, but no block of pixels was written.
+    Unfinished(Path("out.ome.zarr")).note("decode", 22, 22)
     assert main(["status", "out.ome.zarr"]) == 0
     out = capsys.readouterr().out
     assert out.endswith(f"({holder})\n") and f"process {os.getpid()} " not in out
     assert re.fullmatch(
-        r"out\.ome\.zarr: decode, \d+ %, [\d.,]+ MB in \.out\.ome\.zarr\.part, "
+        r"out\.ome\.zarr: decode, 0 %, [\d.,]+ MB in \.out\.ome\.zarr\.part, "
         r"stopped \d+ s ago \(process \d+ on \S+ since .*\)\n",
         out,
     )
@@ -334,4 +344,34 @@ def test_clean_lists_and_removes(run: Runs, killed: list[str], capsys: pytest.Ca
     assert main(["clean", ".", "--yes"]) == 0
     assert capsys.readouterr().out.endswith(".out.ome.zarr.part was removed\n")
     assert not Path(".out.ome.zarr.part").exists() and Path(".mine.part").is_dir() and Path("in.zarr").is_dir()
+    for name in ("a.tif", "b.tif"):
+        with held(Path(name)) as folder:
+            folder.begin({"work": name})
+    assert main(["clean", "a.tif", "--yes"]) == 0
+    assert not Path(".a.tif.part").exists() and Path(".b.tif.part").exists()
     assert main(["clean", "nowhere"]) == 2
+
+
+# ---- Refused before weights are loaded ----------------------------------------------------------
+
+REFUSED = {
+    "--context region": "--context region needs --region",
+    "--resize 1000000x1000000": "1000000 x 1000000 pixels (--resize) takes 60 TB of memory",
+    "--tokens least.safetensors/tokens": "--tokens least.safetensors/tokens: nothing can be written in ",
+    "--scheduler nowhere": "--scheduler nowhere is not an address (missing port number in address 'nowhere'): write",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_what_cannot_work_is_refused_first(inside: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
+    assert main(["run", "in.tif", "out.tif", *OPTIONS, *given.split()]) == 2
+    err = capsys.readouterr().err
+    assert f"dehazexl: error: {REFUSED[given]}" in err.replace("error: an image of ", "error: ")
+    assert "least.safetensors on cpu" not in err and not Path(".out.tif.part").exists()
+
+
+def test_fresh_does_not_replace(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out.tif").touch()
+    assert main(["run", "in.tif", "out.tif", *OPTIONS, "--fresh"]) == 2
+    said = "out.tif is complete, and --fresh starts unfinished work again: replace it with --overwrite"
+    assert said in capsys.readouterr().err

@@ -701,10 +701,14 @@ def test_info_of_a_picture(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (facts["container"], facts["compression"], facts["bands_from"]) == ("tiff", "none", "the names of the bands")
     assert (facts["mask"], facts["border"]) == (["the nodata value"], None)
     assert facts["memory_bytes"] > 350e6 and facts["disk_bytes"] > facts["tokens_bytes"]
+    # Three sets of tokens, and the pixels with their overviews; of a TIFF the finest level twice.
+    pixels, most = 280 * 300 * 4 * 2, facts["most_disk_bytes"]
+    assert most["zarr"] > 3 * facts["tokens_bytes"] + pixels * 4 / 3
+    assert abs(most["tiff"] - most["zarr"] - pixels) <= 1
     assert main(["info", "geo.tif"]) == 0
     text = capsys.readouterr().out
     assert "300 x 280 pixels" in text and "EPSG:32614" in text and "4 nir" in text and "percentile 99.9" in text
-    assert "TIFF, not compressed" in text and "of memory, and" in text
+    assert "TIFF, not compressed" in text and "of memory; of disk for tokens and output at least" in text
 
 
 def test_info_tells_border_mask_and_container(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

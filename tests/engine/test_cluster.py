@@ -31,6 +31,7 @@ from dehazexl.engine.maps import MapStore, decode_maps
 from dehazexl.engine.recipe import ImageFile
 from dehazexl.engine.run import stages
 from dehazexl.engine.tasks import reason_against
+from dehazexl.engine.workers import connected as connected_to
 from dehazexl.engine.workers import local_cluster
 from dehazexl.image.grid import Window
 from dehazexl.io.open import open_image
@@ -303,3 +304,13 @@ def test_a_missing_distributed_is_named() -> None:
     code = "import sys; sys.modules['distributed'] = None; import dehazexl.engine.tasks"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.strip().splitlines()[-1].endswith("pip install 'napari-dehazexl[cluster]'")
+
+
+def test_workers_that_cannot_start_are_told_with_the_cause(tmp_path: Path) -> None:
+    config = tmp_path / "dask.yaml"
+    config.write_text(f"distributed:\n  worker:\n    preload: [{tmp_path / 'absent.py'}]\n")
+    said = (
+        rf"workers failed to start \(FileNotFoundError: .*absent\.py'\): correct the settings in {config} \(--dask-con"
+    )
+    with pytest.raises(OSError, match=said), connected_to(1, config=config, device="cpu"):
+        pass

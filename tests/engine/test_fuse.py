@@ -20,7 +20,7 @@ from dehazexl.engine.job import Job
 from dehazexl.engine.tokens import FUSED, TokenStore
 from dehazexl.image.grid import Window
 from dehazexl.model import SPECS, DehazeXL
-from dehazexl.model.context import attend
+from dehazexl.model.context import GlobalAttention, attend
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1, 1)}
 SPEC = {
@@ -239,6 +239,13 @@ def test_tiles_without_data_pass_no_network(spec: str, in_many_groups: None) -> 
     assert calls == {"encoder": 6 + overview, "decoder": 6, "layer 0": 6 + overview, "layer 1": 6 + overview}
     assert sum(told) == 16
     assert np.array_equal(np.isnan(clear), np.isnan(pixels))
+
+
+def test_a_batch_without_valid_tokens_has_no_keys(tiny: DehazeXL) -> None:
+    attention = next(module for module in tiny.modules() if isinstance(module, GlobalAttention))
+    channels = attention.qkv.in_features
+    shape = (1, attention.heads, 0, channels // attention.heads)
+    assert [each.shape for each in attention.keys_values(torch.zeros(1, 0, channels))] == [shape, shape]
 
 
 def test_a_tile_without_data_counts_for_one_window(tiny: DehazeXL) -> None:
