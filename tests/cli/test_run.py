@@ -647,7 +647,8 @@ def test_what_cannot_fit_is_refused_before_the_work(
 ) -> None:
     zarr.create_array("large.zarr", shape=(5000, 5000, 3), dtype="uint8", chunks=(1000, 1000, 3))
     line = error("run", "large.zarr", small_disk / "out.tif", "--weights", weights)
-    assert re.match(rf"at least 0\.\d+ GB are needed on the disk of {small_disk}\S*, and 0\.000\d+ GB are free: make room", line)
+    needed = rf"at least 0\.\d+ GB are needed on the disk of {small_disk}\S*, and 0\.000\d+ GB are free: make room"
+    assert re.match(needed, line)
     assert not list(small_disk.iterdir())
     huge = zarr.create_array("huge.zarr", shape=(2**24, 2**24, 3), dtype="uint8", chunks=(2**13, 2**13, 3))
     assert "are needed on the disk of" in error("run", "huge.zarr", "out.zarr", "--weights", weights)
