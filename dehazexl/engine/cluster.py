@@ -16,10 +16,10 @@ from dehazexl.engine.encode import encode
 from dehazexl.engine.recipe import Recipe, forget_steps
 from dehazexl.engine.run import Stage
 from dehazexl.engine.tasks import Tasks
+from dehazexl.image.grid import TileGrid, Window
 
 if TYPE_CHECKING:
     from dehazexl.engine.maps import MapStore
-    from dehazexl.image.grid import Window
     from dehazexl.io.level0 import Level0, Level0Blocks
 
 TILES = 256
@@ -99,7 +99,7 @@ def encode_blocks(recipe: Recipe, blocks: Sequence[Window]) -> int:
 
 
 def decode_blocks(recipe: Recipe, work: tuple[Level0Blocks, tuple[int, int], Sequence[Window], MapStore | None]) -> int:
-    """Decode blocks of pixels that are missing, and write them; return the number of tiles that they touch.
+    """Decode blocks of pixels that are missing, and write them; return the number of tiles that begin in them.
 
     The tuple in `work` is the place of the output's first pixel in the image.
     """
@@ -116,4 +116,12 @@ def decode_blocks(recipe: Recipe, work: tuple[Level0Blocks, tuple[int, int], Seq
             if maps is not None:  # before the block is marked as done
                 maps.put(recipe.job(), block, haze)
             level0.write(block, pixels)
-    return sum(recipe.grid.tiles_touching(block.moved(*origin)).count for block in blocks)
+    height, width = level0.levels.sizes[0]
+    output = Window(0, height, 0, width).moved(*origin)
+    return sum(_beginning(recipe.grid, block.moved(*origin), output) for block in blocks)
+
+
+def _beginning(grid: TileGrid, window: Window, output: Window) -> int:
+    """Return the number of tiles whose first pixel of the output lies in a window; in all windows, each tile once."""
+    corners = [grid.tile(*cell).intersection(output) for cell in grid.tiles_touching(window).cells()]
+    return sum(window.y0 <= corner.y0 and window.x0 <= corner.x0 for corner in corners)

@@ -136,9 +136,11 @@ class Recipe:
             raise LostClaim(f"{self.claim}: the run ended")
 
     def _take_up(self) -> Job:
+        from dehazexl.engine.allocator import keep_freed_memory
         from dehazexl.engine.job import Job
         from dehazexl.engine.memory import TilesAtOnce
 
+        keep_freed_memory()
         image = self.image.open() if isinstance(self.image, ImageFile) else pickle.loads(self.image)
         image = replace(image, rgb=self.rgb, alpha=self.alpha, nodata=self.nodata, border=self.border)
         # The name of the file contains a hash of the weights: the images of a folder share one network.

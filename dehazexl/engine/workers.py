@@ -137,8 +137,8 @@ def local_cluster(workers: int, device: str = "auto") -> Iterator[SpecCluster]:
     common = {"n_workers": workers, "dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
     with dask.config.set(settings):
         cuda = None if device == "cpu" else _cuda_cluster()
-        # With two threads, one reads while the other computes.
-        with cuda(resources={"GPU": 1}, **common) if cuda else LocalCluster(threads_per_worker=2, **common) as cluster:
+        # A task reads ahead by itself; a second one at the same time would only contend for the cores.
+        with cuda(resources={"GPU": 1}, **common) if cuda else LocalCluster(threads_per_worker=1, **common) as cluster:
             yield cluster
 
 

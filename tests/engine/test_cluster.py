@@ -89,11 +89,14 @@ def prepared(source: Any, model: DehazeXL, **options: Any) -> Job:
 
 def work(client: Client, job: Job, tokens: Path, output: Path) -> list[int]:
     """Dehaze on the workers; return the progress in pixels."""
-    store = open_tokens(job, tokens)
+    store, decoded = open_tokens(job, tokens), list[int]()
     with Cluster(client, job, store) as cluster:
         for stage in cluster.stages():
             assert sum(stage.steps) == stage.total
-        return list(write(decode_lazily(job, store), output, job.image, fill=cluster.fill))
+        fill = partial(cluster.fill, on_progress=decoded.append)
+        progress = list(write(decode_lazily(job, store), output, job.image, fill=fill))
+    assert sum(decoded) in (0, job.grid.count)  # 0: the level was finished before
+    return progress
 
 
 def alone(job: Job, output: Path) -> None:
@@ -298,6 +301,24 @@ def test_a_worker_that_does_not_reach_the_tokens_says_so(
     assert "another one on this machine" in str(reason_against(moved))
     (tmp_path / "tokens").rename(tmp_path / "elsewhere")
     assert "does not reach" in str(reason_against(recipe))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back so eagerly")
+def test_workers_keep_the_memory_that_large_arrays_freed(
+    client: MeasuringClient, source: Path, tiny: DehazeXL, tmp_path: Path
+) -> None:
+    work(client, prepared(source, tiny), tmp_path / "tokens", tmp_path / "out.zarr")
+    assert max(client.run(faults_of_a_large_array).values()) < 100
+
+
+def faults_of_a_large_array() -> int:
+    """Return the pages that the system had to find for an array of 16 MiB, after one of that size was freed."""
+    import resource  # not on Windows
+
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        b"1" * (16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def test_a_missing_distributed_is_named() -> None:
