@@ -1,6 +1,9 @@
 """`dehazexl run --workers` against the plain run: seconds, overhead, equality, and workers that are killed.
 
-python benchmarks/cluster.py [--size 6144x6144] [--workers 1 2] [--every 10]
+Workers share the cores; each is compared with a plain run of as many threads, whose bits are to be the same. The
+overhead is that over the plain run on all cores.
+
+python benchmarks/cluster.py [--size 8192x8192] [--workers 1 2] [--every 20]
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 import zarr
+from dask.system import CPU_COUNT
 from machine import save_result
 
 from dehazexl import to_zarr
@@ -35,17 +39,18 @@ def make(path: Path, height: int, width: int) -> None:
     to_zarr(texture + smooth.astype(np.uint8)[..., None] + np.arange(0, 30, 10, np.uint8), path)
 
 
-def run(source: Path, target: Path, every: float | None, *options: str) -> dict[str, Any]:
-    """Run the command line, and kill a worker every so many seconds.
+def run(source: Path, target: Path, threads: int, every: float | None, *options: str) -> dict[str, Any]:
+    """Run the command line with so many threads a process, and kill a worker every so many seconds.
 
     Returns
     -------
     dict
-        Seconds of the process, seconds from opening the image to the last byte, and killed workers.
+        Options, threads, seconds of the process, seconds from opening the image to the last byte, and killed workers.
     """
     command = [sys.executable, "-m", "dehazexl", "run", str(source), str(target), "--device", "cpu", *options]
     killed, start = 0, time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None:
             try:
                 process.wait(every)
@@ -59,6 +64,7 @@ def run(source: Path, target: Path, every: float | None, *options: str) -> dict[
     assert work is not None
     return {
         "options": list(options),
+        "threads": threads,
         "seconds": round(time.perf_counter() - start, 1),
         "seconds_without_start": float(work[1]),
         "killed": killed,
@@ -91,9 +97,9 @@ def equal(one: Path, other: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="6144x6144", help="HEIGHTxWIDTH")
-    parser.add_argument("--workers", nargs="+", default=["1", "2"])
-    parser.add_argument("--every", type=float, default=10, help="seconds between two kills of a worker; 0: no kills")
+    parser.add_argument("--size", default="8192x8192", help="HEIGHTxWIDTH")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--every", type=float, default=20, help="seconds between two kills of a worker; 0: no kills")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     args = parser.parse_args()
@@ -103,15 +109,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder, common = Path(name), ["--weights", args.weights, "--dtype", args.dtype]
         make(folder / "in.zarr", height, width)
-        plain = folder / "plain.zarr"
-        rows.append(run(folder / "in.zarr", plain, None, *common))
+        alone: dict[int, dict[str, Any]] = {}
         kills = [(workers, None) for workers in args.workers]
         kills += [(args.workers[-1], args.every)] if args.every else []
         for number, (workers, every) in enumerate(kills):
+            threads = max(1, CPU_COUNT // workers)  # bits depend on it
+            plain = folder / f"plain-{threads}.zarr"
+            if threads not in alone:
+                alone[threads] = run(folder / "in.zarr", plain, threads, None, *common)
+                rows.append(alone[threads])
             target = folder / f"out{number}.zarr"
-            row = run(folder / "in.zarr", target, every, *common, "--workers", workers)
-            work, alone = row["seconds_without_start"], rows[0]["seconds_without_start"]
-            rows.append({**row, "overhead": round(work / alone - 1, 3), "equal": equal(target, plain)})
+            row = run(folder / "in.zarr", target, threads, every, *common, "--workers", str(workers))
+            overhead = row["seconds_without_start"] / alone[max(alone)]["seconds_without_start"] - 1
+            rows.append({**row, "overhead": round(overhead, 3), "equal": equal(target, plain)})
             # Saved after each run, because runs are long.
             save_result("cluster", height=height, width=width, every=args.every, runs=rows)
 
