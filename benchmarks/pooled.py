@@ -4,8 +4,8 @@ python benchmarks/pooled.py TOKENS [--pooled 1 2 4 8]
 
 The image is the bundled photograph, repeated and mirrored, under haze that does not repeat: 8192 x 8192 pixels. Its
 tokens, four times, are the 65,536 tokens of an image of 16384 x 16384 pixels with the bundled weights. TOKENS is a
-folder, in which an interrupted encoding goes on. Pixels are those of windows around corners of blocks, where four blocks
-meet that see different keys exactly.
+folder, in which an interrupted encoding goes on. Pixels are those of windows around corners of blocks, where four
+blocks meet that see different keys exactly.
 """
 
 from __future__ import annotations

@@ -149,10 +149,10 @@ class StreamedTokens:
         self.layer, self._local = self.layer + 1, None
 
     def update_of(
-        self, group: list[Window], attention: tuple[Callable[[KeysValues, Tensor], Tensor], KeysValues]
+        self, group: list[Window], compute: tuple[Callable[[KeysValues, Tensor], Tensor], KeysValues]
     ) -> Generator[int, None, None]:
         """Store the features of a group of blocks after the layer; yield the number of tiles of each part."""
-        compute, keys_values = attention
+        attend, keys_values = compute
         if isinstance(keys_values, PooledKeys):
             keys_values = keys_values.seen_from(*group)
         after, count = self._name(self.layer + 1), sum(block.count for block in group)
@@ -162,7 +162,7 @@ class StreamedTokens:
             data = np.flatnonzero(valid.any(1))
             own = features[torch.from_numpy(data).to(features.device)]
             for part, result in self.job.memory.each(
-                len(own), lambda part: compute(keys_values, _stack(own[part])), "fuse"
+                len(own), lambda part: attend(keys_values, _stack(own[part])), "fuse"
             ):
                 out[data[part]] = _to_numpy(result.view(-1, SIDE**2, self.width))
                 yield part.stop - part.start

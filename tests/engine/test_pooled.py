@@ -81,7 +81,7 @@ def plainly_pooled(model: DehazeXL, tokens: np.ndarray, seen: np.ndarray, side: 
     h, w, c = tokens.shape
     pool, per_block = model.spec.context_pool, block // model.spec.context_pool
     x = model.context.input_proj(torch.from_numpy(tokens)) + torch.from_numpy(sines(h, w, c))
-    for layer in model.context.layers:
+    for layer in model.context:
         y = layer.input_layernorm(x)
         keys: dict[tuple[int, int], torch.Tensor] = {}
         for r, s in np.ndindex(h // pool, w // pool):
