@@ -174,8 +174,10 @@ def test_one_damaged_image_is_not_scored(tmp_path: Path, weights: str, capsys: p
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])  # opens, cannot be read
     (tmp_path / "c.png").write_bytes(whole[:20])
+    PIL.Image.fromarray(PHOTO[..., 0]).save(tmp_path / "gray.png")
     command = ["evaluate", str(tmp_path), "--weights", weights, "--device", "cpu", "--light", "values"]
     assert main(command) == 2
     out, err = capsys.readouterr()
     assert "means of" in out and "dark channel prior" in out
-    assert "b.png" in err and "c.png" in err and "that could not be scored: 2, see above" in err
+    assert "b.png" in err and "c.png" in err and "that could not be scored: 3, see above" in err
+    assert "gray.png: 8-bit RGB images are needed" in err

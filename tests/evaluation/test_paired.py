@@ -294,7 +294,6 @@ def test_8kdehaze_is_scored_on_the_held_out_images(tmp_path: Path, weights: str)
         (["in", "--weights", "frob"], "no weights 'frob'"),
         (["in", "--size", "3"], "--size"),
         (["in", "--out", "in/scores"], "choose a folder next to them"),
-        (["in", "gray"], "8-bit RGB"),
         (["in", "--light", "sun"], "--light must be one of values, linear, both, not 'sun'"),
         (["pairs", "--light", "linear"], "--light linear is for clear images"),
         ([], "FOLDER"),
@@ -305,7 +304,6 @@ def test_invalid_arguments_of_evaluate(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("in/one.png"), eight_bits(CLEAR))
-    write(Path("gray/one.png"), eight_bits(CLEAR)[..., 0])
     for half in ("hazy", "clear"):
         write(Path("pairs", half, "one.png"), eight_bits(CLEAR))
     Path("empty").mkdir()

@@ -185,7 +185,7 @@ def test_a_tar_file_is_refused_before_torch_opens_it(tmp_path: Path) -> None:
     refused(tmp_path / "w.pth", "not a weights file; give a .safetensors")
 
 
-@pytest.mark.parametrize("name", ["compact", "tiny", "tiny-field"])
+@pytest.mark.parametrize("name", ["compact", "fast", "tiny", "tiny-field"])
 def test_a_network_has_the_weights_that_its_spec_needs_at_least(name: str) -> None:
     count = sum(weights.numel() for weights in DehazeXL(SPECS[name]).parameters())
     assert SPECS[name].least_parameters <= count < 1.5 * SPECS[name].least_parameters

@@ -65,10 +65,11 @@ def test_a_coarse_map_lies_where_the_image_does(widget, opened, weights, qtbot) 
     qtbot.waitUntil(lambda: explained.data.shape != (1, 1), timeout=120_000)
     assert session.found.numbers["level"] > 0 and max(explained.data.shape) <= 512
     np.testing.assert_allclose(explained.extent.world, layer.extent.world, atol=2)
-    click(widget.cancel)
-    qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+    click(widget.cancel)  # of what is selected
+    qtbot.waitUntil(lambda: not [name for name in workers() if name.startswith("explain ")], timeout=60_000)
     qtbot.waitUntil(lambda: "stopped after step 0 of 2" in widget.status.value, timeout=10_000)
     assert not session.running and explained in viewer.layers
+    assert state_of(dehazed).session.running, "the dehazed layer was stopped, too"
 
 
 def test_a_layer_removed_at_work_leaves_no_worker(opened, weights, qtbot) -> None:

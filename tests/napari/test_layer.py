@@ -118,8 +118,12 @@ def workers() -> list[str]:
 
 
 def canvas(viewer: Any) -> np.ndarray:
-    """What the canvas shows below the line of text at its top."""
-    return viewer.screenshot(flash=False)[40:, :, :3].astype(int)
+    """What the canvas shows, without the word that it is approximate."""
+    text = viewer.canvas.overlays.text if hasattr(viewer, "canvas") else viewer.text_overlay
+    shown, text.visible = text.visible, False
+    pixels = viewer.screenshot(flash=False)[..., :3].astype(int)
+    text.visible = shown
+    return pixels
 
 
 def hidden(layer: Any, viewer: Any, qtbot: Any) -> np.ndarray:
