@@ -149,6 +149,19 @@ def test_workers_send_bfloat16_which_numpy_does_not_know(client: MeasuringClient
     assert np.array_equal(pixels_of(tmp_path / "out.zarr"), pixels_of(tmp_path / "alone" / "out.zarr"))
 
 
+def test_workers_pool_the_same_keys_as_a_single_process(client: MeasuringClient, tmp_path: Path) -> None:
+    pixels = (255 * interleaved(picture(4200, 250))).astype(np.uint8)  # blocks of 8, 8 and 1 tiles
+    job = prepared(pixels, randomised("tiny"), overlap=0, value_range=(0, 255), pooled=5)
+    (tmp_path / "alone").mkdir()
+    alone(job, tmp_path / "alone" / "out.zarr")
+    work(client, job, tmp_path / "tokens", tmp_path / "out.zarr")
+    pooled = pixels_of(tmp_path / "out.zarr")
+    assert np.array_equal(pooled, pixels_of(tmp_path / "alone" / "out.zarr"))
+    (tmp_path / "exact").mkdir()
+    alone(replace(job, pooled=0), tmp_path / "exact" / "out.zarr")
+    assert not np.array_equal(pooled, pixels_of(tmp_path / "exact" / "out.zarr"))
+
+
 def test_workers_write_the_maps_of_a_single_process(client: MeasuringClient, source: Path, tmp_path: Path) -> None:
     job = prepared(open_image(source), randomised(replace(SPECS["tiny"], airlight="picture")), overlap=0)
     (tmp_path / "maps").mkdir()
