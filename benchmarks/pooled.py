@@ -69,7 +69,7 @@ def main() -> None:
     tokens, valid = (np.concatenate([each] * (TILES // args.rows)) for each in encoded.get(first))
     store, wall, processor = fused(job, tokens, valid)
     width = job.model.spec.widths[-1]
-    features = store.get_fused(job.grid.tiles)[..., :width]
+    features = store.get_fused(job.grid.tiles)[..., :width].astype(np.float32)
     pixels = [decode(job, store, window) for window in windows(job)]
     rows = [{"context": "all", "seconds": round(wall, 2), "cpu_seconds": round(processor, 2)}]
     for square in args.pooled:
