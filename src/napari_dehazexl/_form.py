@@ -23,7 +23,7 @@ from napari.layers import Image, Labels, Shapes
 from dehazexl.viewing.choices import PRESETS
 from napari_dehazexl._state import is_result
 
-HELP = "https://github.com/napari-dehazexl/napari-dehazexl#readme"
+HELP = "https://napari-dehazexl.github.io/napari-dehazexl/napari/"
 
 LINK = "#3d8fd1"
 """Color of a link that is legible in both themes."""
@@ -74,7 +74,8 @@ class Form(Container):  # type: ignore[type-arg]
         super().__init__(
             widgets=[
                 self.intro, self.input, _row("Region", self.region, self.draw), self.strength, _row("", self.dehaze,
-                self.save_as), _row("", self.preview, self.cancel), self.divide, self.estimate, self.bar, self.status,
+                self.save_as), _row("", self.preview, self.undo, self.cancel), self.divide, self.estimate, self.bar,
+                self.status,
             ]
         )  # fmt: skip
         self._add_thumbnails()
@@ -153,6 +154,9 @@ class Form(Container):  # type: ignore[type-arg]
         )
         self.dehaze = PushButton(text="Dehaze", tooltip="Add a dehazed layer. The visible area is dehazed first.")
         self.save_as = PushButton(text="Save as...", tooltip="Dehaze the whole image (or the region) into a file.")
+        self.undo = PushButton(
+            text="Undo", tooltip="Take back the last Dehaze: stop its work, and remove the layers that it has added."
+        )
         self.cancel = PushButton(
             text="Cancel",
             tooltip="Stop saving; or else stop dehazing and explaining in the selected layers. Both can be continued.",
