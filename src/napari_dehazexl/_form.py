@@ -196,8 +196,8 @@ class Form(Container):  # type: ignore[type-arg]
         layout.insertWidget([*self.fields].index(self.strength) + 1, self.thumbnails)
 
     def _make_room(self) -> None:
-        """Wrap long lines, and reserve the width of the number of the slider, which a narrow dock would cut off."""
-        from qtpy.QtWidgets import QDoubleSpinBox, QSizePolicy
+        """Wrap long lines, and adjust the slider: its steps, and the width of its number, which would be cut off."""
+        from qtpy.QtWidgets import QDoubleSpinBox, QSizePolicy, QSlider
 
         for label in (self.intro, self.estimate, self.status):
             label.native.setWordWrap(True)
@@ -206,6 +206,8 @@ class Form(Container):  # type: ignore[type-arg]
         for label in (self.estimate, self.status):  # room for two lines, so that nothing jumps
             label.native.setMinimumHeight(2 * label.native.fontMetrics().lineSpacing() + 2)
         self.intro.native.setOpenExternalLinks(True)
+        slider = self.strength.native.findChild(QSlider)
+        slider.setPageStep(5 * slider.singleStep())
         number = self.strength.native.findChild(QDoubleSpinBox)
         number.setDecimals(2)
         number.setStyleSheet(NUMBER)

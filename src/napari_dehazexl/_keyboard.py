@@ -35,9 +35,6 @@ def controls_in(widget: QWidget) -> list[QWidget]:
 def reach_by_keyboard(form: QWidget) -> None:
     """Let Tab reach all controls of a form from top to bottom, and Enter press its buttons."""
     controls = controls_in(form)
-    for each in form.findChildren(QAbstractSlider):  # a slider and its number, which the keys are for
-        if each.layout() is not None:
-            each.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     for before, after in pairwise(controls):
         QWidget.setTabOrder(before, after)
     for control in controls:

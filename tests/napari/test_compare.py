@@ -27,7 +27,7 @@ def compared(make_napari_viewer, weights, scene, qtbot) -> tuple[Any, Any, np.nd
     viewer.add_image(scene, rgb=True, name="scene")
     widget = dock(viewer, weights, qtbot)
     qtbot.wait(500)
-    width = canvas_of(viewer).width()
+    width = widget.native.width()
     click(widget.dehaze)
     dehazed = viewer.layers["scene dehazed"]
     session = session_of_layer(dehazed)
@@ -35,7 +35,7 @@ def compared(make_napari_viewer, weights, scene, qtbot) -> tuple[Any, Any, np.nd
     qtbot.waitUntil(widget.thumbnails.isVisible, timeout=5_000)
     dehazed.visible = False
     qtbot.wait(500)
-    assert canvas_of(viewer).width() == width, "the canvas has moved"
+    assert widget.native.width() == width, "thumbnails make the widget wider, and the image moves"
     hazy = shown(viewer)
     dehazed.visible = True
     qtbot.waitUntil(lambda: not same(viewer, hazy), timeout=60_000)
