@@ -203,8 +203,8 @@ class Form(Container):  # type: ignore[type-arg]
             label.native.setWordWrap(True)
             # A long line would otherwise widen the dock and move the canvas.
             label.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-        for label in (self.estimate, self.status):  # room for two lines, so that nothing jumps
-            label.native.setMinimumHeight(2 * label.native.fontMetrics().lineSpacing() + 2)
+        for label, lines in ((self.estimate, 2), (self.status, 3)):  # room for them, so that nothing jumps
+            label.native.setMinimumHeight(lines * label.native.fontMetrics().lineSpacing() + 2)
         self.intro.native.setOpenExternalLinks(True)
         slider = self.strength.native.findChild(QSlider)
         slider.setPageStep(5 * slider.singleStep())

@@ -115,6 +115,7 @@ def test_the_window_asks_before_it_stops_a_save(
         saved(widget, qtbot)
         assert answers(path, long.data, weights, overlap=0) and not list(tmp_path.glob(".*"))
     else:
+        del viewer.__wrapped__.window._qt_window  # the fixture would close it once more
         gate.go.set()
         qtbot.waitUntil(lambda: not workers(), timeout=60_000)
         assert not path.exists() and (tmp_path / ".saved.tif.tokens").exists()
