@@ -138,8 +138,8 @@ def test_the_focus_is_seen(form, viewer, qtbot, theme) -> None:
 
     def framed(control: Any) -> int:
         """Return the number of pixels in the color of the frame around a control."""
-        corner = control.mapTo(form.native, control.rect().topLeft())
-        pixels = pixels_of(form.native.grab())
+        corner = control.mapTo(form.fields.native, control.rect().topLeft())
+        pixels = pixels_of(form.fields.native.grab())  # also what has been scrolled out of view
         part = pixels[max(0, corner.y() - 4) : corner.y() + control.height() + 4]
         part = part[:, max(0, corner.x() - 4) : corner.x() + control.width() + 4]
         return int((np.abs(part - blue).max(axis=-1) < 10).sum())
