@@ -31,7 +31,7 @@ def compared(make_napari_viewer, weights, scene, qtbot) -> tuple[Any, Any, np.nd
     click(widget.dehaze)
     dehazed = viewer.layers["scene dehazed"]
     session = session_of_layer(dehazed)
-    qtbot.waitUntil(lambda: session.exact and dehazed.data[0].renderer.fresh, timeout=60_000)
+    qtbot.waitUntil(lambda: session.exact and dehazed.data[0].renderer.fresh, timeout=240_000)
     qtbot.waitUntil(widget.thumbnails.isVisible, timeout=5_000)
     dehazed.visible = False
     qtbot.wait(500)
