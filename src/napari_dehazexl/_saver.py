@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from napari.utils import progress as activity
 from napari.utils.notifications import show_error, show_info, show_warning
 
+from dehazexl.viewing.device_memory import in_use
 from dehazexl.viewing.model_info import ModelInfo
 from napari_dehazexl._estimate import Clock
 from napari_dehazexl._save import Progress, read_from_file, tokens_of
@@ -51,9 +52,10 @@ class Saver:
 
     def start(self, request: DehazeRequest, path: Path, model: ModelInfo | None, saved: Callable[[], None]) -> None:
         """Start a save; a file at the path is replaced. `saved` is called when it is complete."""
-        self._cancelled, self.latest = threading.Event(), None
+        self._cancelled, self.latest, self._device = threading.Event(), None, request.choices.device
         self._clock = Clock(complete=not tokens_of(path).exists())
-        self.worker = in_thread(partial(request.steps, path), self._cancelled.is_set, f"saving {path.name}")
+        title = f"saving {path.name} (closing stops it; saving it again continues)"
+        self.worker = in_thread(partial(request.steps, path), self._cancelled.is_set, title)
         self.worker.yielded.connect(self._while_here(self._show))
         self.worker.returned.connect(self._while_here(partial(self._returned, request, path, model, saved)))
         self.worker.finished.connect(self._while_here(self._end))
@@ -91,7 +93,8 @@ class Saver:
         text = latest.stage if latest.meter is None else str(latest.meter)
         self.bar.value = max(self.bar.value, int(100 * share))
         self.bar.native.setFormat(f"%p%  {text}")
-        self.viewer.status = f"Saving: {self.bar.value} %, {text}"
+        memory = in_use(self._device)
+        self.viewer.status = f"Saving: {self.bar.value} %, {text}{memory and '; '}{memory}"
         self._activity.update(self.bar.value - self._activity.n)
 
     def _returned(
