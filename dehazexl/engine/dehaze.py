@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dehazexl.engine.borders import find_border
-from dehazexl.engine.context import check_context, crop_to_context
+from dehazexl.engine.context import check_context, crop_to_context, pooled_side
 from dehazexl.engine.decode import decode, decode_with_haze
 from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.job import Job
@@ -96,7 +96,8 @@ def dehaze(
         Rows and columns to dehaze, (y0, y1, x0, x1); None for the whole image.
     context
         What else of the image takes part in dehazing a region: ``"all"`` of it, nothing (``"region"``), or the pixels
-        around it up to a distance (``"neighborhood:PIXELS"``).
+        around it up to a distance (``"neighborhood:PIXELS"``). ``"pooled:N"``, for images beyond 100 gigapixels: all
+        of it, approximately, see `engine.keys.PooledKeys`.
     client
         Client of the dask cluster whose workers encode and fuse; None takes the current one, if there is one. All
         machines must reach the image and the folder for the tokens by the same paths; without that folder, the tokens
@@ -116,7 +117,7 @@ def dehaze(
         If another process works on the same folder of tokens.
     """
     source, bands, window = _part(source, bands, region, context)
-    job = prepare(source, model, overlap, strength, value_range, bands, batch, border)
+    job = prepare(source, model, overlap, strength, value_range, bands, batch, border, pooled_side(context))
     return decode_lazily(job, fuse_all(job, tokens, client), window=window)
 
 
@@ -160,7 +161,7 @@ def dehaze_with_maps(
     model = _network(model)
     check_maps(maps, model)
     source, bands, window = _part(source, bands, region, context)
-    job = prepare(source, model, overlap, strength, value_range, bands, batch, border)
+    job = prepare(source, model, overlap, strength, value_range, bands, batch, border, pooled_side(context))
     return decode_lazily_with_maps(job, fuse_all(job, tokens, client), maps, window)
 
 
@@ -226,11 +227,12 @@ def prepare(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] | TilesAtOnce = "auto",
     border: Literal["ignore", "keep"] = "keep",
+    pooled: int = 0,
 ) -> Job:
     """Check the arguments of `dehaze`, open the image and find its value range.
 
-    A `batch` of `TilesAtOnce` is shared with other jobs. Nothing is read if the value range is given and `border` is
-    "keep".
+    A `batch` of `TilesAtOnce` is shared with other jobs; `pooled` is that of `Job`. Nothing is read if the value range
+    is given and `border` is "keep".
     """
     check_overlap(overlap)
     check_strength(strength)
@@ -245,7 +247,7 @@ def prepare(
     model = _network(model)
     grid = TileGrid(height, width, model.head.overlap if overlap is None else int(overlap), model.spec.tile)
     memory = batch if isinstance(batch, TilesAtOnce) else TilesAtOnce(choose_batch(batch, model))
-    job = Job(image, grid, model, limits, memory, strength)
+    job = Job(image, grid, model, limits, memory, strength, pooled=pooled)
     assert job.pixels is pixels  # what was read for the border need not be read again
     return job
 

@@ -144,6 +144,7 @@ OTHERS = {
     "strength": (["--strength", "0.5"], "strength (1.0 then, 0.5 now)"),
     "overlap": (["--overlap", "16"], "overlap (32 then, 16 now)"),
     "precision": (["--dtype", "bfloat16"], "precision (float32 then, bfloat16 now)"),
+    "pooled": (["--context", "pooled:2"], "context (nothing then, pooled:2 now)"),
     "region": (["--region", "0:200,:"], "region in its context (nothing then, 0, 200, 0, 2300 now)"),
     "region alone": (
         ["--region", "0:200,:", "--context", "region"],
