@@ -94,10 +94,10 @@ def _layer_of(session: MapSession, source: napari.layers.Image, name: str) -> na
     from napari.layers import Image as ImageLayer
 
     placed = {attribute: getattr(source, attribute) for attribute in PLACE}
+    title = f"{source.name.replace(' dehazed', '', 1)} {TITLES.get(name, name)}"
     return ImageLayer(
         FullSizeData(list(session.levels(name)), _refused), multiscale=True, cache=False, interpolation2d="nearest",
-        name=f"{source.name} {TITLES.get(name, name)}", metadata={KEY: LayerState(maps=session)},
-        **SHOWN[name], **placed,
+        name=title, metadata={KEY: LayerState(maps=session)}, **SHOWN[name], **placed,
     )  # fmt: skip
 
 

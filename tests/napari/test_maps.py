@@ -45,7 +45,7 @@ def small(widget, opened, compact, qtbot):
 def test_a_click_adds_maps_of_what_is_dehazed(widget, small, compact, qtbot) -> None:
     viewer, dehazed = small
     click(widget.maps)
-    names = ["small dehazed transmission", "small dehazed airlight", "small dehazed haze removed, %"]
+    names = ["small transmission", "small airlight", "small haze removed, %"]
     assert [each.name for each in viewer.layers] == ["small", "small dehazed", *names]
     transmission, airlight, removed = (viewer.layers[name] for name in names)
     assert viewer.layers.selection.active == removed
