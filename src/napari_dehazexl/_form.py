@@ -67,7 +67,8 @@ class Form(Container):  # type: ignore[type-arg]
             widgets=[
                 self.preset, self.spare, self.weights, self.device, self.precision, self.overlap,
                 _row("&Black, white", self.limits, self.contrast),
-                self.context, self.cache, _row("", self.explain, self.defaults), _row("", self.script, self.command),
+                self.context, self.cache, _row("", self.explain, self.maps), _row("", self.script, self.command),
+                _row("", self.defaults),
             ]
         )  # fmt: skip
         self.fields = Container(
@@ -164,12 +165,16 @@ class Form(Container):  # type: ignore[type-arg]
         )
         self.cancel = PushButton(
             text="&Cancel",
-            tooltip="Stop saving; or else stop dehazing and explaining in the selected layers. Both can be continued.",
+            tooltip="Stop saving; or else all work on the selected layers. Both can be continued.",
         )
         self.explain = PushButton(
             text="Explai&n region",
             tooltip="Show what parts of the image contribute to a rectangle of the dehazed layer. Draw it in a Shapes "
             "layer.",
+        )
+        self.maps = PushButton(
+            text="Map the ha&ze",
+            tooltip="Add layers of the transmission, the color of the haze and the share removed, in percent.",
         )
         self.defaults = PushButton(text="Restore defaults", tooltip="Reset all settings to their defaults.")
         self.script = PushButton(text="Cop&y as script", tooltip="Copy lines of Python that do what Save as does.")
@@ -181,7 +186,7 @@ class Form(Container):  # type: ignore[type-arg]
 
         self.fold = QCollapsible("&More settings", expandedIcon="▾", collapsedIcon="▸")
         self.fold.setDuration(0)
-        self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, copies.")
+        self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, maps, copies.")
         self.fold.addWidget(self.more.native)
         self.fold.content().hide()  # it only has no height otherwise, and Tab goes through it
         self.fold.toggled.connect(self.fold.content().setVisible)

@@ -90,7 +90,7 @@ class Dehaze(Form):
             "dehaze": self._dehaze, "preview": self._preview, "save_as": self._ask_and_save, "explain": self._explain,
             "undo": self._undo, "cancel": self._cancel, "defaults": self._restore, "draw": self._draw,
             "contrast": self._take_contrast, "script": partial(self._copy, "as_script"),
-            "command": partial(self._copy, "as_command"),
+            "command": partial(self._copy, "as_command"), "maps": self._map,
         }  # fmt: skip
         for name, slot in buttons.items():
             getattr(self, name).changed.connect(slot)
@@ -244,17 +244,28 @@ class Dehaze(Form):
         from napari_dehazexl._explain import explain_layer  # torch, which is imported in a thread by now
 
         with reported():
-            dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
-            if not dehazed:
-                raise ValueError("there is no dehazed layer in view: dehaze an image first")
-            active = self.viewer.layers.selection.active
-            layer = active if active in dehazed else dehazed[-1]
+            layer = self._in_view()
             drawings = [each for each in self.viewer.layers if isinstance(each, Shapes) and len(each.data)]
             shapes = self.region.value or (drawings[-1] if drawings else None)
             if shapes is None:
                 raise ValueError("there is no region to explain: draw a rectangle in a Shapes layer")
             added = explain_layer(layer, drawn(self.viewer, shapes, layer), viewer=self.viewer)
             self.viewer.layers.selection.active = added
+
+    def _in_view(self) -> Image:
+        """Return the dehazed layer in view, the active or the topmost one."""
+        dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
+        if not dehazed:
+            raise ValueError("there is no dehazed layer in view: dehaze an image first")
+        active = self.viewer.layers.selection.active
+        return active if active in dehazed else dehazed[-1]
+
+    def _map(self) -> None:
+        """Add maps of the haze of the dehazed layer, the active or the topmost one."""
+        from napari_dehazexl._maps import show_maps  # torch, see `_explain`
+
+        with reported():
+            show_maps(self.viewer, self._in_view())
 
     # Saving
 

@@ -52,6 +52,10 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """
     target = _named(Path(path))
     finest = data[0] if meta.get("multiscale") else data
+    if state_in(meta.get("metadata", {})).maps is not None:
+        from napari_dehazexl._maps import check_saved
+
+        check_saved(finest)
     session = _session_of(finest, meta)
     strength = 1.0 if session is None else session.strength
     try:
