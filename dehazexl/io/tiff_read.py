@@ -62,6 +62,8 @@ COMPRESSIONS = {
 }  # fmt: skip
 """Names of the compressions that are written, by their codes; others, such as JPEG 2000, become deflate."""
 COLOR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw color filter array"}
+MICROSCOPY = ("ome", "imagej")
+"""Kinds of series that name their axes."""
 QUIET = logging.NullHandler()
 STRIP_ROWS = 256  # rows of a chunk of strips at least: the side of a network tile
 STRIP_AREA = 2048 * 2048  # pixels in a chunk of whole rows, approximately, where columns cannot be read separately
@@ -219,13 +221,26 @@ def chosen_series(
     import tifffile
 
     first = tif.series[0]
-    unrelated = bool(pages) and dict(zip(first.axes, first.shape, strict=True)).get("I", 1) > 1
-    if page is None and not unrelated:
+    if page is None and not (pages and has_pages(first)):
         others = sum(int(series.keyframe.subfiletype) & 5 == 0 and series.kind == first.kind for series in tif.series)
         return first, 0, [_pages_note(len(pages))] if others > 1 else []
     key = tif.pages[pages[(page or 1) - 1]].aspage()
     alone = tifffile.TiffPageSeries([key], shape=key.shape, dtype=key.dtype, axes=key.axes)
     return alone, 0, [] if page else [_pages_note(len(pages))]
+
+
+def has_pages(series: tifffile.TiffPageSeries) -> bool:
+    """Return whether the pages of a series are images of their own: nothing names their axis, and they are no bands."""
+    lengths = dict(zip(series.axes, series.shape, strict=True))
+    if lengths.get("I", 1) > 1:
+        return True
+    if "Q" not in lengths or len(series.pages) < 2:
+        return False
+    try:
+        axes = axes_by_shape(series.shape, "")
+    except ValueError:
+        return True
+    return series.dataoffset is None and axes.replace("-", "")[-2:] != "yx"
 
 
 def tiff_holes(series: tifffile.TiffPageSeries, level: str) -> Holes | None:
@@ -269,12 +284,8 @@ def tiff_axes(series: tifffile.TiffPageSeries, path: Path, any_plane: bool = Fal
         If it has several planes, and none is chosen.
     """
     sized = list(zip(series.axes, series.shape, strict=True))
-    if "Q" in series.axes:
-        pages = len(series.pages)
-        remedy = f"choose one of {pages} pages with --page N" if pages > 1 else ""
-        axes = axes_by_shape(series.shape, str(path), remedy)
-        if series.dataoffset is not None or [a for a in axes if a != "-"][-2:] == ["y", "x"]:
-            return axes
+    if "Q" in series.axes and series.kind not in MICROSCOPY:
+        return axes_by_shape(series.shape, str(path))
     further = [f"{axis} ({length})" for axis, length in sized if length > 1 and axis not in "YXSC"]
     if (further and not any_plane) or sum(length > 1 for axis, length in sized if axis in "SC") > 1:
         named = ", ".join(f"{axis} ({length})" for axis, length in sized)

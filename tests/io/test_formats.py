@@ -532,10 +532,24 @@ def test_pages_are_told_and_chosen(tmp_path: Path) -> None:
         assert image.notes == ()
     with pytest.raises(ValueError, match="has no page 4: choose one of 1 to 3"):
         open_image(tmp_path / "a.tif", page=4)
-    tifffile.imwrite(tmp_path / "b.tif", np.stack(pages[:2]), photometric="rgb")
-    with pytest.raises(ValueError, match=r"has shape \(2, 70, 90, 3\): choose one of 2 pages with --page N"):
-        open_image(tmp_path / "b.tif")
-    np.testing.assert_array_equal(open_image(tmp_path / "b.tif", page=2).levels[0].compute(), pages[1])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("shape", [(3, 40, 50, 3), (20, 40, 50), (2, 2, 40, 50), (30, 40, 3)])
+def test_equal_pages_are_opened_at_the_first(tmp_path: Path, shape: tuple[int, ...], compression: str | None) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, shape, "uint8")
+    kind = "rgb" if len(shape) == 4 and shape[-1] == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, compression=compression)
+    if shape[-1] == 3 and kind == "minisblack" and compression is None:
+        assert open_image(tmp_path / "a.tif").levels[0].shape == shape, "bands beside each other"
+        return
+    count = 4 if shape[:2] == (2, 2) else shape[0]
+    pages = pixels.reshape(count, *shape[-3 if kind == "rgb" else -2 :])
+    first = open_image(tmp_path / "a.tif")
+    assert first.notes[0] == f"the file has {count} pages, of which the first is opened; --page N opens another"
+    np.testing.assert_array_equal(first.levels[0].compute().reshape(pages[0].shape), pages[0])
+    last = open_image(tmp_path / "a.tif", page=count)
+    np.testing.assert_array_equal(last.levels[0].compute().reshape(pages[0].shape), pages[-1])
 
 
 def stack(path: Path, axes: str, shape: tuple[int, ...], **options: Any) -> NDArray[Any]:
