@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.source import (
     CHUNK,
     RETILE,
+    TIMEOUT,
     Guard,
     Source,
     check_block,
@@ -33,6 +35,7 @@ from dehazexl.io.source import (
     file_token,
     lazy,
     short_name,
+    silence,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ STRIP_ROWS, STRIP_AREA = 256, 2048 * 2048  # rows and pixels of a chunk of whole
 OPTIONS: dict[str, Any] = {
     "GDAL_CACHEMAX": 64 * 2**20,  # bytes: chunks are cached by `ChunkCache`
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
-    "GDAL_HTTP_TIMEOUT": 30,
+    "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,  # bytes a second
     "GDAL_HTTP_CONNECTTIMEOUT": 10,
     "GDAL_HTTP_MAX_RETRY": 2,
     "GDAL_HTTP_RETRY_DELAY": 0.5,
@@ -144,13 +148,14 @@ class Raster:
     @contextmanager
     def _reporting(self, rows: slice, cols: slice) -> Iterator[None]:
         """Run GDAL; convert its errors to those of `read`."""
+        started = time.monotonic()
         try:
             with gdal(**options_for(self.name)):
                 yield
         except gdal_errors() as error:
             self._forget()
             place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
-            raise _reading_error(self.name, place, error) from error
+            raise _reading_error(self.name, place, error, time.monotonic() - started) from error
 
     def _handle(self) -> rasterio.DatasetReader:
         """Return the handle of this thread: GDAL's are not safe to share."""
@@ -166,8 +171,8 @@ class Raster:
         getattr(_handles, "files", {}).pop((self.name, self.level, self.token), None)
 
 
-def _reading_error(name: str, place: str, error: Exception) -> Exception:
-    reason = one_line(error)
+def _reading_error(name: str, place: str, error: Exception, seconds: float) -> Exception:
+    reason = remote_reason(error, seconds) if name.startswith("/vsi") else one_line(error)
     if re.search(r"out of memory|cannot allocate", reason, re.IGNORECASE):
         return MemoryError(f"{address(name)}, {place}: {reason}")
     if name.startswith("/vsi"):
@@ -184,6 +189,13 @@ def one_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def remote_reason(error: BaseException, seconds: float) -> str:
+    """Return the reason of an error after some seconds: GDAL does not tell that a server stalled."""
+    reason, most = one_line(error), float(OPTIONS["GDAL_HTTP_LOW_SPEED_TIME"])
+    stalled = seconds >= most and not re.search(r"response code|got [1-9]", reason)
+    return silence(most) if stalled else reason
 
 
 def address(name: str) -> str:
@@ -258,13 +270,14 @@ def open_raster(path: Path, name: str = "", decoders: Decoders | None = None) ->
     OSError
         If a server does not answer.
     """
-    name = name or str(path)
+    name, started = name or str(path), time.monotonic()
     try:
         with gdal(**options_for(name)), open_dataset(name) as file:
             return describe_raster(file, path, name, decoders or {})
     except gdal_errors() as error:
         if name.startswith("/vsi"):
-            raise OSError(f"{address(name)} cannot be opened ({one_line(error)}): check the address") from error
+            reason = remote_reason(error, time.monotonic() - started)
+            raise OSError(f"{address(name)} cannot be opened ({reason}): check the address") from error
         raise ValueError(f"{path} cannot be opened ({one_line(error)}): copy or download it again") from error
 
 

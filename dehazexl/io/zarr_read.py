@@ -30,6 +30,7 @@ from dehazexl.io.source import (
     file_token,
     lazy,
     plane_of,
+    reason_of,
     report_damage,
     short_name,
     strided,
@@ -415,8 +416,7 @@ def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArra
             raise
         position = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
         if remote:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise OSError(f"{where} cannot be read in {position} ({reason}): check the connection") from error
+            raise OSError(f"{where} cannot be read in {position} ({reason_of(error)}): check the connection") from error
         raise ValueError(f"{where} has a damaged chunk in {position} ({error}): copy or download it again") from error
 
 
