@@ -124,6 +124,8 @@ def _writes(path: Path, image: Image, ngff: Ngff, compression: Compression | Non
         with TemporaryDirectory() as folder:
             for _ in write(level, Path(folder) / path.name, small, ngff=ngff, compression=compression):
                 pass
+    except MemoryError:
+        raise  # not because of the metadata
     except Exception as error:  # libraries fail in any way on values that they did not make
         logging.getLogger(__name__).debug("metadata of %s", path, exc_info=True)
         return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)

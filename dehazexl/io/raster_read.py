@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from html import unescape
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cachetools import LRUCache
 
-from dehazexl.image.georeference import Geo
+from dehazexl.image.georeference import ControlPoint, Geo
 from dehazexl.image.image import Image
-from dehazexl.io.bands import choose_bands
+from dehazexl.io.bands import SENSOR_NAMES, choose_bands
 from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.source import (
     CHUNK,
@@ -414,8 +415,18 @@ def raster_chunk(file: rasterio.DatasetReader, shape: tuple[int, int, int], dtyp
 def raster_bands(file: rasterio.DatasetReader) -> tuple[list[str | None], list[str | None]]:
     """Return names and roles of the bands."""
     names = [text or stac_name(file, band) for band, text in enumerate(file.descriptions, 1)]
+    if file.driver == "VRT" and not any(names):
+        names = source_names(file)
     roles: list[str | None] = [color.name for color in file.colorinterp]
     return names, roles
+
+
+def source_names(file: rasterio.DatasetReader) -> list[str | None]:
+    """Return the names of the files that a VRT stacks, one for each band; None for each band of any other VRT."""
+    sources = (file.tags(band, ns="vrt_sources").get("source_0", "") for band in file.indexes)
+    found = [re.search(r"<SourceFilename[^>]*>([^<]+)<", source) for source in sources]
+    stems = [PurePosixPath(unescape(each[1])).stem if each else None for each in found]
+    return stems if len(set(stems)) == file.count > 1 else [None] * file.count
 
 
 def stac_name(file: rasterio.DatasetReader, band: int) -> str | None:
@@ -442,10 +453,10 @@ def wavelength_of(tags: dict[str, str], common: dict[str, str]) -> float | None:
 
 
 def sensor_text(file: rasterio.DatasetReader) -> str:
-    """Return the metadata that may name a satellite."""
-    named = ("SPACECRAFT", "SATELLITE", "SENSOR", "PLATFORM", "MISSION", "INSTRUMENT", "LANDSAT", "PRODUCT")
+    """Return the metadata that may name a satellite, and the name of the file."""
     tags = {**file.tags(), **file.tags(ns="IMAGERY")}
-    return " ".join(f"{text}" for name, text in tags.items() if any(word in name.upper() for word in named))
+    said = (text for name, text in tags.items() if any(word in name.upper() for word in SENSOR_NAMES))
+    return " ".join((*said, PurePosixPath(file.name).name))
 
 
 def raster_geo(file: rasterio.DatasetReader) -> Geo | None:
@@ -456,7 +467,7 @@ def raster_geo(file: rasterio.DatasetReader) -> Geo | None:
     geo = Geo(
         affine=affine,
         wkt="" if _is_placeholder(crs) else crs.to_wkt(version="WKT2_2019"),
-        gcps=tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in gcps),
+        gcps=tuple(ControlPoint(p.row, p.col, p.x, p.y, p.z or 0.0) for p in gcps),
         rpcs=dict(file.tags(ns="RPC")),
     )
     return geo or None

@@ -90,7 +90,8 @@ def write_sidecars(path: Path, target: Image) -> None:
 def _has_sidecars(target: Image) -> bool:
     said = target.metadata
     tags = [tags.keys() - {"AREA_OR_POINT"} for tags in (*said.get("domains", {}).values(), *said.get("band_tags", ()))]
-    return bool(target.geo) or target.nodata is not None or any(tags) or any(name in said for name in _READ[2:5])
+    named = any(said.get("descriptions", ()))
+    return bool(target.geo) or target.nodata is not None or any(tags) or named or any(n in said for n in _READ[2:5])
 
 
 def _made(folder: Path, path: Path, target: Image) -> list[Path]:

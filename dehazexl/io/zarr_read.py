@@ -19,7 +19,7 @@ from dask.base import tokenize
 
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Holes, Image
-from dehazexl.io.bands import OME_COLORS, Bands, array_roles, choose_bands
+from dehazexl.io.bands import OME_COLORS, SENSOR_NAMES, Bands, array_roles, choose_bands
 from dehazexl.io.source import (
     Guard,
     Source,
@@ -251,7 +251,8 @@ def describe_zarr(
     token = zarr_token(finest)
     suffix = f"-{page}" if page else ""
     names = found.names if found is not None else []
-    chosen = choose_bands(*zarr_bands(attrs, channels, count, names), sensor=str(attrs.get("platform", "")))
+    named, roles = zarr_bands(attrs, channels, count, names)
+    chosen = choose_bands(named, roles, sensor=sensor_text(attrs, path))
     bands, rgb, alpha = chosen.names, chosen.rgb, chosen.alpha
     saved = attrs.get("dehazexl") or {}
     geo, notes = read_geo(attrs, *((None, None) if found is None else found.coordinates(AXES)))
@@ -275,7 +276,7 @@ def describe_zarr(
         guard=None if path is None else Guard(path, token, partial(zarr_token, finest)),
         metadata=unpacked(saved["metadata"])
         if "metadata" in saved
-        else unstated(chosen, count) | cf_metadata(attrs, by_band),
+        else unstated(chosen, count) | ({"descriptions": named} if any(named) else {}) | cf_metadata(attrs, by_band),
         masked=bool(saved.get("masked")),
         guessed=chosen.guessed and "rgb" not in saved,
         basis="the colors that the file states" if "rgb" in saved else chosen.basis,
@@ -461,6 +462,12 @@ def zarr_bands(
     if isinstance(long_names, (list, tuple)) and len(long_names) == count:
         return [str(name) for name in long_names], unknown
     return list(labels) if len(labels) == count else [None] * count, unknown
+
+
+def sensor_text(attrs: Mapping[str, Any], path: Path | None) -> str:
+    """Return the attributes that may name a satellite, and the name of the Zarr."""
+    said = (text for name, text in attrs.items() if any(word in name.upper() for word in SENSOR_NAMES))
+    return " ".join((*(text for text in said if isinstance(text, str)), path.name if path else ""))
 
 
 def zarr_nodata(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float | None:
