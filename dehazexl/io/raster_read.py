@@ -64,6 +64,8 @@ REMOTE: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """Options for an address: folders are not listed, so there are no sidecars."""
 DERIVED = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF", "TIFF", "FILE_INFO")
 """Domains of GDAL that describe the file, or that are carried in another form."""
+DERIVED_XML = ("xml:XMP", "xml:ESRI", "xml:VRT", "xml:gml.root-instance")
+"""The same of domains of XML; others cannot be written by rasterio."""
 
 Decoders = Mapping[tuple[int, ...], tuple[Source, tuple[int, int]]]
 """Source of the bands of a level ``(y, x, c)``, and rows and columns of a chunk, by the shape of the level."""
@@ -137,14 +139,17 @@ class Raster:
                 block[..., -1:] = read_mask(file, window, self.dtype)
         return block
 
-    def read_masked(self, decode: Callable[[slice, slice], NDArray[Any]], rows: slice, cols: slice) -> NDArray[Any]:
-        """Read a window of which another decoder reads the bands, and GDAL the mask; errors as in `read`."""
+    def read_mask(self, rows: slice, cols: slice) -> NDArray[Any]:
+        """Read the mask of a window ``(y, x, 1)``; errors as in `read`."""
         from rasterio.windows import Window
 
         window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
         with self._reporting(rows, cols):
-            mask = read_mask(self._handle(), window, self.dtype)
-        return np.concatenate([decode(rows, cols), mask], axis=-1)
+            return read_mask(self._handle(), window, self.dtype)
+
+    def read_masked(self, decode: Callable[[slice, slice], NDArray[Any]], rows: slice, cols: slice) -> NDArray[Any]:
+        """Read a window of which another decoder reads the bands, and GDAL the mask; errors as in `read`."""
+        return np.concatenate([decode(rows, cols), self.read_mask(rows, cols)], axis=-1)
 
     @contextmanager
     def _reporting(self, rows: slice, cols: slice) -> Iterator[None]:
@@ -326,10 +331,18 @@ def describe_raster(file: rasterio.DatasetReader, path: Path, name: str, decoder
         fingerprint=token,
         guard=guard,
         metadata=raster_metadata(file),
-        notes=chosen.notes,
+        notes=(*raster_notes(file), *chosen.notes),
         zero=0.0 - offset / scale if scale else 0.0,
         bits=raster_bits(file),
     )
+
+
+def raster_notes(file: rasterio.DatasetReader) -> Iterator[str]:
+    """Yield a line about each thing that is not opened as it is in the file."""
+    if mask_of(file) == "bands":
+        yield "its bands have masks or nodata values of their own: a pixel is valid where all bands are"
+    if file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+        yield "its CMYK colors are read as red, green and blue"
 
 
 def raster_guard(file: rasterio.DatasetReader, path: Path, name: str) -> tuple[str, Guard | None]:
@@ -359,12 +372,15 @@ def check_colors(file: rasterio.DatasetReader, where: str) -> None:
             remedy = f"gdal_translate {how}{Path(where).name} gray.tif"
             raise ValueError(f"{where} has white-is-zero colors, which GDAL does not convert: {remedy} makes it gray")
         kind = structure["SOURCE_COLOR_SPACE"]
-        raise ValueError(f"{where} has {kind} colors, which GDAL does not convert: make it gray or RGB first")
+        remedy = f"magick {Path(where).name} -colorspace sRGB rgb.tif"
+        raise ValueError(f"{where} has {kind} colors, which GDAL does not convert: make it RGB first, e.g. {remedy}")
     kinds = {ColorInterp.palette: "palette", ColorInterp.cyan: "CMYK", ColorInterp.Y: "YCbCr"}
     for color in file.colorinterp:
         if color in kinds:
             expand = "-expand rgb " if color is ColorInterp.palette else ""
             remedy = f"gdal_translate {expand}{Path(where).name} rgb.tif"
+            if color is ColorInterp.cyan:  # which GDAL does not convert
+                remedy = f"magick {Path(where).name} -colorspace sRGB rgb.tif"
             raise ValueError(f"{where} has {kinds[color]} colors: make it gray or RGB first, e.g. {remedy}")
 
 
@@ -487,7 +503,8 @@ def raster_bits(file: rasterio.DatasetReader) -> int | None:
 def raster_metadata(file: rasterio.DatasetReader) -> dict[str, Any]:
     """Return what a writer carries over: GDAL's domains, descriptions, scales, colors, profile, and the container."""
     structure = file.tags(ns="IMAGE_STRUCTURE")
-    domains = {ns: file.tags(ns=ns) for ns in ("", *file.tag_namespaces()) if carried(ns)}
+    namespaces = file.tag_namespaces()
+    domains = {ns: file.tags(ns=ns) for ns in ("", *namespaces) if carried(ns)}
     if mask_of(file) == "file":
         domains[""].pop("NODATA_VALUES", None)  # the mask tells the same, of any number of bands
     profile = file.tags(ns="COLOR_PROFILE").get("SOURCE_ICC_PROFILE", "")
@@ -499,6 +516,7 @@ def raster_metadata(file: rasterio.DatasetReader) -> dict[str, Any]:
         "colorinterp": [color.name for color in file.colorinterp],
         "icc_profile": base64.b64decode(profile),
         "xmp": xmp.encode(),
+        "left_out": [ns for ns in namespaces if ns.startswith("xml:") and not ns.startswith(DERIVED_XML)],
     }
     if any(scale != 1 for scale in file.scales) or any(file.offsets):
         said |= {"scales": list(file.scales), "offsets": list(file.offsets)}

@@ -397,7 +397,12 @@ class Guard:
 
 
 def as_number(text: object) -> float | None:
-    """Parse a nodata value: a number, its text, or eight bytes in base64 as xarray writes it; else None."""
+    """Parse a nodata value: a number, its text, or eight bytes in base64 as xarray writes it; else None.
+
+    A list of one of them, as netCDF has it, is that one.
+    """
+    if isinstance(text, (list, tuple)) and len(text) == 1:
+        text = text[0]
     if isinstance(text, (int, float, np.number)) and not isinstance(text, bool):
         return float(text)
     if not isinstance(text, str):

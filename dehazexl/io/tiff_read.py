@@ -96,12 +96,14 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
     pages = [] if microscopy else full_pages(tif)
     if not microscopy:
         plane_of(page, len(pages), str(path))
+    behind = bool(pages) and pages[0] > 0  # a thumbnail is the first
     if for_gdal(tif, path):
         for each in tif.pages:
             check_segments(each.aspage(), each.aspage())
-        name = f"GTIFF_DIR:{pages[(page or 1) - 1] + 1}:{path}" if page else ""
-        image = open_raster(path, name, {} if page else jpeg_decoders(tif, path))
-        if page is None and not image.masked:
+        plain = page is None and not behind
+        name = "" if plain else f"GTIFF_DIR:{pages[(page or 1) - 1] + 1}:{path}"
+        image = open_raster(path, name, jpeg_decoders(tif, path) if plain else {})
+        if plain and not image.masked:
             image = replace(image, holes=tiff_holes(tif.series[0], image.levels[0].name))
         return with_photo_metadata(image, tif, pages, page)
     series, plane, notes = chosen_plane(tif, page, path) if microscopy else chosen_series(tif, pages, page)
@@ -221,12 +223,12 @@ def chosen_series(
     import tifffile
 
     first = tif.series[0]
-    if page is None and not (pages and has_pages(first)):
+    if page is None and not (pages and (pages[0] > 0 or has_pages(first))):
         others = sum(int(series.keyframe.subfiletype) & 5 == 0 and series.kind == first.kind for series in tif.series)
         return first, 0, [_pages_note(len(pages))] if others > 1 else []
     key = tif.pages[pages[(page or 1) - 1]].aspage()
     alone = tifffile.TiffPageSeries([key], shape=key.shape, dtype=key.dtype, axes=key.axes)
-    return alone, 0, [] if page else [_pages_note(len(pages))]
+    return alone, 0, [_pages_note(len(pages))] if page is None and len(pages) > 1 else []
 
 
 def has_pages(series: tifffile.TiffPageSeries) -> bool:
@@ -270,6 +272,8 @@ def check_colors(page: tifffile.TiffPage, path: Path) -> None:
     if space in COLOR_SPACES:
         how = {0: inversion(page.bitspersample), 3: "-expand rgb "}.get(space, "")
         remedy = f"gdal_translate {how}{path.name} {'gray' if space == 0 else 'rgb'}.tif"
+        if space == 8 or (space == 5 and page.bitspersample != 8):  # which GDAL does not convert, or not exactly
+            remedy = f"magick {path.name} -colorspace sRGB rgb.tif"
         raise ValueError(f"{path} has {COLOR_SPACES[space]} colors: make it gray or RGB first, e.g. {remedy}")
     if space == 6 and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
         raise ValueError(f"{path} has YCbCr colors without JPEG compression: save it as RGB first")

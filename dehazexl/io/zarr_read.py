@@ -293,6 +293,8 @@ def zarr_holes(array: zarr.Array[Any], axes: str, level: str) -> Holes | None:
 
     if not isinstance(array.store, zarr.storage.LocalStore):
         return None
+    if is_unsigned(array):
+        return None  # its fill value has a sign
     return Holes(level, array.fill_value or 0, partial(chunks_missing, array, axes))
 
 
@@ -353,7 +355,7 @@ def zarr_levels(
         if further_axes(array.shape, axes) != further_axes(arrays[0].shape, axes):
             continue  # an overview with fewer planes
         plane = plane_of(page, math.prod(further_axes(array.shape, axes)), where)
-        plain = strided(array, axes, plane)
+        plain = unsigned(strided(array, axes, plane), array)
         source = Source(plain.shape, plain.dtype, partial(read_checked, plain, where))
         finest = levels[0][0] if levels else source
         if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
@@ -365,6 +367,24 @@ def zarr_levels(
             stored = dict(zip(axes, (zipped and array.shards) or array.chunks, strict=True))
             levels.append((source, chunk_sides(stored["y"], stored["x"])))
     return levels
+
+
+def is_unsigned(array: zarr.Array[Any]) -> bool:
+    """Return whether the integers of an array have no sign, as netCDF says in the attribute ``_Unsigned``."""
+    return array.dtype.kind == "i" and str(array.attrs.get("_Unsigned", "")).lower() == "true"
+
+
+def unsigned(source: Source, array: zarr.Array[Any]) -> Source:
+    """Return the source of an array; of integers without sign if they only look as if they had one."""
+    if not is_unsigned(array):
+        return source
+    dtype = np.dtype(f"u{source.dtype.itemsize}")
+    return Source(source.shape, dtype, partial(read_as, source, dtype))
+
+
+def read_as(source: Source, dtype: np.dtype[Any], rows: slice, cols: slice) -> NDArray[Any]:
+    """Read a window whose numbers are of another type of the same size."""
+    return np.ascontiguousarray(source.read(rows, cols), source.dtype).view(dtype)
 
 
 def further_axes(shape: Sequence[int], axes: str) -> list[int]:
@@ -472,9 +492,10 @@ def sensor_text(attrs: Mapping[str, Any], path: Path | None) -> str:
 
 def zarr_nodata(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float | None:
     """Read the nodata value, which xarray and GDAL store as the fill value in zarr 2."""
+    beyond = 2 ** (8 * array.dtype.itemsize) if is_unsigned(array) else 0
     for name in ("_FillValue", "nodata", "missing_value"):
         if (value := as_number(attrs.get(name))) is not None:
-            return value
+            return value + beyond if value < 0 else value
     return as_number(array.fill_value) if array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs else None
 
 

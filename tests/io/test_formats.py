@@ -18,7 +18,7 @@ import rasterio.vrt
 import tifffile
 import xarray
 import zarr
-from make_pictures import smooth, write_gdal, write_ngff
+from make_pictures import png, smooth, write_gdal, write_ngff
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
@@ -651,6 +651,28 @@ def test_channels_and_size_of_imagej_are_kept(tmp_path: Path, unit: str, colored
     assert (again.rgb, again.guessed) == (image.rgb, False)
 
 
+def test_masks_of_bands_are_told(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "a.tif", scene("uint16"))
+    file = "<SourceFilename relativeToVRT='1'>a.tif</SourceFilename><SourceBand>{0}</SourceBand>"
+    band = "<VRTRasterBand dataType='UInt16' band='{0}'><NoDataValue>{0}</NoDataValue><SimpleSource>%s</SimpleSource>"
+    bands = "".join((band % file).format(n) + "</VRTRasterBand>" for n in (1, 2, 3))
+    (tmp_path / "a.vrt").write_text(f"<VRTDataset rasterXSize='90' rasterYSize='70'>{bands}</VRTDataset>")
+    image = open_image(tmp_path / "a.vrt")
+    assert image.masked and "a pixel is valid where all bands are" in image.notes[0]
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_thumbnail_before_the_image_is_not_opened(tmp_path: Path, placed: bool) -> None:
+    tags = [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)] if placed else []
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for step, kind in ((4, 1), (1, 0)):
+            pixels = scene("uint8")[::step, ::step].copy()
+            file.write(pixels, photometric="rgb", subfiletype=kind, metadata=None, extratags=tags)
+    image = open_image(tmp_path / "a.tif")
+    assert image.notes == () and (image.geo is not None) == placed
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint8"))
+
+
 def test_images_of_microscopy_are_told_and_chosen(tmp_path: Path) -> None:
     images = [np.moveaxis(smooth(3, "uint16", side, 50), -1, 0) for side in (40, 30)]
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
@@ -779,7 +801,7 @@ def test_colors_that_gdal_does_not_convert_are_refused(tmp_path: Path, photometr
     place = [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)]
     bands = scene("uint8")[..., 0] if photometric == "miniswhite" else scene("uint8")
     tifffile.imwrite(tmp_path / "in.tif", bands, photometric=photometric, metadata=None, extratags=place)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"colors, which GDAL does not convert: .*gray"):
+    with pytest.raises(ValueError, match=r"colors, which GDAL does not convert: .*(gray|sRGB)"):
         open_image(tmp_path / "in.tif")
 
 
@@ -944,6 +966,17 @@ def test_an_animation_is_not_damaged(tmp_path: Path) -> None:
         open_image(tmp_path / "a.webp")
 
 
+def test_the_gamma_of_png_is_kept(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in scene("uint8"))
+    gamma = (b"gAMA", struct.pack(">I", 100_000))
+    (tmp_path / "a.png").write_bytes(png(WIDTH, HEIGHT, 8, 2, rows, gamma))
+    image = open_image(tmp_path / "a.png")
+    assert gamma[0] + gamma[1] in saved(image, tmp_path / "o.png").read_bytes()
+    assert not_carried_over(Path("o.tif"), image) == "not carried over: the gamma of the PNG"
+    (tmp_path / "a.png").write_bytes(png(WIDTH, HEIGHT, 8, 2, rows, (b"gAMA", struct.pack(">I", 45_455))))
+    assert not_carried_over(Path("o.tif"), open_image(tmp_path / "a.png")) == ""
+
+
 def test_a_resolution_is_not_made_up(tmp_path: Path) -> None:
     photograph(tmp_path / "in.jpg")
     image = open_image(tmp_path / "in.jpg")
@@ -1090,6 +1123,24 @@ def test_plain_xarray_finds_the_coordinate_system(tmp_path: Path, ngff: Any) -> 
         assert data["0"].rio.crs.to_epsg() == 32632
 
 
+def test_integers_without_sign_of_netcdf(tmp_path: Path) -> None:
+    pixels = np.moveaxis(scene("uint16") * np.uint16(12), -1, 0)
+    pixels[:, INVALID] = 65535
+    group = group_of(tmp_path / "a.zarr", a=(pixels.view("int16"), ("band", "y", "x")), **coordinates())
+    group["a"].attrs.update({"_Unsigned": "true", "_FillValue": [-1]})
+    image = open_image(tmp_path / "a.zarr")
+    assert (image.levels[0].dtype, image.nodata) == ("uint16", 65535)
+    for each in (image, open_image(saved(image, tmp_path / "o.zarr")), open_image(saved(image, tmp_path / "o.tif"))):
+        np.testing.assert_array_equal(np.moveaxis(each.levels[0].compute(), -1, 0), pixels)
+        assert each.nodata == 65535
+
+
+def test_a_system_without_a_place_is_told(tmp_path: Path) -> None:
+    group_of(tmp_path / "a.zarr", a=(scene("uint8"), ("y", "x", "band"))).attrs["proj:code"] = "EPSG:32632"
+    image = open_image(tmp_path / "a.zarr")
+    assert "states a coordinate system but no place in it" in image.notes[0]
+
+
 def test_scale_and_offset_of_cf_move_black(tmp_path: Path) -> None:
     group = group_of(tmp_path / "a.zarr", refl=(scene("uint16") + np.uint16(1000), ("y", "x", "band")))
     group["refl"].attrs.update({"scale_factor": 1e-4, "add_offset": -0.1})
@@ -1132,6 +1183,49 @@ def test_nodata_that_is_given(tmp_path: Path) -> None:
     assert image.nodata == 7
     with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
         assert file.nodata == 7
+
+
+@pytest.mark.parametrize("value", [300, float("nan"), 0.5])
+def test_a_value_that_no_pixel_has_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="is no value of uint8 pixels"):
+        open_image(scene("uint8"), nodata=value)
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for dtype, bands, compression, bits in (
+        ("uint8", 5, "jpeg", None),
+        ("uint16", 3, "jpeg", 12),
+        ("uint8", 3, "webp", 4),
+    ):
+        image = replace(open_image(scene(dtype, bands)), bits=bits)
+        with pytest.raises(ValueError, match=f"cannot be compressed by {compression}: .* holds"):
+            to_tiff(image.levels[0], tmp_path / "out.tif", image, compression=compression)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_domains_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "in.tif", scene("uint8"), photometric="RGB")
+    xml = "<PAMDataset><Metadata domain='xml:FLIGHT' format='xml'><a/></Metadata></PAMDataset>"
+    (tmp_path / "in.tif.aux.xml").write_text(xml)
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        file.update_tags(ns="json:X", a=1)
+        file.update_tags(ns="PILOT", a=1)
+    image = open_image(tmp_path / "in.tif")
+    assert carried_over(tmp_path / "out.tif", image)[1] == "not carried over: the metadata xml:FLIGHT"
+    lost = "not carried over: the metadata xml:FLIGHT, the metadata json:X"
+    assert carried_over(tmp_path / "out.png", image)[1] == lost
+    with rasterio.open(saved(image, tmp_path / "out.png")) as file:
+        assert file.tags(ns="PILOT") == {"a": "1"}
+
+
+def test_memory_that_runs_out_is_no_fault_of_metadata(tmp_path: Path) -> None:
+    class Large:
+        def __str__(self) -> str:
+            raise MemoryError
+
+    image = replace(open_image(scene("uint8")), metadata={"description": Large()})
+    with pytest.raises(MemoryError):
+        carried_over(tmp_path / "out.tif", image)
 
 
 def test_metadata_that_cannot_be_written_cost_the_metadata(tmp_path: Path) -> None:
