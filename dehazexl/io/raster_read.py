@@ -341,6 +341,9 @@ def raster_notes(file: rasterio.DatasetReader) -> Iterator[str]:
     """Yield a line about each thing that is not opened as it is in the file."""
     if mask_of(file) == "bands":
         yield "its bands have masks or nodata values of their own: a pixel is valid where all bands are"
+    if file.gcps[0] and not file.transform.is_identity:
+        used = "transform is" if file.crs else "points, which have a coordinate system, are"
+        yield f"it has a transform and ground control points: the {used} used alone"
     if file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
         yield "its CMYK colors are read as red, green and blue"
 
@@ -476,10 +479,12 @@ def sensor_text(file: rasterio.DatasetReader) -> str:
 
 
 def raster_geo(file: rasterio.DatasetReader) -> Geo | None:
-    """Return the georeference of a data set."""
+    """Return the georeference of a data set: of a transform and control points, those with a coordinate system."""
     gcps, gcps_crs = file.gcps
-    crs = gcps_crs or file.crs
     affine: Any = None if file.transform.is_identity else tuple(file.transform)[:6]
+    if gcps and affine is not None:
+        gcps, affine = ([], affine) if file.crs else (gcps, None)
+    crs = (gcps and gcps_crs) or file.crs
     geo = Geo(
         affine=affine,
         wkt="" if _is_placeholder(crs) else crs.to_wkt(version="WKT2_2019"),

@@ -172,6 +172,21 @@ def test_a_place_is_kept(tmp_path: Path, dtype: str, place: str, layout: str) ->
     assert_facts(facts(saved(open_image(source), tmp_path / "out.tif")), wanted)
 
 
+def test_a_transform_and_control_points_are_not_mixed(tmp_path: Path) -> None:
+    """GDAL has no coordinate system then but that of the points."""
+    write_gdal(tmp_path / "in.tif", scene("uint8"), **PLACES["utm"])
+    point = "<GCP Id='{0}' Pixel='{0}' Line='{1}' X='{0}' Y='{1}'/>"
+    points = "".join(point.format(x, y) for x, y in ((0, 0), (90, 0), (0, 70)))
+    (tmp_path / "in.tif.aux.xml").write_text(
+        f"<PAMDataset><GCPList Projection='EPSG:4326'>{points}</GCPList></PAMDataset>"
+    )
+    image = open_image(tmp_path / "in.tif")
+    assert image.geo is not None and "it has a transform and ground control points" in image.notes[0]
+    assert (image.geo.epsg, image.geo.affine, len(image.geo.gcps)) == (4326, None, 3)
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert len(file.gcps[0]) == 3 and file.gcps[1].to_epsg() == 4326 and file.transform.is_identity
+
+
 @pytest.mark.parametrize(
     "system", ["EPSG:7415", "EPSG:6349", "EPSG:5972", "EPSG:9518", "EPSG:32632+5773", "EPSG:4979", "ESRI:102004"]
 )
