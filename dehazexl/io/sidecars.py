@@ -164,9 +164,12 @@ def _made(folder: Path, path: Path, target: Image) -> list[Path]:
     bands = target.levels[0].shape[2] - (target.masked and driver == "JPEG")
     level = da.zeros((_SIDE, _SIDE, bands), dtype=target.levels[0].dtype)
     nodata = None if driver == "JPEG" else target.nodata
+    said = {name: value for name, value in target.metadata.items() if name in _READ}
+    if target.masked and driver == "PNG":  # which has the mask as alpha
+        said = _with_alpha(said, bands - 1)
     small = replace(
         target, levels=(level,), bands=target.bands[:bands], alpha=None, masked=False, nodata=None, bits=None,
-        metadata={name: value for name, value in target.metadata.items() if name in _READ},
+        metadata=said,
     )  # fmt: skip
     for _ in write_raster([(0, 0, np.zeros(level.shape, level.dtype))], folder / "a.tif", small, "none"):
         pass

@@ -97,6 +97,22 @@ def test_a_mask_of_a_photograph(tmp_path: Path, name: str) -> None:
     assert file.count == 3
 
 
+@pytest.mark.parametrize("name", ["out.png", "out.jpg"])
+def test_metadata_of_bands_beside_a_mask_are_kept(tmp_path: Path, name: str) -> None:
+    write_gdal(tmp_path / "in.tif", PIXELS, names=["a", "b", "c"], photometric="RGB", mask=PIXELS[..., 0] > 90)
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        file.scales, file.offsets = (0.1, 0.2, 0.3), (1, 2, 3)
+        file.update_tags(2, w="0.5")
+    image = open_image(tmp_path / "in.tif")
+    with rasterio.open(to_photo(image.levels[0], tmp_path / name, image)) as file:
+        assert (file.scales[:3], file.offsets[:3], file.descriptions[:3]) == (
+            (0.1, 0.2, 0.3),
+            (1, 2, 3),
+            ("a", "b", "c"),
+        )
+        assert file.tags(2) == {"w": "0.5"}
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_a_place_of_a_turned_photograph_is_told(tmp_path: Path, orientation: int) -> None:
     exif = PIL.Image.Exif()
