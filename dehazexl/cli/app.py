@@ -169,7 +169,8 @@ def run(
         str,
         typer.Option(
             metavar="KIND",
-            help="What else takes part in dehazing a region: all of the image, region (nothing), neighborhood:PIXELS.",
+            help="What else takes part in dehazing a region: all of the image, region (nothing), neighborhood:PIXELS. "
+            "pooled:N, for gigapixels: all, with N x N keys of tiles far away pooled.",
         ),
     ] = "all",
     resize: Annotated[

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dehazexl.cli.progress import bar, tell
 from dehazexl.cli.tasks import Task, is_folder
 from dehazexl.cli.workers import Workers, work_of
-from dehazexl.engine.context import check_context, crop_to_context
+from dehazexl.engine.context import check_context, crop_to_context, pooled_side
 from dehazexl.engine.maps import FOLDER, MapStore, check_files, check_maps, check_names, map_bytes, map_path
 from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
@@ -209,7 +209,15 @@ def dehaze_file(task: Task, model: DehazeXL, settings: Settings, keep_bars: bool
     image, window = settings.in_context(task.source)
     image, lost = carried_over(task.output, image, settings.ngff, settings.compression)
     job = prepare(
-        image, model, settings.overlap, settings.strength, settings.value_range, None, settings.batch, settings.border
+        image,
+        model,
+        settings.overlap,
+        settings.strength,
+        settings.value_range,
+        None,
+        settings.batch,
+        settings.border,
+        pooled_side(settings.context),
     )
     notes = [*job.image.notes, *([lost] if lost else [])]
     for note in notes:

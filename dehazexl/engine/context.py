@@ -1,4 +1,4 @@
-"""Context of a region: the part of a larger image that takes part when a region of it is dehazed."""
+"""Context: which part of a larger image takes part when a region of it is dehazed, and how exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def check_context(context: str) -> int | None:
     Parameters
     ----------
     context
-        ``"all"``, ``"region"`` (no more than the region), or ``"neighborhood:PIXELS"``.
+        ``"all"``, ``"region"`` (no more than the region), ``"neighborhood:PIXELS"``, or ``"pooled:N"`` (all, where
+        squares of N x N keys of tiles far away are pooled, see `engine.keys.PooledKeys`).
 
     Raises
     ------
@@ -24,11 +25,19 @@ def check_context(context: str) -> int | None:
         If it is none of these.
     """
     kind, _, pixels = context.partition(":")
-    if context in ("all", "region"):
-        return None if context == "all" else 0
+    if context == "region":
+        return 0
+    if context == "all" or pooled_side(context):
+        return None
     if kind == "neighborhood" and pixels.isdecimal():
         return int(pixels)
-    raise ValueError(f"context must be all, region or neighborhood:PIXELS, not {context!r}")
+    raise ValueError(f"context must be all, region, neighborhood:PIXELS or pooled:N, not {context!r}")
+
+
+def pooled_side(context: str) -> int:
+    """Return the N of ``"pooled:N"``, 0 for any other context."""
+    kind, _, side = context.partition(":")
+    return int(side) if kind == "pooled" and side.isdecimal() else 0
 
 
 def crop_to_context(image: Image, region: Window, context: str) -> tuple[Image, Window]:

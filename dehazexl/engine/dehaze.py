@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dehazexl.engine.borders import find_border
-from dehazexl.engine.context import check_context, crop_to_context
+from dehazexl.engine.context import check_context, crop_to_context, pooled_side
 from dehazexl.engine.decode import decode, decode_with_haze
 from dehazexl.engine.description import describe_tokens
 from dehazexl.engine.job import Job
@@ -96,7 +96,8 @@ def dehaze(
         Rows and columns to dehaze, (y0, y1, x0, x1); None for the whole image.
     context
         What else of the image takes part in dehazing a region: ``"all"`` of it, nothing (``"region"``), or the pixels
-        around it up to a distance (``"neighborhood:PIXELS"``).
+        around it up to a distance (``"neighborhood:PIXELS"``). ``"pooled:N"``, for images beyond 100 gigapixels: all
+        of it, approximately, see `engine.keys.PooledKeys`.
     client
         Client of the dask cluster whose workers encode and fuse; None takes the current one, if there is one. All
         machines must reach the image and the folder for the tokens by the same paths; without that folder, the tokens
@@ -184,7 +185,7 @@ def _fused(
     if region is not None:
         source, window = crop_to_context(open_image(source, bands=bands), Window(*region), context)
         bands = None
-    job = prepare(source, model, overlap, strength, value_range, bands, batch, border)
+    job = prepare(source, model, overlap, strength, value_range, bands, batch, border, pooled_side(context))
     client = client or current_client()
     if client is not None and tokens is None:
         tokens = temporary_folder() / "tokens"
@@ -234,11 +235,12 @@ def prepare(
     bands: Sequence[int | str] | None = None,
     batch: int | Literal["auto"] | TilesAtOnce = "auto",
     border: Literal["ignore", "keep"] = "keep",
+    pooled: int = 0,
 ) -> Job:
     """Check the arguments of `dehaze`, open the image and find its value range.
 
-    A `batch` of `TilesAtOnce` is shared with other jobs. Nothing is read if the value range is given and `border` is
-    "keep".
+    A `batch` of `TilesAtOnce` is shared with other jobs; `pooled` is that of `Job`. Nothing is read if the value range
+    is given and `border` is "keep".
     """
     check_overlap(overlap)
     check_strength(strength)
@@ -253,7 +255,7 @@ def prepare(
     model = _network(model)
     grid = TileGrid(height, width, model.head.overlap if overlap is None else int(overlap), model.spec.tile)
     memory = batch if isinstance(batch, TilesAtOnce) else TilesAtOnce(choose_batch(batch, model))
-    job = Job(image, grid, model, limits, memory, strength)
+    job = Job(image, grid, model, limits, memory, strength, pooled=pooled)
     assert job.pixels is pixels  # what was read for the border need not be read again
     return job
 

@@ -52,6 +52,7 @@ def describe_tokens(job: Job) -> dict[str, Any]:
         "precision": str(job.model.dtype).removeprefix("torch."),
         "tile": job.grid.side,
         "overlap": job.grid.overlap,
+        **({"context": f"pooled:{job.pooled}"} if job.pooled else {}),
         "code": FORMAT,
     }
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dehazexl.engine.job import Job, computing
+from dehazexl.engine.keys import PooledKeys, StoredKeys
 from dehazexl.engine.memory import FUSE_TILES, budget
 from dehazexl.engine.tokens import FUSED, TOKENS, TokenStore
 from dehazexl.image.grid import SIDE, TileGrid, Window
-from dehazexl.model.fusing import KeysValues, join_keys_values
+from dehazexl.model.fusing import KeysValues
 from dehazexl.model.network import grid_to_tiles, tiles_to_grid
 from dehazexl.model.tokens import Tokens, Votes
 from dehazexl.model.windows import Local
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 def fuse(job: Job, store: TokenStore) -> Iterator[int]:
-    """Let the tokens of all tiles attend to each other, exactly.
+    """Let the tokens of all tiles attend to each other: exactly, or to pooled keys of those far away (`Job.pooled`).
 
     Keys and values, and the features after each layer, are stored. An interrupted run goes on with the tiles that it
     lacks; the result is the same to the bit. Tiles without data are left out.
@@ -93,8 +94,9 @@ class StreamedTokens:
 
     @property
     def groups(self) -> list[list[Window]]:
-        """Blocks that are read together."""
-        return list(_groups(self.job.grid))
+        """Blocks that are read together; one at a time if each has keys of its own."""
+        grid = self.job.grid
+        return [[block] for block in grid.blocks(grid.block)] if self.job.pooled else list(_groups(grid))
 
     def bands(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See `TokenGrid.bands`: rows of tiles."""
@@ -118,7 +120,8 @@ class StreamedTokens:
         if self.layer < self._finished:
             return []
         yield from self.each(StreamedTokens.keys_of, compute)
-        return StoredKeys(self, f"keys{self.layer}", further, self.keys_fit)
+        kind = PooledKeys if self.job.pooled else StoredKeys
+        return kind(self, f"keys{self.layer}", further, self.keys_fit)
 
     def keys_of(
         self, group: list[Window], compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -134,24 +137,33 @@ class StreamedTokens:
             self._put(group, name, found, squares)
         yield 0
 
-    def update(self, compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
+    def update(
+        self, compute: Callable[[KeysValues, Tensor], Tensor], keys_values: KeysValues
+    ) -> Generator[int, None, None]:
         """See `TokenGrid.update`."""
         if self.layer < self._finished:
             yield self.job.grid.count
         else:
-            yield from self.each(StreamedTokens.update_of, compute)
+            yield from self.each(StreamedTokens.update_of, (compute, keys_values))
         self.store.drop(f"keys{self.layer}", *([self._name(self.layer)] if self.layer else []))
         self.layer, self._local = self.layer + 1, None
 
-    def update_of(self, group: list[Window], compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
+    def update_of(
+        self, group: list[Window], compute: tuple[Callable[[KeysValues, Tensor], Tensor], KeysValues]
+    ) -> Generator[int, None, None]:
         """Store the features of a group of blocks after the layer; yield the number of tiles of each part."""
+        attend, keys_values = compute
+        if isinstance(keys_values, PooledKeys):
+            keys_values = keys_values.seen_from(*group)
         after, count = self._name(self.layer + 1), sum(block.count for block in group)
         if not all(self.store.done(block, after) for block in group):
             features, valid = self._read(group)
             out = np.zeros((count, SIDE**2, self.width), self.job.token_dtype)
             data = np.flatnonzero(valid.any(1))
             own = features[torch.from_numpy(data).to(features.device)]
-            for part, result in self.job.memory.each(len(own), lambda part: compute(_stack(own[part])), "fuse"):
+            for part, result in self.job.memory.each(
+                len(own), lambda part: attend(keys_values, _stack(own[part])), "fuse"
+            ):
                 out[data[part]] = _to_numpy(result.view(-1, SIDE**2, self.width))
                 yield part.stop - part.start
                 count -= part.stop - part.start
@@ -229,16 +241,24 @@ class StreamedTokens:
     def read_keys(self, group: list[Window], name: str) -> tuple[Tensor, Tensor]:
         """Return the keys and values ``(1, heads, tokens, channels)`` of a group of blocks, on the device."""
         parts = [values[valid] for values, valid in (self.store.get(block, name) for block in group)]
-        found = self._on_device(torch.from_numpy(np.concatenate(parts)))  # (tokens, 2 * width)
+        return self.split_keys(torch.from_numpy(np.concatenate(parts)))
+
+    def split_keys(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Split ``(tokens, 2 * width)`` into keys and values ``(1, heads, tokens, channels)`` on the device."""
         heads = self.job.model.spec.context_heads
-        keys, values = found.view(1, -1, 2, heads, self.width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+        parts = self._on_device(found).view(1, -1, 2, heads, self.width // heads)
+        keys, values = parts.permute(2, 0, 3, 1, 4).unbind(0)
         return keys, values
 
     @property
     def keys_fit(self) -> bool:
-        """Whether keys and values of all tokens may lie on the device at once."""
-        tokens = self.shape[1] * self.shape[2] // self.job.model.spec.context_pool**2
-        return tokens * 2 * self.width * self.job.model.dtype.itemsize <= budget(self.job.model.device)
+        """Whether keys and values of all tokens, or the pooled ones, may lie on the device at once."""
+        grid, pool = self.job.grid, self.job.model.spec.context_pool
+        count = grid.count * (SIDE // pool) ** 2
+        if self.job.pooled:
+            squares = -(-grid.block * SIDE // pool // self.job.pooled)  # along the side of a block
+            count = len(self.groups) * squares**2
+        return count * 2 * self.width * self.job.model.dtype.itemsize <= budget(self.job.model.device)
 
     def _keys(
         self, compute: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], features: Tensor, valid: NDArray[Any]
@@ -314,41 +334,6 @@ class StreamedTokens:
     def _keys_dtype(self) -> type[np.floating[Any]]:
         """Precision in which keys and values are stored: that of the network, or one that contains it."""
         return np.float16 if self.job.model.dtype == torch.float16 else np.float32
-
-
-class StoredKeys:
-    """Keys and values of all tokens, on the device if they fit, else read block by block each time.
-
-    Parameters
-    ----------
-    tokens, name
-        The tokens, and the name of keys and values in their store.
-    further
-        Further keys and values.
-    fit
-        Whether all fit on the device.
-    """
-
-    def __init__(self, tokens: StreamedTokens, name: str, further: tuple[Tensor, Tensor] | None, fit: bool) -> None:
-        self.tokens, self.name, self.further, self.fit = tokens, name, further, fit
-
-    def __reduce__(self) -> tuple[type[StoredKeys], tuple[Any, ...]]:
-        return StoredKeys, (self.tokens, self.name, self.further, self.fit)
-
-    @cached_property
-    def _all(self) -> tuple[Tensor, Tensor]:
-        return join_keys_values(self._blocks())
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter([self._all]) if self.fit else self._blocks()
-
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for group in self.tokens.groups:
-            keys, values = self.tokens.read_keys(group, self.name)
-            if keys.shape[2]:
-                yield keys, values
-        if self.further is not None:
-            yield self.further
 
 
 Work = Callable[[StreamedTokens, list[Window], Any], Generator[int, None, T]]

@@ -75,6 +75,8 @@ class Job:
     keep
         Bytes of feature maps and of parts of decoded tiles that may be kept, each. An image whose feature maps fit is
         encoded once; larger images are encoded again while decoding.
+    pooled
+        Side of the squares, in keys, over which the keys of tiles far away are pooled; 0 for exact attention.
     """
 
     image: Image
@@ -84,6 +86,7 @@ class Job:
     memory: TilesAtOnce
     strength: float = 1.0
     keep: int = 512 * 2**20
+    pooled: int = 0
 
     @cached_property
     def pixels(self) -> ChunkCache:

@@ -112,6 +112,7 @@ class Recipe:
     grid: TileGrid
     value_range: tuple[float, float]
     strength: float
+    pooled: int
     batch: int
     fuse: int
     store: ZarrTokens
@@ -147,7 +148,7 @@ class Recipe:
         model = once(_networks, (self.weights.name, self.device, self.dtype), self._load)
         memory = TilesAtOnce(self.batch)
         memory.fuse = self.fuse
-        return Job(image, self.grid, model, self.value_range, memory, self.strength, KEEP)
+        return Job(image, self.grid, model, self.value_range, memory, self.strength, KEEP, self.pooled)
 
     def _load(self) -> DehazeXL:
         from dehazexl.model.weights import load_model

@@ -67,6 +67,7 @@ def share(job: Job, store: TokenStore, device: str | None = None, claimed: bool 
         grid=job.grid,
         value_range=job.value_range,
         strength=job.strength,
+        pooled=job.pooled,
         batch=job.memory.batch,
         fuse=job.memory.fuse,
         store=store,

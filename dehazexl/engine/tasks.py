@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dehazexl.engine.recipe import Recipe, forget
+from dehazexl.engine.recipe import LostClaim, Recipe, forget
 from dehazexl.io.disk import atomic_write
 
 try:
@@ -31,6 +31,9 @@ IN_FLIGHT = 512
 
 TRIES = 10
 """Times that a task is submitted again after its workers died, or the scheduler did."""
+
+PATIENCE = 30
+"""Seconds without the end of a task after which a cluster without workers is told of."""
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class Tasks:
         with atomic_write(self._claim) as new:
             new.write_text(self.recipe.key)
         try:
+            self._tell_if_without_workers()
             self.client.wait_for_workers(1)
             self._register()
             self._check_workers()
@@ -149,8 +153,17 @@ class Tasks:
         """Wait until some tasks have ended, and return them."""
         # `wait` asks the current client.
         with suppress(CancelledError), self.client.as_current():
-            wait(list(self._running), return_when="FIRST_COMPLETED")
+            while True:
+                try:
+                    wait(list(self._running), timeout=PATIENCE, return_when="FIRST_COMPLETED")
+                    break
+                except TimeoutError:
+                    self._tell_if_without_workers()
         return [future for future in self._running if future.done()]
+
+    def _tell_if_without_workers(self) -> None:
+        if self.client.status == "running" and not self.workers():
+            log.warning("the cluster has no worker: waiting for one to join")
 
     def workers(self) -> list[dict[str, Any]]:
         """Return what the scheduler knows of its workers."""
@@ -189,8 +202,10 @@ class TakeUp(WorkerPlugin):
         try:
             self.recipe.job()
         except Exception:
-            # The tasks raise it again; a worker that serves other work, too, is not stopped by it.
-            log.exception("this worker cannot take up the job")
+            with suppress(LostClaim):  # a worker that starts when the run has ended
+                self.recipe.check()
+                # The tasks raise it again; a worker that serves other work, too, is not stopped by it.
+                log.exception("this worker cannot take up the job")
 
     def teardown(self, worker: Worker) -> None:
         """Drop the job."""

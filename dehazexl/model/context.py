@@ -73,7 +73,7 @@ class GlobalAttention(nn.Module):
         k, v = self._project(x, 1, 2)
         return k, v
 
-    def forward(self, x: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, keys_values: Iterable[tuple[Tensor, ...]]) -> Tensor:
         """Attend from tokens ``(n, queries, c)`` to keys and values in blocks, see `attend`."""
         (q,) = self._project(x, 0, 1)
         return self.proj(attend(q, keys_values).transpose(1, 2).flatten(2))
@@ -83,7 +83,7 @@ SCORES = 2**22
 """Scores that are computed at once where keys and values come in several blocks: 16 MB, near what caches hold."""
 
 
-def attend(q: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def attend(q: Tensor, keys_values: Iterable[tuple[Tensor, ...]]) -> Tensor:
     """Exact softmax attention to keys and values that come in blocks.
 
     The blocks are merged by a running log-sum-exp (Rabe and Staats, Self-attention does not need O(n^2) memory, 2021).
@@ -93,8 +93,9 @@ def attend(q: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     q
         Queries ``(n, heads, queries, channels)``.
     keys_values
-        Blocks of keys and values, each ``(n, heads, tokens, channels)``; any number of tokens. One block is attended to
-        by torch, and the others come into memory one by one.
+        Blocks of keys and values, each ``(n, heads, tokens, channels)``; any number of tokens. A third tensor
+        ``(1, 1, 1, tokens)``, if there is one, is the logarithm of how often each of them counts. One block is attended
+        to by torch, and the others come into memory one by one.
 
     Returns
     -------
@@ -104,7 +105,8 @@ def attend(q: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     blocks = iter(keys_values)
     first, second = next(blocks), next(blocks, None)
     if second is None:
-        return F.scaled_dot_product_attention(q, *first)
+        k, v, *log_counts = first
+        return F.scaled_dot_product_attention(q, k, v, log_counts[0] if log_counts else None)
     mean, log_sum = _attend_block(q, *first)
     for block in chain([second], blocks):
         other, other_sum = _attend_block(q, *block)
@@ -114,11 +116,13 @@ def attend(q: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return mean.to(q.dtype)
 
 
-def _attend_block(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, log_counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attend to some of the keys; return the means of their values, and the logarithms of their weights' sums."""
     parts = []
     for some in (q * q.shape[-1] ** -0.5).split(max(1, SCORES // (q.shape[1] * k.shape[2])), dim=2):
         scores = (some @ k.transpose(2, 3)).float()
+        if log_counts is not None:
+            scores = scores + log_counts
         largest = scores.amax(-1, keepdim=True)
         weights = (scores - largest).exp()
         total = weights.sum(-1, keepdim=True)
@@ -199,7 +203,7 @@ class ContextLayer(nn.Module):
         """
         return self.attn.keys_values(pool(self.input_layernorm(x), side or self.pool, valid))
 
-    def forward(self, x: Tensor, keys_values: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, keys_values: Iterable[tuple[Tensor, ...]]) -> Tensor:
         """Update tokens ``(n, queries, c)``, given the keys and values of all tokens in blocks, see `attend`."""
         x = x + self.attn(self.input_layernorm(x), keys_values)
         return x + self.mlp(self.post_attention_layernorm(x))

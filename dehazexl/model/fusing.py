@@ -26,8 +26,8 @@ Bands = Callable[[], Iterator[tuple[Tensor, "Tensor | None"]]]
 """Function that yields bands of an image's tokens, from top to bottom: what they carry ``(n, h, w, extra)``, and which
 of them have data ``(n, h, w)``, None for all."""
 
-KeysValues = Iterable[tuple[Tensor, Tensor]]
-"""Keys and values in blocks, each ``(n, heads, tokens, channels)``."""
+KeysValues = Iterable[tuple[Tensor, ...]]
+"""Keys and values in blocks, each ``(n, heads, tokens, channels)``, and possibly how often they count, see `attend`."""
 
 
 class TokenGrid(Protocol):
@@ -59,8 +59,10 @@ class TokenGrid(Protocol):
     ) -> Generator[int, None, KeysValues]:
         """Return what `compute` makes of features and validity, and further keys and values."""
 
-    def update(self, compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
-        """Replace the features by what `compute` makes of them; yield the number of tiles of each part."""
+    def update(
+        self, compute: Callable[[KeysValues, Tensor], Tensor], keys_values: KeysValues
+    ) -> Generator[int, None, None]:
+        """Replace the features by what `compute` makes of `keys_values` and them; yield the tiles of each part."""
 
     def remember(self, compute: Callable[[], Tensor]) -> Tensor:
         """Return the overview's features ``(1, 8, 8, c)`` after the layer, computed now or by an interrupted run."""
@@ -113,9 +115,11 @@ class TokenTensor:
         yield 0
         return [join_keys_values(parts)]
 
-    def update(self, compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
+    def update(
+        self, compute: Callable[[KeysValues, Tensor], Tensor], keys_values: KeysValues
+    ) -> Generator[int, None, None]:
         """See `TokenGrid.update`."""
-        self.features = compute(self.features)
+        self.features = compute(keys_values, self.features)
         yield self.shape[1] * self.shape[2] // SIDE**2
 
     def remember(self, compute: Callable[[], Tensor]) -> Tensor:
@@ -179,12 +183,12 @@ def fuse(
         if overview is not None:
             further = layer.keys_values(overview.features, overview.valid, side=1)
         keys_values = yield from idle(grid.keys_values(layer.keys_values, further))
-        attend = partial(_attend, layer, keys_values)
+        attend = partial(_attend, layer)
         if overview is not None:
-            overview = overview._replace(features=grid.remember(partial(attend, overview.features)))
-        yield from grid.update(attend)
+            overview = overview._replace(features=grid.remember(partial(attend, keys_values, overview.features)))
+        yield from grid.update(attend, keys_values)
     if not context.layers:
-        yield from idle(grid.update(lambda features: features))  # embedded, at least
+        yield from idle(grid.update(lambda _, features: features, []))  # embedded, at least
     if head.votes:
         votes = yield from idle(grid.vote(head.vote))
         decided = merge(votes if overview is None else [*votes, head.vote(overview)])

@@ -109,6 +109,8 @@ def dehaze_layer(
     TypeError
         If it is not an image layer.
     """
+    if context not in ("all", "region"):
+        raise ValueError(f"context must be all or region, not {context!r}: save with others by the command line")
     viewer = _viewer(viewer)
     layer = _found(layer, viewer)
     placed = place_of(layer)

@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import cloudpickle
@@ -20,15 +22,16 @@ import pytest
 import tifffile
 import torch
 import zarr
-from distributed import Client
+from distributed import Client, LocalCluster
 from reference import interleaved, picture, randomised
 
 import dehazexl
+from dehazexl.engine import tasks
 from dehazexl.engine.cluster import Cluster
 from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
 from dehazexl.engine.job import Job
 from dehazexl.engine.maps import MapStore, decode_maps
-from dehazexl.engine.recipe import ImageFile
+from dehazexl.engine.recipe import ImageFile, Recipe
 from dehazexl.engine.run import stages
 from dehazexl.engine.tasks import reason_against
 from dehazexl.engine.workers import connected as connected_to
@@ -149,6 +152,19 @@ def test_workers_send_bfloat16_which_numpy_does_not_know(client: MeasuringClient
     assert np.array_equal(pixels_of(tmp_path / "out.zarr"), pixels_of(tmp_path / "alone" / "out.zarr"))
 
 
+def test_workers_pool_the_same_keys_as_a_single_process(client: MeasuringClient, tmp_path: Path) -> None:
+    pixels = (255 * interleaved(picture(4200, 250))).astype(np.uint8)  # blocks of 8, 8 and 1 tiles
+    job = prepared(pixels, randomised("tiny"), overlap=0, value_range=(0, 255), pooled=5)
+    (tmp_path / "alone").mkdir()
+    alone(job, tmp_path / "alone" / "out.zarr")
+    work(client, job, tmp_path / "tokens", tmp_path / "out.zarr")
+    pooled = pixels_of(tmp_path / "out.zarr")
+    assert np.array_equal(pooled, pixels_of(tmp_path / "alone" / "out.zarr"))
+    (tmp_path / "exact").mkdir()
+    alone(replace(job, pooled=0), tmp_path / "exact" / "out.zarr")
+    assert not np.array_equal(pooled, pixels_of(tmp_path / "exact" / "out.zarr"))
+
+
 def test_workers_write_the_maps_of_a_single_process(client: MeasuringClient, source: Path, tmp_path: Path) -> None:
     job = prepared(open_image(source), randomised(replace(SPECS["tiny"], airlight="picture")), overlap=0)
     (tmp_path / "maps").mkdir()
@@ -258,6 +274,29 @@ def test_a_restarted_scheduler_is_found_again(source: Path, tiny: DehazeXL, tmp_
 
 def graph_size(array: Any) -> int:
     return len(cloudpickle.dumps(array.__dask_graph__()))
+
+
+def test_a_cluster_without_workers_is_told_of(
+    source: Path, tiny: DehazeXL, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "PATIENCE", 0.2)
+    caplog.set_level("WARNING", tasks.__name__)
+    job, told = prepared(source, tiny), "no worker: waiting for one to join"
+    with LocalCluster(n_workers=0, dashboard_address=None) as cluster, Client(cluster, set_as_default=False) as client:
+        Timer(1, cluster.scale, [1]).start()
+        with Cluster(client, job, open_tokens(job, tmp_path / "tokens")) as dehazing:
+            assert told in caplog.text
+            cluster.scale(0)
+            while dehazing.workers():
+                time.sleep(0.1)
+            caplog.clear()
+            Timer(1, cluster.scale, [1]).start()
+            assert list(dehazing.each(plus_one, [1])) == [(0, 2)]
+            assert told in caplog.text
+
+
+def plus_one(_: Recipe, number: int) -> int:
+    return number + 1
 
 
 @pytest.mark.parametrize("kind", ["file", "array"])

@@ -62,9 +62,11 @@ def test_bands_and_chunks_of_a_region(tiny: DehazeXL, scene: np.ndarray) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": "near"}, "context must be all, region or neighborhood:PIXELS, not 'near'"),
+        ({"context": "near"}, "context must be all, region, neighborhood:PIXELS or pooled:N, not 'near'"),
         ({"context": "neighborhood:-3"}, "not 'neighborhood:-3'"),
         ({"context": "region:3"}, "not 'region:3'"),
+        ({"context": "pooled"}, "not 'pooled'"),
+        ({"context": "pooled:0"}, "not 'pooled:0'"),
         ({"region": (0, 10, 0, 601)}, "does not lie in the image"),
         ({"region": (9, 9, 0, 5)}, "does not lie in the image"),
     ],

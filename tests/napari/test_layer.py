@@ -605,6 +605,8 @@ def test_what_is_refused(make_napari_viewer_proxy, dehaze, scene) -> None:
     layer = viewer.add_image(scene, rgb=True)
     with pytest.raises(ValueError, match="two rising numbers"):
         dehaze(layer, value_range=(10, 5), viewer=viewer)
+    with pytest.raises(ValueError, match="context must be all or region, not 'pooled:2'"):
+        dehaze(layer, context="pooled:2", viewer=viewer)
     for wrong, error in (("hazy", ValueError), (viewer.add_points([[1, 1]]), TypeError)):
         with pytest.raises(error, match="pass "):
             dehaze(wrong, viewer=viewer)

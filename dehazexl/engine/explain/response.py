@@ -184,11 +184,13 @@ class RecomputedTokens(TokenTensor):
             yield 0
         return [join_keys_values(parts if further is None else [*parts, further])]
 
-    def update(self, compute: Callable[[Tensor], Tensor]) -> Generator[int, None, None]:
+    def update(
+        self, compute: Callable[[KeysValues, Tensor], Tensor], keys_values: KeysValues
+    ) -> Generator[int, None, None]:
         """See `TokenGrid.update`."""
         parts = []
         for rows in self._rows():
-            parts.append(_recomputed(compute, self.features[:, rows]))
+            parts.append(_recomputed(partial(compute, keys_values), self.features[:, rows]))
             yield self.shape[2] // SIDE
         features = torch.cat(parts, dim=1)
         self.features = features if self._shown is None else torch.where(self._shown, features, 0)
