@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dehazexl.io.photo_metadata import jpeg_markers, unusual_colors
-from dehazexl.io.raster_read import DERIVED, gdal, open_dataset
+from dehazexl.io.raster_metadata import DERIVED
+from dehazexl.io.raster_read import gdal, open_dataset
 from dehazexl.io.raster_write import color_profile, compression_of, unwritable
 from dehazexl.io.tiff_tags import CAMERA
 from dehazexl.io.tiff_write import CODES, is_ome

@@ -17,7 +17,8 @@ from dehazexl.image.georeference import Geo, parse_crs
 from dehazexl.io.exif import FOR_PROGRAMS
 from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.pyramid import Assembler, Levels
-from dehazexl.io.raster_read import carried, gdal, gdal_errors, one_line, quietly_opened
+from dehazexl.io.raster_metadata import carried
+from dehazexl.io.raster_read import gdal, gdal_errors, one_line, quietly_opened
 from dehazexl.io.tiff_tags import add_tags, photo_tags
 
 if TYPE_CHECKING:

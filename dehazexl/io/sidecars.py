@@ -13,16 +13,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from dehazexl.io.raster_read import (
-    Raster,
-    carried,
-    gdal,
-    gdal_errors,
-    mask_of,
-    open_dataset,
-    raster_geo,
-    raster_metadata,
-)
+from dehazexl.io.raster_metadata import carried, mask_of, raster_geo, raster_metadata
+from dehazexl.io.raster_read import Raster, gdal, gdal_errors, open_dataset
 from dehazexl.io.raster_write import write_raster
 from dehazexl.io.source import Guard, Source, file_token, lazy
 
