@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dehazexl.io.photo_metadata import jpeg_markers
 from dehazexl.io.raster_write import color_profile, compression_of, unwritable
 from dehazexl.io.tiff_tags import CAMERA
-from dehazexl.io.tiff_write import CODES, is_ome
+from dehazexl.io.tiff_write import CODES, SETTINGS, is_ome
 from dehazexl.io.write import PHOTO, TIFF, write
 
 if TYPE_CHECKING:
@@ -95,11 +95,12 @@ def _lost_layout(path: Path, image: Image, wanted: Compression | None) -> list[s
 def _lost_in_ome(image: Image) -> list[str]:
     """Return the names of what OME-TIFF does not hold."""
     said = image.metadata
+    domains = [tags for name, tags in said.get("domains", {}).items() if name != SETTINGS]
     held = {
         "the georeference": image.geo,
         "the nodata value": image.nodata is not None,
         "the mask": image.masked,
-        "GDAL's metadata": any(tags.keys() - {"AREA_OR_POINT"} for tags in said.get("domains", {}).values()),
+        "GDAL's metadata": any(tags.keys() - {"AREA_OR_POINT"} for tags in domains),
         "scale and offset": "scales" in said or "offsets" in said,
         **{text: name in said for name, text in (*_NAMES.items(), ("tags", _MORE_NAMES["tags"]))},
     }
