@@ -1,0 +1,122 @@
+"""Saving several images at once from a real napari window: all planes of a stack, and all selected layers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+import dehazexl
+
+pytest.importorskip("napari")
+
+from window import *  # noqa: F403
+from window import click, dock, saved
+
+from napari_dehazexl._state import session_of_layer, state_of
+
+
+@pytest.fixture
+def scene() -> np.ndarray:
+    """A small picture."""
+    y, x = np.mgrid[:300, :400]
+    return np.stack([y % 256, x % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+
+
+def save_into(widget: Any, folder: Path, monkeypatch: Any, answer: str = "") -> None:
+    """Press Save as, choose a folder, and answer whether files are replaced."""
+    from qtpy.QtWidgets import QFileDialog, QMessageBox
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: pytest.fail("one file was asked for"))
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(folder))
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: getattr(QMessageBox.StandardButton, answer))
+    click(widget.save_as)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(dehazexl.open_image(path).levels[0]).astype(int)
+
+
+def test_all_planes_of_a_stack_are_saved(
+    make_napari_viewer_proxy, weights, scene, tmp_path, monkeypatch, qtbot, errors
+):
+    stack = np.stack([scene, scene[::-1], scene[:, ::-1]]).astype(np.uint16) * np.array([10, 5, 8])[:, None, None, None]
+    tifffile.imwrite(
+        tmp_path / "time.tif", stack.astype(np.uint16), photometric="rgb", metadata={"axes": "TYXS"}, ome=True
+    )
+    monkeypatch.setattr("napari_dehazexl._saver.TICK", 1)
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.open(str(tmp_path / "time.tif"), plugin="napari-dehazexl")
+    plain = viewer.add_image(scene, rgb=True, name="plain")
+    widget = dock(viewer, weights, qtbot)
+    assert not widget.planes.visible
+    viewer.layers.selection.active = viewer.layers["time"]
+    assert widget.planes.visible and widget.planes.value == "one"
+    viewer.dims.set_point(0, 1)
+    click(widget.dehaze)
+    dehazed = viewer.layers["time dehazed"]
+    limits = session_of_layer(dehazed).value_range
+    widget.planes.value = "all"
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    save_into(widget, folder, monkeypatch)
+    files = [folder / f"time dehazed t{step}.tif" for step in range(3)]
+    seen: list[tuple[str, int]] = []
+
+    def first_is_there() -> bool:
+        seen.append((widget.bar.native.format(), widget.bar.value))
+        return files[0].exists()
+
+    qtbot.waitUntil(first_is_there, timeout=120_000)
+    click(widget.cancel)
+    saved(widget, qtbot)
+    assert not files[2].exists() and not errors
+    assert "file 1 of 3: " in " ".join(text for text, _ in seen)
+    values = [value for text, value in seen if "file" in text]
+    assert values == sorted(values) and values[-1] <= 67, "the bar is not over all planes"
+    before = files[0].stat().st_mtime_ns
+    save_into(widget, folder, monkeypatch, "No")
+    saved(widget, qtbot)
+    assert files[0].stat().st_mtime_ns == before, "a plane that was there was saved again"
+    network = dehazexl.load_model(weights, dtype="float32")
+    for file, plane in zip(files, stack, strict=True):
+        wanted = dehazexl.dehaze(plane.astype(np.uint16), network, value_range=limits).compute()
+        assert np.abs(pixels(file) - wanted).max() <= 1
+    assert sorted(folder.iterdir()) == files and not errors
+    assert state_of(dehazed).session is None, "the plane in view does not read from its file"
+    viewer.layers.selection.active = plain
+    assert not widget.planes.visible
+
+
+def test_selected_layers_are_saved_each_with_its_settings(
+    make_napari_viewer_proxy, weights, scene, tmp_path, monkeypatch, qtbot, errors
+) -> None:
+    viewer = make_napari_viewer_proxy(show=True)
+    for name, image in (("one", scene), ("two", scene[::-1]), ("three", scene[:, ::-1])):
+        viewer.add_image(image, rgb=True, name=name)
+    widget = dock(viewer, weights, qtbot)
+    viewer.layers.selection = {viewer.layers["one"], viewer.layers["two"]}
+    click(widget.dehaze)
+    viewer.layers.selection.active = viewer.layers["one dehazed"]
+    widget.strength.value = 0.5
+    viewer.layers.selection.active = viewer.layers["two dehazed"]
+    widget.strength.value = 0.25
+    widget.overlap.value = 64  # for those that are not dehazed yet
+    precious = tmp_path / "two dehazed.ome.zarr" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    viewer.layers.selection = {viewer.layers[name] for name in ("one", "one dehazed", "two dehazed", "three")}
+    save_into(widget, tmp_path, monkeypatch, "Yes")
+    saved(widget, qtbot)
+    assert len(errors) == 1 and "is a folder of other files" in errors[0] and precious.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("one dehazed.ome.zarr", "two dehazed.ome.zarr", "three dehazed.ome.zarr")
+    }
+    network = dehazexl.load_model(weights, dtype="float32")
+    one = dehazexl.dehaze(scene, network, strength=0.5).compute()
+    three = dehazexl.dehaze(scene[:, ::-1], network, strength=0.25, overlap=64).compute()
+    assert np.abs(pixels(tmp_path / "one dehazed.ome.zarr") - one).max() <= 1
+    assert np.abs(pixels(tmp_path / "three dehazed.ome.zarr") - three).max() <= 1
+    assert session_of_layer(viewer.layers["one dehazed"]) is None
+    assert session_of_layer(viewer.layers["two dehazed"]) is not None
