@@ -120,3 +120,27 @@ def test_selected_layers_are_saved_each_with_its_settings(
     assert np.abs(pixels(tmp_path / "three dehazed.ome.zarr") - three).max() <= 1
     assert session_of_layer(viewer.layers["one dehazed"]) is None
     assert session_of_layer(viewer.layers["two dehazed"]) is not None
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg"])
+def test_what_is_too_large_for_napari_s_own_kinds_leaves_nothing(
+    make_napari_viewer_proxy, scene, weights, tmp_path, monkeypatch, suffix
+) -> None:
+    from napari_dehazexl import dehaze_layer
+
+    dehazexl.to_tiff(scene, tmp_path / "scene.tif")
+    viewer = make_napari_viewer_proxy()
+    (layer,) = viewer.open(str(tmp_path / "scene.tif"), plugin="napari-dehazexl")
+    dehazed = dehaze_layer(layer, weights=weights, viewer=viewer)
+    monkeypatch.setattr("napari_dehazexl._levels.MOST", scene.nbytes - 1)
+    there = tmp_path / f"there{suffix}"
+    there.write_bytes(b"something else")
+    for each in (layer, dehazed):
+        for path in (tmp_path / f"out{suffix}", there):
+            with pytest.raises(
+                OSError, match=r"an image of 0.00036 GB does not fit into .*: choose the kind"
+            ) as raised:
+                each.save(str(path), plugin="napari")
+            assert "\n" not in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"scene.tif", there.name}
+    assert there.read_bytes() == b"something else"
