@@ -8,6 +8,7 @@ import pytest
 import tifffile
 
 import dehazexl
+from dehazexl.io.write import to_photo
 
 pytest.importorskip("napari")
 
@@ -144,3 +145,28 @@ def test_what_is_too_large_for_napari_s_own_kinds_leaves_nothing(
             assert "\n" not in str(raised.value)
     assert {path.name for path in tmp_path.iterdir()} == {"scene.tif", there.name}
     assert there.read_bytes() == b"something else"
+
+
+def test_a_folder_is_opened_image_by_image(make_napari_viewer_proxy, scene, tmp_path, monkeypatch, errors) -> None:
+    from napari_dehazexl import _reader
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    assert _reader.get_reader(str(folder)) is None and _reader.get_reader(str(tmp_path / "none")) is None
+    dehazexl.to_tiff(scene, folder / "b.tif")
+    dehazexl.to_zarr(scene[::-1], folder / "a.ome.zarr")
+    to_photo(scene[:, ::-1], folder / "c.png")
+    (folder / "broken.tif").write_bytes(b"II*\0")
+    (folder / "notes.txt").write_text("no image")
+    viewer = make_napari_viewer_proxy()
+    opened = viewer.open(str(folder), plugin="napari-dehazexl")
+    assert [layer.name for layer in opened] == ["a", "b", "c"] and all(layer.multiscale for layer in opened)
+    for layer, wanted in zip(opened, (scene[::-1], scene, scene[:, ::-1]), strict=True):
+        assert state_of(layer).image is not None
+        np.testing.assert_array_equal(np.asarray(layer.data[0]), wanted)
+    assert len(errors) == 1 and "broken.tif" in errors[0] and "\n" not in errors[0]
+    monkeypatch.setattr(_reader, "MANY", 3)
+    with pytest.raises(
+        ValueError, match=r"has 4 images, more than 3 layers: open some .* dehazexl run .*images OUTPUT"
+    ):
+        _reader.read(str(folder))
