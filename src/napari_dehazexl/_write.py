@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Make = Callable[[Callable[[], bool]], Steps]
 
 
+class Cancelled(OSError):
+    """Raised for a save that the user has cancelled."""
+
+
 def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Write an image layer for File > Save: a dehazed layer is dehazed in full, any other is written as it is.
 
@@ -60,7 +64,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     except ValueError as error:  # napari takes a ValueError for a missing writer
         raise OSError(str(error)) from error
     if not complete:
-        raise OSError(
+        raise Cancelled(
             f"{target.name} was cancelled" + (": saving it again continues it" if tokens_of(target).exists() else "")
         )
     if session is not None and session.strength == strength:

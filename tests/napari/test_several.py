@@ -170,3 +170,44 @@ def test_a_folder_is_opened_image_by_image(make_napari_viewer_proxy, scene, tmp_
         ValueError, match=r"has 4 images, more than 3 layers: open some .* dehazexl run .*images OUTPUT"
     ):
         _reader.read(str(folder))
+
+
+def test_file_save_writes_selected_layers_into_a_folder(
+    make_napari_viewer, scene, weights, tmp_path, monkeypatch, errors
+) -> None:
+    import npe2
+    from qtpy.QtWidgets import QFileDialog
+
+    from napari_dehazexl import dehaze_layer
+
+    dehazexl.to_tiff(scene, tmp_path / "scene.tif")
+    viewer = make_napari_viewer()
+    (layer,) = viewer.open(str(tmp_path / "scene.tif"), plugin="napari-dehazexl")
+    dehaze_layer(layer, weights=weights, dtype="float32", viewer=viewer, name="a: b")
+    viewer.add_image(np.stack([scene, scene[::-1]]), rgb=True, name="stack")
+    viewer.add_image(scene, rgb=True, name="there")
+    viewer.add_labels(np.ones((30, 40), np.uint8), name="labels")
+    folder = tmp_path / "out"
+    (folder / "there.ome.zarr").mkdir(parents=True)
+    kinds: list[str] = []
+
+    def chosen(*_: Any, filter: str, **__: Any) -> tuple[str, str]:
+        kinds.extend(filter.split(";;"))
+        return str(folder), "DehazeXL Images with pyramids, into a folder (*.*)"
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", chosen)
+    viewer.layers.selection = {*viewer.layers}
+    viewer.window._qt_viewer._save_layers_dialog(selected=True)
+    into_folders = [kind for kind in kinds if "older (" in kind]
+    assert "Save to Folder" in into_folders[0], "napari's own kind is no longer the first"
+    assert {path.name for path in folder.iterdir()} == {
+        *("scene.tif", "a- b.tif", "stack.tif", "labels.tif", "there.ome.zarr")
+    }
+    np.testing.assert_array_equal(pixels(folder / "scene.tif"), scene)
+    wanted = dehazexl.dehaze(scene, dehazexl.load_model(weights, dtype="float32")).compute()
+    assert np.abs(pixels(folder / "a- b.tif") - wanted).max() <= 1
+    np.testing.assert_array_equal(tifffile.imread(folder / "stack.tif"), viewer.layers["stack"].data)
+    assert len(errors) == 1 and "there.ome.zarr exists: remove it" in errors[0]
+    again = [layer.as_layer_data_tuple() for layer in (viewer.layers["there"], viewer.layers["scene"])]
+    with pytest.raises(OSError, match=r"there.ome.zarr exists(.|\n)*scene.tif exists"):
+        npe2.write(folder, again, plugin_name="napari-dehazexl")
