@@ -50,6 +50,11 @@ class Plane:
     def __str__(self) -> str:
         return ", ".join(str(step) for step in self.steps if step is not None)
 
+    def page(self, shape: Sequence[int]) -> int | None:
+        """Return the number of the plane, see `dehazexl.open_image`; None if there are no further axes."""
+        axes = [(step, length) for step, length in zip(self.steps, shape, strict=False) if step is not None]
+        return 1 + int(np.ravel_multi_index(*zip(*axes, strict=True))) if axes else None
+
     def name(self, shape: Sequence[int], labels: Sequence[str]) -> str:
         """Return a name for files, such as ``t03 z1``, whose alphabetic order is that of the planes.
 
@@ -138,18 +143,19 @@ def image_of_arrays(
     )  # fmt: skip
 
 
-def described_by(image: Image, path: Path) -> Image:
+def described_by(image: Image, path: Path, page: int | None = None) -> Image:
     """Return the image in some arrays with the bands and the georeference of the file that they were read from.
 
     Parameters
     ----------
     image
         The image, see `image_of_arrays`.
-    path
-        The file. If it cannot be opened, or holds pixels of another shape or dtype, `image` is returned.
+    path, page
+        The file, and the plane of a stack. If it cannot be opened, or has pixels of another shape or dtype, `image` is
+        returned.
     """
     try:
-        file = open_image(path)
+        file = open_image(path, page=page)
     except (OSError, ValueError):
         return image
     finest, read = image.levels[0], file.levels[0]

@@ -104,10 +104,13 @@ def _layers(path: Path) -> list[LayerData]:
     except ValueError as error:
         if "has the axes" not in str(error):
             raise
-    stack = open_stack(path)
+    stack, plane = open_stack(path), open_image(path, page=1)
     labels = stack.axes[: len(stack.axes) - stack.colors_last]
-    attributes = {"name": path.name.partition(".")[0], "multiscale": True, "rgb": stack.colors_last, "cache": False}
-    return [(FullSizeData(list(stack.levels)), attributes | {"axis_labels": labels}, "image")]
+    sliders = len(labels) - 2
+    attributes = placed(plane, plane.name) | {"rgb": stack.colors_last, "axis_labels": labels}
+    attributes["scale"], attributes["translate"] = (1,) * sliders + plane.scale, (0,) * sliders + plane.translate
+    attributes["units"] = ("pixel",) * sliders + attributes["units"]
+    return [(FullSizeData(list(stack.levels)), attributes, "image")]
 
 
 def layers_of(image: Image) -> list[LayerData]:

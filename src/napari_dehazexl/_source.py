@@ -205,7 +205,7 @@ def _scratch() -> Path:
 def image_at(layer: napari.layers.Image, plane: Plane) -> Image:
     """Return a plane of a layer that shows no `dehazexl.Image`, such as one of another reader.
 
-    What napari's own reader has left out, such as the georeference, comes from the file.
+    What its reader has left out, such as the georeference or the names of channels, comes from the file.
     """
     from dehazexl.viewing.arrays import described_by, image_of_arrays
 
@@ -220,4 +220,4 @@ def image_at(layer: napari.layers.Image, plane: Plane) -> Image:
         units=str(layer.units[-1]),
     )
     path = getattr(layer.source, "path", None)
-    return image if path is None else described_by(image, Path(path))
+    return image if path is None else described_by(image, Path(path), plane.page(_axes_of(layer)[0]))

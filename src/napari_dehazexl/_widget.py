@@ -435,6 +435,8 @@ class Dehaze(Form):
             source = request.image.path
             if source is None:
                 raise ValueError(f"{layer.name!r} is in no file: save it first, then open and dehaze that file")
+            if len(planes_of(layer)) > 1:
+                raise ValueError(f"{layer.name!r} has several planes: save them here, or see dehazexl run --page")
             output = source.with_name(f"{source.name.partition('.')[0]}-dehazed{suffix_of(source)}")
             choices = replace(request.choices, value_range=request.value_range)
             text = getattr(choices, kind)(source, output)

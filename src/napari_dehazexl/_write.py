@@ -211,7 +211,7 @@ def _pumped(worker: Any, bar: Any) -> SaveResult:
     ended = threading.Event()
     worker.yielded.connect(partial(_show_progress, bar=bar))
     worker.returned.connect(results.append)
-    worker.finished.connect(ended.set)
+    worker.finished.connect(lambda: ended.set())  # Qt would not keep the event of a bound method alive
     application.lastWindowClosed.connect(bar.cancel)
     worker.start()
     while not ended.is_set():

@@ -43,9 +43,9 @@ def test_all_planes_of_a_stack_are_saved(
     make_napari_viewer_proxy, weights, scene, tmp_path, monkeypatch, qtbot, errors
 ):
     stack = np.stack([scene, scene[::-1], scene[:, ::-1]]).astype(np.uint16) * np.array([10, 5, 8])[:, None, None, None]
-    tifffile.imwrite(
-        tmp_path / "time.tif", stack.astype(np.uint16), photometric="rgb", metadata={"axes": "TYXS"}, ome=True
-    )
+    said = {"axes": "TYXS", "Description": "over a day"} | {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm"}
+    said |= {"PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}
+    tifffile.imwrite(tmp_path / "time.tif", stack.astype(np.uint16), photometric="rgb", metadata=said, ome=True)
     monkeypatch.setattr("napari_dehazexl._saver.TICK", 1)
     viewer = make_napari_viewer_proxy(show=True)
     viewer.open(str(tmp_path / "time.tif"), plugin="napari-dehazexl")
@@ -84,6 +84,10 @@ def test_all_planes_of_a_stack_are_saved(
     for file, plane in zip(files, stack, strict=True):
         wanted = dehazexl.dehaze(plane.astype(np.uint16), network, value_range=limits).compute()
         assert np.abs(pixels(file) - wanted).max() <= 1
+        image = dehazexl.open_image(file)
+        assert (image.scale, image.units) == ((0.25, 0.5), "micrometer"), "pixels have lost their size"
+        assert "over a day" in image.metadata["ome_xml"] and 'Namespace="DEHAZEXL"' in image.metadata["ome_xml"]
+    assert tuple(dehazed.scale) == (0.25, 0.5)
     assert sorted(folder.iterdir()) == files and not errors
     assert state_of(dehazed).session is None, "the plane in view does not read from its file"
     viewer.layers.selection.active = plain

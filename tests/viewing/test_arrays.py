@@ -11,6 +11,7 @@ def test_all_planes_in_order_by_name() -> None:
     planes = all_planes(array.shape, labels, False)
     names = [plane.name(array.shape, labels) for plane in planes]
     assert len(planes) == 22 and names == sorted(set(names)) and names[0] == "t0 z00" and names[-1] == "t1 z10"
+    assert [plane.page(array.shape) for plane in planes] == [*range(1, 23)]
     for plane, place in zip(planes, np.ndindex(2, 11), strict=True):
         assert plane == choose_plane(array.shape, labels, [place[0], 0, place[1], 0, 0], False)
         np.testing.assert_array_equal(plane.of(array), np.moveaxis(array[place[0], :, place[1]], 0, -1))
@@ -22,4 +23,5 @@ def test_planes_of_axes_without_names() -> None:
         :2
     ] == ["plane 00", "plane 01"]
     assert all_planes((2, 5, 4, 6), labels, False)[7].name((2, 5, 4, 6), labels) == "plane 1 2"
-    assert len(all_planes((4, 5), ["y", "x"], True)) == 1
+    (whole,) = all_planes((4, 5), ["y", "x"], True)
+    assert whole.page((4, 5)) is None
