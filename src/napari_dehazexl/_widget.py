@@ -107,7 +107,7 @@ class Dehaze(Form):
             widget.changed.connect(self._look_up)
         self._spare_soon = qthrottled(self._show_spared, timeout=INTERVAL, leading=False, parent=self.native)
         self._update_soon = qthrottled(self._update, timeout=INTERVAL, leading=False, parent=self.native)
-        for each in (self.region, self.overlap, self.context):
+        for each in (self.region, self.overlap, self.context, self.planes):
             each.changed.connect(self._changed)
         self.preset.changed.connect(self._take_preset)
         self.spare.changed.connect(self._follow_spare)
@@ -516,7 +516,9 @@ class Dehaze(Form):
         if region is not None and self.context.value == "region":
             height, width = region[1] - region[0], region[3] - region[2]
         speed = self._settings.speed(self._network())
-        return estimated(self._model.grid(height, width, self.overlap.value), self._model, speed)
+        line = estimated(self._model.grid(height, width, self.overlap.value), self._model, speed)
+        planes = len(planes_of(layer)) if self.planes.value == "all" else 1
+        return line if planes == 1 else f"{line}, for each of {planes} planes"
 
     def _look_up(self) -> None:
         """Read the properties of the chosen network, in a thread: importing torch takes seconds."""

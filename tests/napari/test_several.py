@@ -59,6 +59,7 @@ def test_all_planes_of_a_stack_are_saved(
     dehazed = viewer.layers["time dehazed"]
     limits = session_of_layer(dehazed).value_range
     widget.planes.value = "all"
+    qtbot.waitUntil(lambda: "for each of 3 planes" in widget.estimate.value, timeout=60_000)
     folder = tmp_path / "planes"
     folder.mkdir()
     save_into(widget, folder, monkeypatch)
