@@ -216,3 +216,10 @@ def test_file_save_writes_selected_layers_into_a_folder(
     again = [layer.as_layer_data_tuple() for layer in (viewer.layers["there"], viewer.layers["scene"])]
     with pytest.raises(OSError, match=r"there.ome.zarr exists(.|\n)*scene.tif exists"):
         npe2.write(folder, again, plugin_name="napari-dehazexl")
+
+
+def test_files_of_several_layers_have_names_of_their_own() -> None:
+    from napari_dehazexl._ask import _distinct, file_name
+
+    assert _distinct(["a.tif", "A.tif", "b.tif", "a.TIF"]) == ["a.tif", "2 A.tif", "b.tif", "3 a.TIF"]
+    assert file_name('a/b: "c"', Path("x.TIFF")) == "a-b- -c-.tif" and file_name("a", None) == "a.ome.zarr"
