@@ -1,10 +1,10 @@
 """Mutation fuzz of every reader: damaged files are read, or refused in one line, in little time and memory.
 
-    python benchmarks/fuzz.py [--count 20000] [--seed 0] [--log fuzz.jsonl]
+    python benchmarks/fuzz.py [--kinds own|gdal] [--count 20000] [--seed 0] [--log fuzz.jsonl]
 
 Sound files are damaged at random and read in a process of limited memory; the same seed makes the same files. A run
 that is stopped goes on where it was. ``--only N`` writes input N into the folder ``fuzz-N`` and shows its traceback.
-Prints the counts and saves them as ``benchmarks/results/fuzz.json``.
+Prints the counts and saves them as ``benchmarks/results/fuzz.json`` (``fuzz-gdal.json``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import resource
 import shutil
 import signal
@@ -30,10 +31,13 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import rasterio
+import rasterio.shutil
 import tifffile
 import torch
 import zarr
 from machine import save_result
+from rasterio.transform import from_origin
 
 from dehazexl.image.image import value_range
 from dehazexl.io.open import open_image
@@ -103,27 +107,54 @@ def sound_files(folder: Path) -> dict[str, Path]:
     return made
 
 
-SOUND = [
-    "strips.tif",
-    "tiles.tif",
-    "lzw.tif",
-    "jpeg.tif",
-    "big.tif",
-    "pyramid.ome.tif",
-    "rgb.png",
-    "deep.png",
-    "palette.png",
-    "rgb.jpg",
-    "cmyk.jpg",
-    "v2.zarr",
-    "v3.zarr",
-    "shards.zarr",
-    "ome.zarr",
-    "zip.zarr.zip",
-    "tiny.safetensors",
-    "zip.pth",
-    "plain.pth",
-]
+def gdal_files(folder: Path) -> dict[str, Path]:
+    """Write a sound file for each format that GDAL alone reads, and for what only GDAL writes."""
+    byte = np.moveaxis((picture(3) // 16).astype("uint8"), -1, 0)
+    made = {name: folder / name for name in SOUND["gdal"]}
+    profile = {"driver": "GTiff", "width": 80, "height": 96, "dtype": "uint8", "count": 3, "crs": "EPSG:32632"}
+    profile |= {"transform": from_origin(500_000, 5_000_000, 1, 1)}
+    with rasterio.open(made["mask.tif"], "w", **profile, tiled=True, blockxsize=32, blockysize=32) as file:
+        file.write(byte)
+        file.write_mask(byte[0] > 40)
+        file.update_tags(DATETIME="2026:01:01 00:00:00", ns="A")
+    with rasterio.open(made["mask.tif"]) as file:
+        copies = {"cog.tif": "COG", "rgb.jp2": "JP2OpenJPEG", "rgb.img": "HFA", "rgb.bsq": "ENVI", "rgb.vrt": "VRT"}
+        for name, driver in copies.items():
+            options = {"blocksize": 128, "compress": "deflate"} if driver == "COG" else {}
+            rasterio.shutil.copy(file, made[name], driver=driver, **options)
+        rasterio.shutil.copy(file, made["rgb.webp"], driver="WEBP", LOSSLESS="YES")
+    return made
+
+
+SOUND = {
+    "own": [
+        "strips.tif",
+        "tiles.tif",
+        "lzw.tif",
+        "jpeg.tif",
+        "big.tif",
+        "pyramid.ome.tif",
+        "rgb.png",
+        "deep.png",
+        "palette.png",
+        "rgb.jpg",
+        "cmyk.jpg",
+        "v2.zarr",
+        "v3.zarr",
+        "shards.zarr",
+        "ome.zarr",
+        "zip.zarr.zip",
+        "tiny.safetensors",
+        "zip.pth",
+        "plain.pth",
+    ],
+    "gdal": ["mask.tif", "cog.tif", "rgb.jp2", "rgb.img", "rgb.bsq", "rgb.vrt", "rgb.webp"],
+}
+
+BESIDE = {"rgb.bsq": "rgb.hdr", "rgb.vrt": "mask.tif"}
+"""Files that belong to others."""
+
+MADE = {"own": sound_files, "gdal": gdal_files}
 
 
 def ome_zarr(path: Path, pixels: Any) -> Path:
@@ -196,6 +227,16 @@ def mutate_text(data: bytes, random: Random) -> bytes:
     return json.dumps(value).encode()
 
 
+def mutate_words(data: bytes, random: Random) -> bytes:
+    """Replace a number or a word of a text, or else damage its bytes."""
+    words = list(re.finditer(rb"[\w.]+", data))
+    if random.random() < 0.2 or not words:
+        return mutate(data, random)
+    word = words[random.integers(len(words))]
+    odd = [str(number).encode() for number in (-1, *NUMBERS, 0.5, float("nan"))] + [b"", b"..", b"/", b"Float64"]
+    return data[: word.start()] + odd[random.integers(len(odd))] + data[word.end() :]
+
+
 def mutate_safetensors(data: bytes, random: Random) -> bytes:
     """Damage the header of a safetensors file, or the spec in it, or else its bytes."""
     if random.random() < 0.2:
@@ -250,9 +291,15 @@ def make_input(sound: Path, folder: Path, random: Random) -> Path:
         damage: Callable[[bytes, Random], bytes] = mutate_text if file in metadata else mutate
         file.write_bytes(damage(file.read_bytes(), random))
         return path
+    damaged = path
+    if (beside := sound.with_name(BESIDE.get(sound.name, "none"))).is_file():
+        shutil.copy(sound, path)
+        shutil.copy(beside, folder)
+        damaged = [path, folder / beside.name][random.integers(2)]
     kinds = {".safetensors": mutate_safetensors, ".zip": mutate_zip, ".png": mutate_png}
-    damage = kinds.get(path.suffix, mutate_zip if path.name == "zip.pth" else mutate)
-    path.write_bytes(damage(sound.read_bytes(), random))
+    kinds |= {".vrt": mutate_words, ".hdr": mutate_words}
+    damage = kinds.get(damaged.suffix, mutate_zip if path.name == "zip.pth" else mutate)
+    damaged.write_bytes(damage(sound.with_name(damaged.name).read_bytes(), random))
     return path
 
 
@@ -297,18 +344,18 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(held.split()[1]) + MEMORY,) * 2)
 
 
-def work(numbers: list[int], seed: int, log: Path) -> None:
+def work(kinds: str, numbers: list[int], seed: int, log: Path) -> None:
     """Read inputs, and write a line before and after each."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, interrupt)
     with tempfile.TemporaryDirectory() as folder, log.open("a", buffering=1) as lines:
-        files = sound_files(Path(folder))
+        files = MADE[kinds](Path(folder))
         for path in files.values():  # everything is imported before memory is limited
             if (found := outcome(path)) != "read" and path.suffix != ".pth":  # those lack most of a network
                 raise SystemExit(f"{path.name} is sound, but not read: {found}")
         limit_memory()
         for number in numbers:
-            name = SOUND[number % len(SOUND)]
+            name = SOUND[kinds][number % len(SOUND[kinds])]
             place = Path(folder) / f"input-{number}"
             place.mkdir()
             path = make_input(files[name], place, np.random.default_rng([seed, number]))
@@ -328,11 +375,22 @@ def results(log: Path) -> dict[int, dict[str, Any]]:
     return {line["number"]: line for line in map(json.loads, lines)}
 
 
-def run(count: int, seed: int, log: Path) -> None:
+def run(kinds: str, count: int, seed: int, log: Path) -> None:
     """Read all inputs that are not in the log yet, in processes of `BLOCK` inputs."""
     while remaining := sorted(set(range(count)) - results(log).keys()):
         part = ",".join(map(str, remaining[:BLOCK]))
-        command = [sys.executable, __file__, "--numbers", part, "--seed", str(seed), "--log", str(log)]
+        command = [
+            sys.executable,
+            __file__,
+            "--kinds",
+            kinds,
+            "--numbers",
+            part,
+            "--seed",
+            str(seed),
+            "--log",
+            str(log),
+        ]
         try:
             subprocess.run(command, timeout=BLOCK * SECONDS, check=False)
         except subprocess.TimeoutExpired:
@@ -340,7 +398,7 @@ def run(count: int, seed: int, log: Path) -> None:
         print(f"{count - len(remaining)} of {count}", file=sys.stderr)
 
 
-def report(log: Path, seed: int, seconds: float) -> None:
+def report(kinds: str, log: Path, seed: int, seconds: float) -> None:
     """Print and save the counts by reader and outcome, and the finds."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     finds = []
@@ -351,22 +409,29 @@ def report(log: Path, seed: int, seconds: float) -> None:
             finds.append({"number": number, "reader": line["reader"], "outcome": found})
     total = sum(counts.values(), Counter[str]())
     save_result(
-        "fuzz", seed=seed, inputs=total.total(), seconds=round(seconds, 1), outcomes=total, readers=counts, finds=finds
+        "fuzz" if kinds == "own" else f"fuzz-{kinds}",
+        seed=seed,
+        inputs=total.total(),
+        seconds=round(seconds, 1),
+        outcomes=total,
+        readers=counts,
+        finds=finds,
     )
 
 
-def show(number: int, seed: int) -> None:
+def show(kinds: str, number: int, seed: int) -> None:
     """Write one input into the current folder and read it."""
     place = Path(f"fuzz-{number}")
     place.mkdir()
     with tempfile.TemporaryDirectory() as folder:
-        sound = sound_files(Path(folder))[SOUND[number % len(SOUND)]]
+        sound = MADE[kinds](Path(folder))[SOUND[kinds][number % len(SOUND[kinds])]]
         path = make_input(sound, place, np.random.default_rng([seed, number]))
     read(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kinds", default="own", choices=list(SOUND), help="which formats")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, default=Path("fuzz.jsonl"), help="continued if it exists")
@@ -374,13 +439,13 @@ def main() -> None:
     parser.add_argument("--numbers", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only is not None:
-        show(args.only, args.seed)
+        show(args.kinds, args.only, args.seed)
     elif args.numbers:
-        work(list(map(int, args.numbers.split(","))), args.seed, args.log)
+        work(args.kinds, list(map(int, args.numbers.split(","))), args.seed, args.log)
     else:
         started = time.perf_counter()
-        run(args.count, args.seed, args.log)
-        report(args.log, args.seed, time.perf_counter() - started)
+        run(args.kinds, args.count, args.seed, args.log)
+        report(args.kinds, args.log, args.seed, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ IN_FLIGHT = 512
 TRIES = 10
 """Times that a task is submitted again after its workers died, or the scheduler did."""
 
+PATIENCE = 30
+"""Seconds without the end of a task after which a cluster without workers is told of."""
+
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +69,7 @@ class Tasks:
         with atomic_write(self._claim) as new:
             new.write_text(self.recipe.key)
         try:
+            self._tell_if_without_workers()
             self.client.wait_for_workers(1)
             self._register()
             self._check_workers()
@@ -149,8 +153,17 @@ class Tasks:
         """Wait until some tasks have ended, and return them."""
         # `wait` asks the current client.
         with suppress(CancelledError), self.client.as_current():
-            wait(list(self._running), return_when="FIRST_COMPLETED")
+            while True:
+                try:
+                    wait(list(self._running), timeout=PATIENCE, return_when="FIRST_COMPLETED")
+                    break
+                except TimeoutError:
+                    self._tell_if_without_workers()
         return [future for future in self._running if future.done()]
+
+    def _tell_if_without_workers(self) -> None:
+        if self.client.status == "running" and not self.workers():
+            log.warning("the cluster has no worker: waiting for one to join")
 
     def workers(self) -> list[dict[str, Any]]:
         """Return what the scheduler knows of its workers."""

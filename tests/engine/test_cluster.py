@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import cloudpickle
@@ -20,15 +22,16 @@ import pytest
 import tifffile
 import torch
 import zarr
-from distributed import Client
+from distributed import Client, LocalCluster
 from reference import interleaved, picture, randomised
 
 import dehazexl
+from dehazexl.engine import tasks
 from dehazexl.engine.cluster import Cluster
 from dehazexl.engine.dehaze import decode_lazily, open_tokens, prepare
 from dehazexl.engine.job import Job
 from dehazexl.engine.maps import MapStore, decode_maps
-from dehazexl.engine.recipe import ImageFile
+from dehazexl.engine.recipe import ImageFile, Recipe
 from dehazexl.engine.run import stages
 from dehazexl.engine.tasks import reason_against
 from dehazexl.engine.workers import connected as connected_to
@@ -271,6 +274,29 @@ def test_a_restarted_scheduler_is_found_again(source: Path, tiny: DehazeXL, tmp_
 
 def graph_size(array: Any) -> int:
     return len(cloudpickle.dumps(array.__dask_graph__()))
+
+
+def test_a_cluster_without_workers_is_told_of(
+    source: Path, tiny: DehazeXL, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "PATIENCE", 0.2)
+    caplog.set_level("WARNING", tasks.__name__)
+    job, told = prepared(source, tiny), "no worker: waiting for one to join"
+    with LocalCluster(n_workers=0, dashboard_address=None) as cluster, Client(cluster, set_as_default=False) as client:
+        Timer(1, cluster.scale, [1]).start()
+        with Cluster(client, job, open_tokens(job, tmp_path / "tokens")) as dehazing:
+            assert told in caplog.text
+            cluster.scale(0)
+            while dehazing.workers():
+                time.sleep(0.1)
+            caplog.clear()
+            Timer(1, cluster.scale, [1]).start()
+            assert list(dehazing.each(plus_one, [1])) == [(0, 2)]
+            assert told in caplog.text
+
+
+def plus_one(_: Recipe, number: int) -> int:
+    return number + 1
 
 
 @pytest.mark.parametrize("kind", ["file", "array"])
