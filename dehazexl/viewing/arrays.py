@@ -52,8 +52,11 @@ class Plane:
 
     def page(self, shape: Sequence[int]) -> int | None:
         """Return the number of the plane, see `dehazexl.open_image`; None if there are no further axes."""
-        axes = [(step, length) for step, length in zip(self.steps, shape, strict=False) if step is not None]
-        return 1 + int(np.ravel_multi_index(*zip(*axes, strict=True))) if axes else None
+        number = None
+        for step, length in zip(self.steps, shape, strict=False):
+            if step is not None:
+                number = (number or 0) * length + step
+        return None if number is None else number + 1
 
     def name(self, shape: Sequence[int], labels: Sequence[str]) -> str:
         """Return a name for files, such as ``t03 z1``, whose alphabetic order is that of the planes.

@@ -49,7 +49,7 @@ def test_all_planes_of_a_stack_are_saved(
     monkeypatch.setattr("napari_dehazexl._saver.TICK", 1)
     viewer = make_napari_viewer_proxy(show=True)
     viewer.open(str(tmp_path / "time.tif"), plugin="napari-dehazexl")
-    plain = viewer.add_image(scene, rgb=True, name="plain")
+    plain = viewer.add_image(scene, rgb=True, name="plain", units=("um", "um"))
     widget = dock(viewer, weights, qtbot)
     assert not widget.planes.visible
     viewer.layers.selection.active = viewer.layers["time"]
