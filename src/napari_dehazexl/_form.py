@@ -73,9 +73,9 @@ class Form(Container):  # type: ignore[type-arg]
         )  # fmt: skip
         self.fields = Container(
             widgets=[
-                self.intro, self.input, _row("&Region", self.region, self.draw), self.strength, _row("", self.dehaze,
-                self.save_as), _row("", self.preview, self.undo, self.cancel), self.divide, self.estimate, self.bar,
-                self.status,
+                self.intro, self.input, _row("&Region", self.region, self.draw), self.planes, self.strength,
+                _row("", self.dehaze, self.save_as), _row("", self.preview, self.undo, self.cancel), self.divide,
+                self.estimate, self.bar, self.status,
             ]
         )  # fmt: skip
         super().__init__()
@@ -98,6 +98,10 @@ class Form(Container):  # type: ignore[type-arg]
         )
         region.null_string = "the whole image"  # instead of five dashes
         self.region = region
+        self.planes = ComboBox(
+            label="Save", choices=[("the plane in view", "one"), ("all planes", "all")], value="one", visible=False,
+            tooltip="What Save as writes of an image with sliders: all planes become files in a folder.",
+        )  # fmt: skip
         self.strength = FloatSlider(
             label="S&trength", value=1.0, min=0.0, max=1.0, step=0.05,
             tooltip="Fraction of the haze to remove, 0 to 1, in the selected dehazed layer, at once.",

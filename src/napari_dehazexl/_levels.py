@@ -30,12 +30,21 @@ class FullSizeData(MultiScaleData):  # type: ignore[misc]
         super().__init__(levels)
         self.compute = compute
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the finest level, see `_size`: tifffile asks for them before it makes a file."""
+        return self._size()
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        finest = self[0]
-        size = math.prod(finest.shape) * finest.dtype.itemsize
+        self._size()
+        return np.asarray(self[0] if self.compute is None else self.compute(), dtype=dtype)
+
+    def _size(self) -> int:
+        """Return the bytes of the finest level, or raise OSError if they are more than `MOST`."""
+        size = math.prod(self[0].shape) * int(self[0].dtype.itemsize)
         if size > MOST:
-            raise OSError(f"an image of {size / 1e9:.0f} GB does not fit into this kind of file: {REMEDY}")
-        return np.asarray(finest if self.compute is None else self.compute(), dtype=dtype)
+            raise OSError(f"an image of {size / 1e9:.3g} GB does not fit into this kind of file: {REMEDY}")
+        return size
 
 
 def set_levels(layer: Any, levels: list[Any], compute: Callable[[], np.ndarray] | None = None) -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Make = Callable[[Callable[[], bool]], Steps]
 
 
+class Cancelled(OSError):
+    """Raised for a save that the user has cancelled."""
+
+
 def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Write an image layer for File > Save: a dehazed layer is dehazed in full, any other is written as it is.
 
@@ -64,7 +68,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     except ValueError as error:  # napari takes a ValueError for a missing writer
         raise OSError(str(error)) from error
     if not complete:
-        raise OSError(
+        raise Cancelled(
             f"{target.name} was cancelled" + (": saving it again continues it" if tokens_of(target).exists() else "")
         )
     if session is not None and session.strength == strength:
@@ -211,7 +215,7 @@ def _pumped(worker: Any, bar: Any) -> SaveResult:
     ended = threading.Event()
     worker.yielded.connect(partial(_show_progress, bar=bar))
     worker.returned.connect(results.append)
-    worker.finished.connect(ended.set)
+    worker.finished.connect(lambda: ended.set())  # Qt would not keep the event of a bound method alive
     application.lastWindowClosed.connect(bar.cancel)
     worker.start()
     while not ended.is_set():
