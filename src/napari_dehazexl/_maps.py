@@ -6,9 +6,9 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dehazexl.viewing.mapping import MapLevel, MapSession
+from dehazexl.viewing.mapping import MapSession
 from napari_dehazexl._layer import PLACE, session_of
-from napari_dehazexl._levels import FullSizeData
+from napari_dehazexl._levels import UNSAVED_MAP, FullSizeData
 from napari_dehazexl._main_thread import call_later
 from napari_dehazexl._state import KEY, LayerState, state_of
 from napari_dehazexl._watch import INTERVAL, refresh
@@ -101,14 +101,8 @@ def _layer_of(session: MapSession, source: napari.layers.Image, name: str) -> na
     )  # fmt: skip
 
 
-def check_saved(finest: Any) -> None:
-    """Raise OSError for the finest level of a map: it holds what was viewed, not the whole."""
-    if isinstance(finest, MapLevel):
-        _refused()
-
-
 def _refused() -> np.ndarray:
-    raise OSError("a map in the viewer holds only what was viewed: dehazexl run --maps writes it in full")
+    raise OSError(UNSAVED_MAP)
 
 
 class MapDisplay:
