@@ -91,11 +91,11 @@ _QUIET = logging.NullHandler()
 
 
 def gdal_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that rasterio raises where GDAL fails."""
+    """Return the errors that rasterio raises where GDAL fails, or tells something that is not UTF-8."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
-    return RasterioError, CPLE_BaseError
+    return RasterioError, CPLE_BaseError, UnicodeDecodeError
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ def one_line(error: BaseException) -> str:
     """Return the first cause of an error of rasterio, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    # The error of a message that is not UTF-8 hides the message.
+    text = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def remote_reason(error: BaseException, seconds: float) -> str:

@@ -191,3 +191,15 @@ def test_the_largest_tiles_are_read(tmp_path: Path) -> None:
     assert open_image(tiff(tmp_path, tiled(side, side, side, 8, 64), bytes(64))).levels[0].shape == (side, side, 1)
     with pytest.raises(ValueError, match=r"blocks of \d+ x \d+ x 1, 0.6 GB, more than 0.6"):
         open_image(tiff(tmp_path, tiled(side + 32, side + 32, side + 32, 8, 64), bytes(64)))
+
+
+# rasterio logs the message, too, and cannot raise there.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.qt_no_exception_capture
+def test_a_raster_that_speaks_no_utf_8_is_refused_with_its_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.vrt"
+    source = b"<SimpleSource><SourceFilename>m\xfcll.tif</SourceFilename></SimpleSource>"
+    band = b"<VRTRasterBand dataType='Byte\xff' band='1'>" + source + b"</VRTRasterBand>"
+    path.write_bytes(b"<VRTDataset rasterXSize='90' rasterYSize='70'>" + band + b"</VRTDataset>")
+    with pytest.raises(ValueError, match=r"a\.vrt cannot be .*Byte\ufffd"):
+        open_image(path)
