@@ -200,6 +200,16 @@ class DehazeSession:
         return self._model is not None
 
     @property
+    def model(self) -> DehazeXL | None:
+        """The network, once it has been loaded."""
+        return self._model
+
+    def fused(self, level: int) -> LevelRun | None:
+        """Return the run of a level once its tokens are fused, so that more can be decoded from them; None before."""
+        run = self._runs.get(level)
+        return run if run is not None and run.ready else None
+
+    @property
     def status(self) -> str:
         """The state of the work, in a few words."""
         if self.error is not None:

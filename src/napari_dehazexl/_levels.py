@@ -14,6 +14,9 @@ MOST = 4 * 2**30
 
 REMEDY = 'choose the kind "DehazeXL Image with pyramid", which writes any size block by block'
 
+UNSAVED_MAP = "a map in the viewer holds only what was viewed: dehazexl run --maps writes it in full"
+"""Why a map is not saved."""
+
 
 class FullSizeData(MultiScaleData):  # type: ignore[misc]
     """Levels, finest first. Writers that ask for one array get the finest level, where napari has the coarsest.

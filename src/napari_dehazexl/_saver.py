@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from napari.utils import progress as activity
 from napari.utils.notifications import show_error, show_info, show_warning
 
+from dehazexl.viewing.device_memory import in_use
 from dehazexl.viewing.model_info import ModelInfo
 from napari_dehazexl._estimate import Clock
 from napari_dehazexl._save import Progress, read_from_file, tokens_of
@@ -72,9 +73,10 @@ class Saver:
     def _next(self) -> None:
         """Start the save of the next image."""
         item, path = self._waiting.popleft()
-        self.latest = None
+        self.latest, self._item = None, item
         self._clock = Clock(complete=not tokens_of(path).exists())
-        self.worker = in_thread(partial(item.steps, path), self._cancelled.is_set, f"saving {path.name}")
+        title = f"saving {path.name} (closing stops it; saving it again continues)"
+        self.worker = in_thread(partial(item.steps, path), self._cancelled.is_set, title)
         self.worker.yielded.connect(self._while_here(self._show))
         self.worker.returned.connect(self._while_here(partial(self._returned, item, path)))
         self.worker.finished.connect(self._while_here(self._end))
@@ -112,7 +114,8 @@ class Saver:
             share, text = (number - 1 + share) / self._count, f"file {number} of {self._count}: {text}"
         self.bar.value = max(self.bar.value, int(100 * share))
         self.bar.native.setFormat(f"%p%  {text}")
-        self.viewer.status = f"Saving: {self.bar.value} %, {text}"
+        memory = in_use(self._item.request.choices.device)
+        self.viewer.status = f"Saving: {self.bar.value} %, {text}{memory and '; '}{memory}"
         self._activity.update(self.bar.value - self._activity.n)
 
     def _returned(self, item: SaveItem, path: Path, result: SaveResult) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_dehazexl._levels import UNSAVED_MAP
 from napari_dehazexl._overviews import reopened, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, dehaze_in_memory, read_from_file, save, tokens_of
 from napari_dehazexl._state import choices_of, session_of_layer, state_in
@@ -56,6 +57,11 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """
     target = _named(Path(path))
     finest = data[0] if meta.get("multiscale") else data
+    if state_in(meta.get("metadata", {})).maps is not None:
+        from dehazexl.viewing.mapping import MapLevel  # and with it torch
+
+        if isinstance(finest, MapLevel):
+            raise OSError(UNSAVED_MAP)
     session = _session_of(finest, meta)
     strength = 1.0 if session is None else session.strength
     try:
