@@ -40,7 +40,7 @@ def images_of(folder: Path) -> list[Path]:
 
     try:
         return [folder] if is_zarr(folder) else list(ALL.walk(folder))
-    except OSError:  # no folder, or not ours to read
+    except (OSError, ValueError):  # no folder, not ours to read, or a name that none can have
         return []
 
 

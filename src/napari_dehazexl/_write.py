@@ -217,7 +217,7 @@ def _pumped(worker: Any, bar: Any) -> SaveResult:
     ended = threading.Event()
     worker.yielded.connect(partial(_show_progress, bar=bar))
     worker.returned.connect(results.append)
-    worker.finished.connect(lambda: ended.set())  # Qt would not keep the event of a bound method alive
+    worker.finished.connect(lambda: ended.set())  # keeps the event, should an error end the loop before the worker
     application.lastWindowClosed.connect(bar.cancel)
     worker.start()
     while not ended.is_set():
