@@ -31,6 +31,8 @@ from dehazexl.io.unfinished import Unfinished
 SIZES = (4096, 8192, 16384, 32768)
 STAGES = ("start", "encode", "fuse", "decode", "finish")
 BLOCK, EVERY, EVERY_DISK = 1024, 0.2, 5.0
+PAUSE = 60
+"""Seconds between two looks beyond which the run was paused (SIGSTOP), which does not count."""
 DOCS = Path(__file__).parent.parent / "docs"
 MARKS = "<!-- measured by benchmarks/scale.py -->\n", "<!-- to here -->"
 
@@ -93,16 +95,16 @@ def measure(folder: Path, side: int, args: argparse.Namespace) -> dict[str, Any]
     make(source, side)
     options = ["--weights", args.weights, "--dtype", args.dtype, "--device", args.device, "--fresh", "--overwrite"]
     options += ["--workers", str(args.workers)] if args.workers else []
-    start = last = time.perf_counter()
+    last = time.perf_counter()
     command = [sys.executable, "-m", "dehazexl", "run", str(source), str(target), *options]
     with subprocess.Popen(command) as process:
         watch = Watch(process, target)
         while process.poll() is None:
             now = time.perf_counter()
-            watch.look(now - last)
+            watch.look(now - last if now - last < PAUSE else 0)
             last = now
             time.sleep(EVERY)
-        seconds = time.perf_counter() - start
+        seconds = sum(watch.seconds.values())
     if process.returncode:
         raise SystemExit(f"dehazexl run failed at {side} x {side}")
     row = {

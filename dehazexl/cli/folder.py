@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dehazexl.cli.errors import format_error, one_of_several
 from dehazexl.cli.progress import tell
 from dehazexl.cli.run import Result, Settings, check_task, dehaze_file, made
+from dehazexl.cli.tasks import check_alone
 from dehazexl.io.unfinished import Unfinished
 
 if TYPE_CHECKING:
@@ -100,8 +101,9 @@ def run(
     several = len(tasks) > 1
     with made(folder):
         table = Report(report)
-        tasks = without_existing(tasks, settings, table)
         attempt = partial(attempted, echo=echo if several else None, report=table, make=folder is not None)
+        tasks = [task for task in tasks if attempt(task, is_alone)]
+        tasks = without_existing(tasks, settings, table)
         ready = [task for task in tasks if attempt(task, check_task, settings)]
         files = list(dict.fromkeys(task.weights for task in tasks))
         for file in files[1:]:
@@ -113,6 +115,12 @@ def run(
                 if result:
                     table.add(task, "done", result.seconds, f"{result.width}x{result.height}", "; ".join(result.notes))
                     yield result
+
+
+def is_alone(task: Task) -> bool:
+    """Return True if no other task has the same output; else raise ValueError."""
+    check_alone([task.source, *task.rivals], task.output)
+    return True
 
 
 def attempted(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from dehazexl.cli.errors import one_of_several
-from dehazexl.cli.tasks import find_images, is_folder, output_name
+from dehazexl.cli.tasks import check_alone, find_images, is_folder, output_name
 from dehazexl.image.image import Image, colors, valid_mask, value_range
 from dehazexl.image.value_scale import ValueScale
 from dehazexl.io.open import open_image
@@ -70,7 +69,7 @@ def make_pairs(
     FileExistsError
         If an output exists.
     ValueError
-        If level or kind is unknown, there are no images, or two images of a folder would get the same name.
+        If level or kind is unknown, or there are no images.
     """
     from dehazexl.io.write import write
 
@@ -91,6 +90,7 @@ def make_pairs(
     for i, path in enumerate(sources):
         done = False
         with one_of_several(path, partial(echo, path) if folder and echo is not None else None):
+            check_alone([each for each, name in zip(sources, names, strict=True) if name == names[i]], hazy[i])
             image = open_image(path)
             made = with_haze(image, LEVELS[level], kind, zlib.crc32(os.fsencode(f"{seed} {path.name}")), linear)
             if folder:
@@ -104,13 +104,7 @@ def make_pairs(
 def _names(sources: Sequence[Path]) -> list[str]:
     """Return the names of the outputs: PNG for JPEG, because the images of a pair must differ by haze only."""
     outputs = [output_name(path) for path in sources]
-    names = [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in outputs]
-    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-        same = ", ".join(path.name for path, name in zip(sources, names, strict=True) if name == duplicates[0])
-        raise ValueError(
-            f"several images of {sources[0].parent} would be written to {duplicates[0]}: rename some of {same}"
-        )
-    return names
+    return [f"{Path(name).stem}.png" if name.lower().endswith((".jpg", ".jpeg")) else name for name in outputs]
 
 
 def write_all(progress: Iterator[int]) -> None:

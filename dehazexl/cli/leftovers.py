@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dehazexl.io.unfinished import Unfinished, held, output_of, part_of
@@ -77,13 +79,12 @@ def clean(unfinished: Unfinished) -> str:
 
 
 def size(folder: Path) -> int:
-    """Return the bytes of all files in a folder; those that vanish meanwhile do not count."""
+    """Return the bytes of all files in a folder; files and folders that vanish meanwhile do not count."""
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:
-            continue
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size
     return total
 
 

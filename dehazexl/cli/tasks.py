@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dehazexl.io.sidecars import ENVI, envi_data
@@ -19,12 +19,13 @@ WEIGHTS = (".safetensors", ".pth")
 
 @dataclass(frozen=True)
 class Task:
-    """One image to be dehazed with one network."""
+    """One image to be dehazed with one network; `rivals` are other images whose output would have the same name."""
 
     source: Path
     weights: Path
     output: Path
     tokens: Path | None = None
+    rivals: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def plan(
     Raises
     ------
     FileNotFoundError, ValueError
-        If an image or weights do not exist, two outputs have the same name, or the folder of tokens overlaps with
-        images or outputs.
+        If an image or weights do not exist, or the folder of tokens overlaps with images or outputs.
     """
     from dehazexl.engine.tokens import check_apart
 
@@ -127,11 +127,21 @@ def plan(
         for image in images:
             target = output_path(image, source, name)
             tasks.append(Task(image, file, output / target, tokens and tokens / target if many else tokens))
-    for path, count in Counter(task.output for task in tasks).items():
-        if count > 1:
-            same = ", ".join(str(task.source.relative_to(source)) for task in tasks if task.output == path)
-            raise ValueError(f"{count} images of {source} would be written to {path}: rename some of {same}")
-    return tasks, output
+    return with_rivals(tasks), output
+
+
+def check_alone(sources: Sequence[Path], output: Path) -> None:
+    """Raise ValueError if several images would be written to an output."""
+    if len(sources) > 1:
+        raise ValueError(f"{', '.join(map(str, sources))} would be written to the same {output}: rename all but one")
+
+
+def with_rivals(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks, those with the same output as rivals of each other."""
+    sources: dict[Path, list[Path]] = {}
+    for task in tasks:
+        sources.setdefault(task.output, []).append(task.source)
+    return [replace(task, rivals=tuple(each for each in sources[task.output] if each != task.source)) for task in tasks]
 
 
 def is_folder(output: Path) -> bool:

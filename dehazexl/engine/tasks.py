@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dehazexl.engine.recipe import Recipe, forget
+from dehazexl.engine.recipe import LostClaim, Recipe, forget
 from dehazexl.io.disk import atomic_write
 
 try:
@@ -202,8 +202,10 @@ class TakeUp(WorkerPlugin):
         try:
             self.recipe.job()
         except Exception:
-            # The tasks raise it again; a worker that serves other work, too, is not stopped by it.
-            log.exception("this worker cannot take up the job")
+            with suppress(LostClaim):  # a worker that starts when the run has ended
+                self.recipe.check()
+                # The tasks raise it again; a worker that serves other work, too, is not stopped by it.
+                log.exception("this worker cannot take up the job")
 
     def teardown(self, worker: Worker) -> None:
         """Drop the job."""

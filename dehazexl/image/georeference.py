@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pyproj import CRS
 
 Affine = tuple[float, float, float, float, float, float]
-Point = tuple[float, float, float, float, float]
 
 _CONVENTIONS = {
     "spatial": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "spatial", "Spatial coordinate information"),
@@ -23,6 +22,16 @@ _CONVENTIONS = {
 }
 _CONTROL = "dehazexl:geo"
 """Attribute for control points and rational polynomials, for which no Zarr convention exists."""
+
+
+class ControlPoint(NamedTuple):
+    """A ground control point: row and column, 0 at the corner of the first pixel, and its place on the ground."""
+
+    row: float
+    col: float
+    x: float
+    y: float
+    z: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Geo:
     wkt
         Coordinate system as WKT (any version), or an empty string.
     gcps
-        Ground control points (row, column, x, y, z); rows and columns are 0 at the corner of the first pixel.
+        Ground control points.
     rpcs
         Rational polynomials of a satellite's camera, by the names of GDAL's domain RPC; lines and samples are 0 at the
         center of the first pixel.
@@ -46,7 +55,7 @@ class Geo:
 
     affine: Affine | None = None
     wkt: str = ""
-    gcps: tuple[Point, ...] = ()
+    gcps: tuple[ControlPoint, ...] = ()
     rpcs: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -85,8 +94,8 @@ class Geo:
         if affine is not None:
             a, b, c, d, e, f = affine
             affine = (a, b, c + a * x + b * y, d, e, f + d * x + e * y)
-        gcps = tuple((row - y, col - x, *ground) for row, col, *ground in self.gcps)
-        return replace(self, affine=affine, gcps=gcps, rpcs=_shifted(self.rpcs, y, x))  # type: ignore[arg-type]
+        gcps = tuple(point._replace(row=point.row - y, col=point.col - x) for point in self.gcps)
+        return replace(self, affine=affine, gcps=gcps, rpcs=_shifted(self.rpcs, y, x))
 
     def scaled(self, fy: float, fx: float) -> Geo:
         """Return the georeference after resizing to pixels `fy` times as high and `fx` times as wide."""
@@ -94,8 +103,8 @@ class Geo:
         if affine is not None:
             a, b, c, d, e, f = affine
             affine = (a * fx, b * fy, c, d * fx, e * fy, f)
-        gcps = tuple((row / fy, col / fx, *ground) for row, col, *ground in self.gcps)
-        return replace(self, affine=affine, gcps=gcps, rpcs=_resized(self.rpcs, fy, fx))  # type: ignore[arg-type]
+        gcps = tuple(point._replace(row=point.row / fy, col=point.col / fx) for point in self.gcps)
+        return replace(self, affine=affine, gcps=gcps, rpcs=_resized(self.rpcs, fy, fx))
 
     def to_attributes(self) -> dict[str, Any]:
         """Convert the georeference to the attributes of the Zarr conventions ``spatial:`` and ``proj:``.
@@ -125,8 +134,8 @@ class Geo:
     def control(cls, attributes: Mapping[str, Any]) -> Geo:
         """Read control points and rational polynomials from the attributes of `to_attributes`."""
         kept = attributes.get(_CONTROL) or {}
-        gcps = tuple(tuple(float(v) for v in point) for point in kept.get("gcps", ()))
-        return cls(gcps=gcps, rpcs=dict(kept.get("rpcs", {})))  # type: ignore[arg-type]
+        gcps = tuple(ControlPoint(*map(float, point)) for point in kept.get("gcps", ()))
+        return cls(gcps=gcps, rpcs=dict(kept.get("rpcs", {})))
 
 
 @lru_cache(maxsize=32)

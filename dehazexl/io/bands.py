@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 RGB_ROLES = ("red", "green", "blue")
 ALPHA_NAMES = ("alpha", "mask", "transparency", "alpha band", "alpha channel", "valid mask")
 LETTERS = {"r": "red", "g": "green", "b": "blue"}
-NOT_RED = {"edge", "rededge", "infra", "infrared", "nir", "swir"}
+NOT_RED = {
+    *("edge", "rededge", "infra", "infrared", "nir", "swir", "near"),
+    *("nahes", "kante", "proche", "bord", "cercano", "borde", "próximo", "borda", "vicino", "bordo"),
+}
+"""Words beside which red is no color, as in "red edge", in the languages of `WORDS`."""
+WORDS = {
+    word: color
+    for color, words in {
+        "red": "red rot rouge rojo vermelho rosso rood röd rød czerwony красный 红 红光",
+        "green": "green grün gruen vert verde groen grön grøn zielony зелёный зеленый 绿 绿光",
+        "blue": "blue blau bleu azul blu blauw blå niebieski синий 蓝 蓝光",
+    }.items()
+    for word in words.split()
+}
+"""Red, green and blue in English, German, French, Spanish, Portuguese, Italian, Dutch, Swedish, Danish, Polish,
+Russian and Chinese."""
 
 
 LANDSAT_TM, MODIS, MSI = (3, 2, 1), (1, 4, 3), (4, 3, 2)
 """Numbers of red, green and blue: of Landsat 4 to 7, of MODIS, and of Landsat 8 and 9, Sentinel-2 and HLS."""
+TM_NUMBERS = {1, 2, 3, 4, 5, 7}
+"""Numbers of the bands of Landsat 4 to 7 that have one size, without the thermal one."""
+MSS_NAMES = re.compile(r"(?<![a-z0-9])(mss|lm0?[1-5])(?![a-z0-9])")
+"""Words of Landsat 1 to 5 where there is no blue."""
+TM_NAMES = re.compile(r"landsat[ _-]?[457]|(?<![a-z0-9])(e?tm\+?|l[et]0?[457])(?![a-z0-9])")
+OTHER_NAMES = re.compile(r"sentinel|landsat|(?<![a-z0-9])((s2[abc]?|msi|oli|hls|lc0?[89])(?![a-z0-9])|s2msi|msil[12])")
 
-TM_NAMES = re.compile(r"landsat[ _-]?[457]|\b(e?tm\+?|l[et]0?[457])\b|\bl[et]0[457]_")
-OTHER_NAMES = re.compile(r"sentinel|\bs2|msi|oli|hls|landsat|lc0[89]")
-
+SENSOR_NAMES = (
+    *("SPACECRAFT", "SATELLITE", "SENSOR", "PLATFORM", "CONSTELLATION", "MISSION", "INSTRUMENT", "LANDSAT", "PRODUCT"),
+    *("DATASET", "COLLECTION", "SCENE"),
+)
+"""Words in the names of metadata that may name a satellite."""
 WAVELENGTHS = ((0.6, 0.665, 0.7), (0.5, 0.56, 0.6), (0.43, 0.49, 0.52))
 """Least, usual and largest central wavelength in micrometers of red, green and blue."""
 
@@ -64,7 +88,7 @@ def choose_bands(
     wavelengths
         Central wavelength of each band in micrometers, where it is known.
     sensor
-        Text that may name a satellite.
+        Text that may name a satellite, such as the name of a product or a file.
     """
     titles, rgb, alpha = describe_bands(names, roles)
     colors = [band for band in range(len(names)) if band != alpha]
@@ -95,9 +119,11 @@ def find_by_code(names: Sequence[str | None], sensor: str = "") -> tuple[int, in
     codes = [_band_code(name, place) for place, name in enumerate(names, 1)]
     at = {int(code): band for band, code in reversed(list(enumerate(codes))) if code.isdecimal()}
     text, joined = sensor.lower(), " ".join(name or "" for name in names).lower()
+    if MSS_NAMES.search(f"{text} {joined}"):
+        return None
     if "modis" in text or "sur_refl" in joined:
         numbers = MODIS
-    elif TM_NAMES.search(f"{text} {joined}") or ("sr_b" in joined and 4 not in at):
+    elif TM_NAMES.search(f"{text} {joined}") or ("sr_b" in joined and 4 not in at) or at.keys() == TM_NUMBERS:
         numbers = LANDSAT_TM
     else:
         padded = any(code.startswith("0") or code == "8A" for code in codes)
@@ -176,14 +202,15 @@ def find_rgb(roles: Sequence[str | None], names: Sequence[str | None]) -> list[i
 
 
 def role_from_name(name: str | None) -> str | None:
-    """Return the role that a band name such as "Red", "B04 (red)" or "b" stands for, or None ("red edge")."""
-    plain = (name or "").strip().lower()
+    """Return the role that a band name such as "Red", "B04 (red)", "Rot" or "b" stands for, or None ("red edge")."""
+    plain = unicodedata.normalize("NFC", name or "").strip().lower()
     if plain in ALPHA_NAMES:
         return "alpha"
     words = "".join(letter if letter.isalpha() else " " for letter in plain).split()
     if NOT_RED & set(words):
         return None
-    return next((role for role in RGB_ROLES if role in words), LETTERS.get(plain))
+    found = {WORDS[word] for word in words if word in WORDS}
+    return next((role for role in RGB_ROLES if role in found), LETTERS.get(plain))
 
 
 def array_roles(count: int) -> list[str | None]:

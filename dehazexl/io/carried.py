@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Collection, Set
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from dehazexl.io.photo_metadata import jpeg_markers
+from dehazexl.io.photo_metadata import jpeg_markers, unusual_colors
+from dehazexl.io.raster_metadata import DERIVED
+from dehazexl.io.raster_read import gdal, open_dataset
 from dehazexl.io.raster_write import color_profile, compression_of, unwritable
 from dehazexl.io.tiff_tags import CAMERA
-from dehazexl.io.tiff_write import CODES, is_ome
+from dehazexl.io.tiff_write import CODES, SETTINGS, is_ome
 from dehazexl.io.write import PHOTO, TIFF, write
 
 if TYPE_CHECKING:
@@ -44,12 +47,23 @@ def carried_over(
         The output, see `dehazexl.io.write.write`.
     image
         The image.
+
+    Raises
+    ------
+    ValueError
+        If not even an image without metadata can be written.
     """
     lost = _lost(path, image, compression)
-    if not _writes(path, image, ngff, compression):
-        kept = [name for name in image.metadata if _writes(path, _with(image, {name}), ngff, compression)]
+    image = _with(image, image.metadata.keys() - {"left_out"})
+    back = _written(path, image, ngff, compression)
+    if back is None:
+        kept = [name for name in image.metadata if _written(path, _with(image, {name}), ngff, compression) is not None]
         lost += [_MORE_NAMES.get(name, name) for name in image.metadata if name not in kept]
         image = _with(image, set(kept))
+        if not kept:
+            _check_writable(path, image, ngff, compression)
+    else:
+        lost += [f"the metadata {name}" for name in image.metadata.get("domains", ()) if name and name not in back]
     return image, _line(lost)
 
 
@@ -60,7 +74,10 @@ def not_carried_over(path: Path, image: Image) -> str:
 
 def _lost(path: Path, image: Image, compression: Compression | None = None) -> list[str]:
     """Return the names of what the format of an output is known not to hold."""
-    suffix, said, lost = path.suffix.lower(), image.metadata, []
+    suffix, said = path.suffix.lower(), image.metadata
+    lost = [f"the metadata {name}" for name in said.get("left_out", ())]
+    if suffix != ".png" and unusual_colors(dict(said)):
+        lost.append("the gamma of the PNG")
     if suffix in TIFF:
         lost += _lost_layout(path, image, compression)
     if suffix in (".jpg", ".jpeg"):
@@ -95,11 +112,12 @@ def _lost_layout(path: Path, image: Image, wanted: Compression | None) -> list[s
 def _lost_in_ome(image: Image) -> list[str]:
     """Return the names of what OME-TIFF does not hold."""
     said = image.metadata
+    domains = [tags for name, tags in said.get("domains", {}).items() if name != SETTINGS]
     held = {
         "the georeference": image.geo,
         "the nodata value": image.nodata is not None,
         "the mask": image.masked,
-        "GDAL's metadata": any(tags.keys() - {"AREA_OR_POINT"} for tags in said.get("domains", {}).values()),
+        "GDAL's metadata": any(tags.keys() - {"AREA_OR_POINT"} for tags in domains),
         "scale and offset": "scales" in said or "offsets" in said,
         **{text: name in said for name, text in (*_NAMES.items(), ("tags", _MORE_NAMES["tags"]))},
     }
@@ -110,21 +128,45 @@ def _line(lost: list[str]) -> str:
     return f"not carried over: {', '.join(dict.fromkeys(lost))}" if lost else ""
 
 
-def _with(image: Image, names: set[str]) -> Image:
+def _with(image: Image, names: Set[str]) -> Image:
     return replace(image, metadata={name: value for name, value in image.metadata.items() if name in names})
 
 
-def _writes(path: Path, image: Image, ngff: Ngff, compression: Compression | None) -> bool:
-    """Return whether a small image with this metadata can be written."""
+def _check_writable(path: Path, image: Image, ngff: Ngff, compression: Compression | None) -> None:
+    try:
+        _write_small(path, image, ngff, compression)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} cannot be written ({reason}): choose another format or compression") from error
+
+
+def _written(path: Path, image: Image, ngff: Ngff, compression: Compression | None) -> Collection[str] | None:
+    """Return GDAL's domains that a small image with this metadata holds; None if it cannot be written."""
+    try:
+        return _write_small(path, image, ngff, compression)
+    except MemoryError:
+        raise  # not because of the metadata
+    except Exception as error:  # libraries fail in any way on values that they did not make
+        logging.getLogger(__name__).debug("metadata of %s", path, exc_info=True)
+        unwritable = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+        full = isinstance(error, OSError) and error.errno in unwritable
+        return image.metadata.get("domains", ()) if full else None
+
+
+def _write_small(path: Path, image: Image, ngff: Ngff, compression: Compression | None) -> Collection[str]:
+    """Write a small image with the metadata of another into a temporary folder; return as `_written`."""
     import dask.array as da
 
     level = da.zeros((_SIDE, _SIDE, image.levels[0].shape[2]), dtype=image.levels[0].dtype)
     small = replace(image, levels=(level,), path=None, guard=None, holes=None, border=None)
-    try:
-        with TemporaryDirectory() as folder:
-            for _ in write(level, Path(folder) / path.name, small, ngff=ngff, compression=compression):
-                pass
-    except Exception as error:  # libraries fail in any way on values that they did not make
-        logging.getLogger(__name__).debug("metadata of %s", path, exc_info=True)
-        return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-    return True
+    suffix = path.suffix.lower()
+    with TemporaryDirectory() as folder:
+        output = Path(folder) / path.name
+        for _ in write(level, output, small, ngff=ngff, compression=compression):
+            pass
+        if suffix not in (*TIFF, *PHOTO) or (suffix in TIFF and is_ome(path, small)):
+            return list(image.metadata.get("domains", ()))
+        with gdal(), open_dataset(str(output)) as file:
+            return [*file.tag_namespaces(), *DERIVED]

@@ -13,11 +13,12 @@ import numpy as np
 from dask.base import tokenize
 
 from dehazexl.image.image import Image
+from dehazexl.image.nodata import nodata_as_dtype
 from dehazexl.io.bands import BANDS_HINT, array_roles, describe_bands
 from dehazexl.io.photo_read import open_jpeg, open_png, open_webp
 from dehazexl.io.raster_read import open_raster
 from dehazexl.io.remote import open_remote, remote_address
-from dehazexl.io.sidecars import envi_data, with_sidecars
+from dehazexl.io.sidecars import envi_data
 from dehazexl.io.source import CHUNK, axes_by_shape, check_pixels, check_regular, lazy, strided, to_yxc
 from dehazexl.io.tiff_read import open_tiff
 from dehazexl.io.zarr_read import open_zarr, open_zarr_path
@@ -69,7 +70,7 @@ def open_image(
     ValueError
         If the file is not an image, is damaged or truncated, or has further axes (z, t); if it can only be read in
         blocks larger than 600 MB, or has a side longer than 2**24 pixels; if its dtype is not an integer of 8, 16 or 32
-        bits or a float; or if ``bands`` names a band that does not exist.
+        bits or a float; or if ``bands`` names a band that does not exist, or pixels cannot have the value ``nodata``.
 
     Notes
     -----
@@ -86,6 +87,8 @@ def open_image(
     """
     image = source if isinstance(source, Image) else _open_source(source, page)
     if nodata is not None:
+        if nodata_as_dtype(nodata, dtype := image.levels[0].dtype) is None:
+            raise ValueError(f"nodata={nodata:g} is no value of {dtype} pixels, which {image.name} has: give another")
         image = replace(image, nodata=nodata)
     return image if bands is None else with_bands(image, bands)
 
@@ -148,8 +151,6 @@ def open_path(path: Path, page: int | None = None) -> Image:
         return open_tiff(path, page) if reader is open_tiff else open_zarr_path(path, page)
     if page is not None:
         raise ValueError(f"{path} has no pages: leave --page out")
-    if reader in (open_png, open_jpeg):
-        return with_sidecars(reader(path), path)
     if reader is not None:
         return reader(path)
     if (data := envi_data(path)) is not None:

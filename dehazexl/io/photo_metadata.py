@@ -21,7 +21,11 @@ XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 PHOTOSHOP = b"Photoshop 3.0\0"
 PNG_TEXTS = {"description": "Description", "artist": "Author", "copyright": "Copyright", "datetime": "Creation Time"}
 """Keys of texts of PNG by the name of the metadata."""
-PNG_KINDS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"iCCP", b"pHYs")
+PNG_COLORS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
+"""Chunks of PNG that say which colors the values are."""
+PNG_KINDS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"iCCP", b"pHYs", *PNG_COLORS)
+USUAL_GAMMA = range(44_500, 46_500)
+"""That of sRGB, approximately, in 1/100,000."""
 INCH, CENTIMETER = 2, 3
 """Units of a resolution, as in TIFF."""
 LARGEST = 16 * 2**20
@@ -78,6 +82,7 @@ def png_metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     found: dict[str, Any] = {}
     lost: list[str] = []
     texts: dict[str, str] = {}
+    colors: dict[str, str] = {}
     for kind, data in _chunks(path):
         if kind == b"eXIf":
             exif = parse_exif(data)
@@ -86,14 +91,23 @@ def png_metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             found["xmp"] = data[len(PNG_XMP) + 3 :].split(b"\0", 2)[-1]
         elif kind == b"iCCP":
             found["icc_profile"] = _inflated(data.partition(b"\0")[2][1:])
+        elif kind in PNG_COLORS:
+            colors[kind.decode()] = data.hex()
         elif kind == b"pHYs" and len(data) == 9 and data[8] == 1:
             x, y = (pixels / 100 for pixels in struct.unpack(">II", data[:8]))
             found |= {"x_resolution": x, "y_resolution": y, "resolution_unit": CENTIMETER}
         elif (text := _png_text(kind, data)) is not None:
             texts[text[0]] = text[1]
     found |= {name: texts.pop(key) for name, key in PNG_TEXTS.items() if key in texts}
-    found["texts"] = texts
+    found |= {"texts": texts, "png_colors": colors}
     return {name: value for name, value in found.items() if value}, lost_line(lost)
+
+
+def unusual_colors(metadata: dict[str, Any]) -> bool:
+    """Return whether a PNG has colors other than those of sRGB, which other formats are taken to have."""
+    colors = metadata.get("png_colors", {})
+    gamma = int.from_bytes(bytes.fromhex(colors["gAMA"]), "big") if "gAMA" in colors else USUAL_GAMMA[0]
+    return "cICP" in colors or (gamma not in USUAL_GAMMA and not {"sRGB"} & colors.keys())
 
 
 def _png_text(kind: bytes, data: bytes) -> tuple[str, str] | None:
@@ -156,8 +170,11 @@ def _marked(code: int, data: bytes, name: str, markers: bytes, lost: list[str]) 
 
 
 def png_chunks(metadata: dict[str, Any], profile: bytes, density: dict[str, str]) -> bytes:
-    """Return profile, XMP, EXIF, texts and resolution as chunks of PNG."""
-    chunks = _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
+    """Return colors, profile, XMP, EXIF, texts and resolution as chunks of PNG."""
+    chunks = b"".join(
+        _chunk(kind.encode(), bytes.fromhex(digits)) for kind, digits in metadata.get("png_colors", {}).items()
+    )
+    chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
     if xmp := metadata.get("xmp"):
         chunks += _chunk(b"iTXt", PNG_XMP + b"\0\0\0\0\0" + bytes(xmp))
     if exif := bytes(metadata.get("exif", b"")):

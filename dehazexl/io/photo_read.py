@@ -26,6 +26,7 @@ from dehazexl.io.exif import (
 )
 from dehazexl.io.photo_metadata import jpeg_metadata, lost_line, png_metadata
 from dehazexl.io.raster_read import open_raster
+from dehazexl.io.sidecars import with_sidecars
 from dehazexl.io.source import (
     MAX_BLOCK,
     RETILE,
@@ -76,7 +77,7 @@ def open_png(path: Path) -> Image:
     dtype = np.dtype("uint16" if bits == 16 else "uint8")
     image = describe_photo(path, (height, width, count), dtype, [*roles, "alpha"][:count], decode_png)
     metadata, notes = png_metadata(path)
-    return replace(image, metadata=metadata, notes=(*several_images(frames), *notes))
+    return with_sidecars(replace(image, metadata=metadata, notes=(*several_images(frames), *notes)), path)
 
 
 def several_images(count: int) -> tuple[str, ...]:
@@ -112,13 +113,13 @@ def open_jpeg(path: Path) -> Image:
     # Not PIL.Image.open, which rejects large images as "decompression bombs".
     with report_damage(path, "JPEG"), JpegImageFile(path) as file:
         (width, height), mode = file.size, file.mode
-        transposed = orientation_of(exif_of(file)) >= 5
+        orientation = orientation_of(exif_of(file))
         metadata, notes = jpeg_metadata(file)
         notes = (*several_images(jpeg_images(path) if "mp" in file.info else 1), *notes)
-    size = (width, height) if transposed else (height, width)
+    size = (width, height) if orientation in TRANSPOSED else (height, width)
     roles = ["gray"] if mode == "L" else list(RGB_ROLES)
     image = describe_photo(path, (*size, len(roles)), np.dtype("uint8"), roles, decode_jpeg)
-    return replace(image, metadata=metadata, notes=notes)
+    return with_sidecars(replace(image, metadata=metadata, notes=notes), path, turned=orientation != 1)
 
 
 def jpeg_images(path: Path) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import math
 import re
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cachetools import LRUCache
 
-from dehazexl.image.georeference import Geo
 from dehazexl.image.image import Image
 from dehazexl.io.bands import choose_bands
 from dehazexl.io.gdal_name import gdal_name
+from dehazexl.io.raster_metadata import (
+    band_wavelengths,
+    mask_of,
+    raster_bands,
+    raster_bits,
+    raster_geo,
+    raster_metadata,
+    raster_notes,
+    sensor_text,
+)
 from dehazexl.io.source import (
     CHUNK,
     RETILE,
+    TIMEOUT,
     Guard,
     Source,
     check_block,
@@ -33,6 +43,7 @@ from dehazexl.io.source import (
     file_token,
     lazy,
     short_name,
+    silence,
 )
 
 if TYPE_CHECKING:
@@ -50,15 +61,14 @@ STRIP_ROWS, STRIP_AREA = 256, 2048 * 2048  # rows and pixels of a chunk of whole
 OPTIONS: dict[str, Any] = {
     "GDAL_CACHEMAX": 64 * 2**20,  # bytes: chunks are cached by `ChunkCache`
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
-    "GDAL_HTTP_TIMEOUT": 30,
+    "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,  # bytes a second
     "GDAL_HTTP_CONNECTTIMEOUT": 10,
     "GDAL_HTTP_MAX_RETRY": 2,
     "GDAL_HTTP_RETRY_DELAY": 0.5,
 }
 REMOTE: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """Options for an address: folders are not listed, so there are no sidecars."""
-DERIVED = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF", "TIFF", "FILE_INFO")
-"""Domains of GDAL that describe the file, or that are carried in another form."""
 
 Decoders = Mapping[tuple[int, ...], tuple[Source, tuple[int, int]]]
 """Source of the bands of a level ``(y, x, c)``, and rows and columns of a chunk, by the shape of the level."""
@@ -132,25 +142,29 @@ class Raster:
                 block[..., -1:] = read_mask(file, window, self.dtype)
         return block
 
-    def read_masked(self, decode: Callable[[slice, slice], NDArray[Any]], rows: slice, cols: slice) -> NDArray[Any]:
-        """Read a window of which another decoder reads the bands, and GDAL the mask; errors as in `read`."""
+    def read_mask(self, rows: slice, cols: slice) -> NDArray[Any]:
+        """Read the mask of a window ``(y, x, 1)``; errors as in `read`."""
         from rasterio.windows import Window
 
         window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
         with self._reporting(rows, cols):
-            mask = read_mask(self._handle(), window, self.dtype)
-        return np.concatenate([decode(rows, cols), mask], axis=-1)
+            return read_mask(self._handle(), window, self.dtype)
+
+    def read_masked(self, decode: Callable[[slice, slice], NDArray[Any]], rows: slice, cols: slice) -> NDArray[Any]:
+        """Read a window of which another decoder reads the bands, and GDAL the mask; errors as in `read`."""
+        return np.concatenate([decode(rows, cols), self.read_mask(rows, cols)], axis=-1)
 
     @contextmanager
     def _reporting(self, rows: slice, cols: slice) -> Iterator[None]:
         """Run GDAL; convert its errors to those of `read`."""
+        started = time.monotonic()
         try:
             with gdal(**options_for(self.name)):
                 yield
         except gdal_errors() as error:
             self._forget()
             place = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
-            raise _reading_error(self.name, place, error) from error
+            raise _reading_error(self.name, place, error, time.monotonic() - started) from error
 
     def _handle(self) -> rasterio.DatasetReader:
         """Return the handle of this thread: GDAL's are not safe to share."""
@@ -166,8 +180,8 @@ class Raster:
         getattr(_handles, "files", {}).pop((self.name, self.level, self.token), None)
 
 
-def _reading_error(name: str, place: str, error: Exception) -> Exception:
-    reason = one_line(error)
+def _reading_error(name: str, place: str, error: Exception, seconds: float) -> Exception:
+    reason = remote_reason(error, seconds) if name.startswith("/vsi") else one_line(error)
     if re.search(r"out of memory|cannot allocate", reason, re.IGNORECASE):
         return MemoryError(f"{address(name)}, {place}: {reason}")
     if name.startswith("/vsi"):
@@ -184,6 +198,13 @@ def one_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def remote_reason(error: BaseException, seconds: float) -> str:
+    """Return the reason of an error after some seconds: GDAL does not tell that a server stalled."""
+    reason, most = one_line(error), float(OPTIONS["GDAL_HTTP_LOW_SPEED_TIME"])
+    stalled = seconds >= most and not re.search(r"response code|got [1-9]", reason)
+    return silence(most) if stalled else reason
 
 
 def address(name: str) -> str:
@@ -226,19 +247,6 @@ def opaque(dtype: np.dtype[Any]) -> int:
     return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
 
 
-def mask_of(file: rasterio.DatasetReader) -> str | None:
-    """Return the mask that is no band and not a nodata value: of the "file", of its "bands", or None."""
-    from rasterio.enums import MaskFlags
-
-    flags = [set(each) for each in file.mask_flag_enums]
-    if all(MaskFlags.per_dataset in each and MaskFlags.alpha not in each for each in flags):
-        return "file"
-    nodata = {str(value) for value in file.nodatavals}
-    if any(not each for each in flags) or (len(nodata) > 1 and any(MaskFlags.nodata in each for each in flags)):
-        return "bands"
-    return None
-
-
 def open_raster(path: Path, name: str = "", decoders: Decoders | None = None) -> Image:
     """Open a raster by GDAL.
 
@@ -258,13 +266,14 @@ def open_raster(path: Path, name: str = "", decoders: Decoders | None = None) ->
     OSError
         If a server does not answer.
     """
-    name = name or str(path)
+    name, started = name or str(path), time.monotonic()
     try:
         with gdal(**options_for(name)), open_dataset(name) as file:
             return describe_raster(file, path, name, decoders or {})
     except gdal_errors() as error:
         if name.startswith("/vsi"):
-            raise OSError(f"{address(name)} cannot be opened ({one_line(error)}): check the address") from error
+            reason = remote_reason(error, time.monotonic() - started)
+            raise OSError(f"{address(name)} cannot be opened ({reason}): check the address") from error
         raise ValueError(f"{path} cannot be opened ({one_line(error)}): copy or download it again") from error
 
 
@@ -282,15 +291,13 @@ def describe_raster(file: rasterio.DatasetReader, path: Path, name: str, decoder
         raise ValueError(f"{where} has bands of several types ({', '.join(file.dtypes)}): convert it to one type")
     check_pixels((file.height, file.width, file.count), dtype, where)
     check_colors(file, where)
-    if raster_bits(file) == 1:
+    if (bits := raster_bits(file)) == 1:
         raise ValueError(f"{where} is a 1-bit mask, not an image: pass the image that it belongs to")
     token, guard = raster_guard(file, path, name)
     masked = mask_of(file) is not None
     names, roles = raster_bands(file)
     chosen = choose_bands(names, roles, wavelengths=band_wavelengths(file), sensor=sensor_text(file))
-    bands, alpha = chosen.names, chosen.alpha
-    if masked:
-        bands, alpha = (*bands, "mask"), file.count
+    bands, alpha = ((*chosen.names, "mask"), file.count) if masked else (chosen.names, chosen.alpha)
     scale, offset = file.scales[chosen.rgb[0]], file.offsets[chosen.rgb[0]]
     geo = raster_geo(file)
     meters = geo.meters if geo else None
@@ -312,9 +319,9 @@ def describe_raster(file: rasterio.DatasetReader, path: Path, name: str, decoder
         fingerprint=token,
         guard=guard,
         metadata=raster_metadata(file),
-        notes=chosen.notes,
+        notes=(*raster_notes(file), *chosen.notes),
         zero=0.0 - offset / scale if scale else 0.0,
-        bits=raster_bits(file),
+        bits=bits,
     )
 
 
@@ -345,12 +352,15 @@ def check_colors(file: rasterio.DatasetReader, where: str) -> None:
             remedy = f"gdal_translate {how}{Path(where).name} gray.tif"
             raise ValueError(f"{where} has white-is-zero colors, which GDAL does not convert: {remedy} makes it gray")
         kind = structure["SOURCE_COLOR_SPACE"]
-        raise ValueError(f"{where} has {kind} colors, which GDAL does not convert: make it gray or RGB first")
+        remedy = f"magick {Path(where).name} -colorspace sRGB rgb.tif"
+        raise ValueError(f"{where} has {kind} colors, which GDAL does not convert: make it RGB first, e.g. {remedy}")
     kinds = {ColorInterp.palette: "palette", ColorInterp.cyan: "CMYK", ColorInterp.Y: "YCbCr"}
     for color in file.colorinterp:
         if color in kinds:
             expand = "-expand rgb " if color is ColorInterp.palette else ""
             remedy = f"gdal_translate {expand}{Path(where).name} rgb.tif"
+            if color is ColorInterp.cyan:  # which GDAL does not convert
+                remedy = f"magick {Path(where).name} -colorspace sRGB rgb.tif"
             raise ValueError(f"{where} has {kinds[color]} colors: make it gray or RGB first, e.g. {remedy}")
 
 
@@ -396,117 +406,3 @@ def raster_chunk(file: rasterio.DatasetReader, shape: tuple[int, int, int], dtyp
     if rows == 1 and file.driver != "GTiff":
         return tall, min(width, CHUNK)  # raw pixels: columns can be read separately
     return math.ceil(tall / rows) * rows, width
-
-
-def raster_bands(file: rasterio.DatasetReader) -> tuple[list[str | None], list[str | None]]:
-    """Return names and roles of the bands."""
-    names = [text or stac_name(file, band) for band, text in enumerate(file.descriptions, 1)]
-    roles: list[str | None] = [color.name for color in file.colorinterp]
-    return names, roles
-
-
-def stac_name(file: rasterio.DatasetReader, band: int) -> str | None:
-    """Return the name of a band in its metadata, as STAC, Google Earth Engine and others write it."""
-    tags = {name.lower(): text for name, text in file.tags(band).items()}
-    found = (tags.get(name) for name in ("eo:common_name", "common_name", "band_name", "bandname", "name", "long_name"))
-    return next((text for text in found if text), None)
-
-
-def band_wavelengths(file: rasterio.DatasetReader) -> list[float | None]:
-    """Return the central wavelength of each band in micrometers, where the metadata has it."""
-    return [wavelength_of({**file.tags(band, ns="IMAGERY"), **file.tags(band)}, file.tags()) for band in file.indexes]
-
-
-def wavelength_of(tags: dict[str, str], common: dict[str, str]) -> float | None:
-    """Return the wavelength of a band in micrometers, in the terms of ENVI, GDAL and STAC; None if there is none."""
-    lowered = {name.lower(): text for name, text in tags.items()}
-    unit = str(lowered.get("wavelength_units") or common.get("wavelength_units") or "").lower()
-    for name in ("central_wavelength_um", "eo:center_wavelength", "center_wavelength", "wavelength"):
-        found = re.match(r"\s*([\d.]+)", lowered.get(name, ""))
-        if found and (value := float(found[1])) > 0:
-            return value / 1000 if "nano" in unit or value > 100 else value
-    return None
-
-
-def sensor_text(file: rasterio.DatasetReader) -> str:
-    """Return the metadata that may name a satellite."""
-    named = ("SPACECRAFT", "SATELLITE", "SENSOR", "PLATFORM", "MISSION", "INSTRUMENT", "LANDSAT", "PRODUCT")
-    tags = {**file.tags(), **file.tags(ns="IMAGERY")}
-    return " ".join(f"{text}" for name, text in tags.items() if any(word in name.upper() for word in named))
-
-
-def raster_geo(file: rasterio.DatasetReader) -> Geo | None:
-    """Return the georeference of a data set."""
-    gcps, gcps_crs = file.gcps
-    crs = gcps_crs or file.crs
-    affine: Any = None if file.transform.is_identity else tuple(file.transform)[:6]
-    geo = Geo(
-        affine=affine,
-        wkt="" if _is_placeholder(crs) else crs.to_wkt(version="WKT2_2019"),
-        gcps=tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in gcps),
-        rpcs=dict(file.tags(ns="RPC")),
-    )
-    return geo or None
-
-
-def _is_placeholder(crs: Any) -> bool:
-    """Return whether a coordinate system is missing, or the one that GDAL makes up for files that give an axis only."""
-    return not crs or crs.to_wkt().startswith('LOCAL_CS["unnamed"')
-
-
-def raster_bits(file: rasterio.DatasetReader) -> int | None:
-    """Return the bits of a value, if they are fewer than its dtype has: 12-bit data in uint16."""
-    bits = file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "")
-    return int(bits) if bits.isdecimal() else None
-
-
-def raster_metadata(file: rasterio.DatasetReader) -> dict[str, Any]:
-    """Return what a writer carries over: GDAL's domains, descriptions, scales, colors, profile, and the container."""
-    structure = file.tags(ns="IMAGE_STRUCTURE")
-    domains = {ns: file.tags(ns=ns) for ns in ("", *file.tag_namespaces()) if carried(ns)}
-    if mask_of(file) == "file":
-        domains[""].pop("NODATA_VALUES", None)  # the mask tells the same, of any number of bands
-    profile = file.tags(ns="COLOR_PROFILE").get("SOURCE_ICC_PROFILE", "")
-    xmp = file.tags(ns="xml:XMP").get("xml:XMP", "").removeprefix("xml:XMP=")
-    said: dict[str, Any] = {
-        "domains": {ns: tags for ns, tags in domains.items() if tags},
-        "band_tags": [_without_statistics(file.tags(band)) for band in file.indexes],
-        "descriptions": list(file.descriptions),
-        "colorinterp": [color.name for color in file.colorinterp],
-        "icc_profile": base64.b64decode(profile),
-        "xmp": xmp.encode(),
-    }
-    if any(scale != 1 for scale in file.scales) or any(file.offsets):
-        said |= {"scales": list(file.scales), "offsets": list(file.offsets)}
-    if any(file.units):
-        said["units"] = list(file.units)
-    if file.driver == "GTiff":
-        rows, cols = file.block_shapes[0]
-        tiled = cols < file.width or rows == cols
-        said |= {
-            "container": "cog" if structure.get("LAYOUT") == "COG" or (tiled and file.overviews(1)) else "tiff",
-            "compression": _compression(file, structure),
-            "compressed": structure.get("COMPRESSION", "NONE").lower(),
-            "planes": structure.get("INTERLEAVE") == "BAND" and file.count > 1,
-            "blocksize": cols if tiled else None,
-            "quality": structure.get("JPEG_QUALITY") or structure.get("WEBP_LEVEL"),
-            "lossless": structure.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSLESS"),
-        }
-    return {name: value for name, value in said.items() if value}
-
-
-def carried(namespace: str) -> bool:
-    """Return whether a domain of metadata is carried over as it is."""
-    return namespace not in DERIVED and not namespace.startswith("xml:")
-
-
-def _without_statistics(tags: dict[str, str]) -> dict[str, str]:
-    """Return the tags of a band without the statistics of its old pixels."""
-    return {name: text for name, text in tags.items() if not name.startswith("STATISTICS_")}
-
-
-def _compression(file: rasterio.DatasetReader, structure: dict[str, str]) -> str:
-    """Return the compression of a TIFF in the words of `raster_write.Compression`."""
-    name = structure.get("COMPRESSION", "NONE").lower()
-    known: Sequence[str] = ("jpeg", "webp", "lerc", "lzw", "deflate", "zstd", "none")
-    return next((each for each in known if each in name), "deflate")

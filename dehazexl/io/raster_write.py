@@ -17,7 +17,8 @@ from dehazexl.image.georeference import Geo, parse_crs
 from dehazexl.io.exif import FOR_PROGRAMS
 from dehazexl.io.gdal_name import gdal_name
 from dehazexl.io.pyramid import Assembler, Levels
-from dehazexl.io.raster_read import carried, gdal, gdal_errors, one_line, quietly_opened
+from dehazexl.io.raster_metadata import carried
+from dehazexl.io.raster_read import gdal, gdal_errors, one_line, quietly_opened
 from dehazexl.io.tiff_tags import add_tags, photo_tags
 
 if TYPE_CHECKING:
@@ -104,8 +105,12 @@ def compression_of(target: Image, wanted: Compression | None) -> Compression:
 def fits(target: Image, compression: str) -> str | None:
     """Return the reason why a compression cannot hold an image, or None."""
     bands = target.levels[0].shape[2] - target.masked
-    dtype, twelve = target.levels[0].dtype, target.bits == 12
-    if compression == "jpeg" and (dtype != np.uint8 and not (dtype == np.uint16 and twelve)):
+    dtype, fewer = target.levels[0].dtype, target.bits is not None
+    if compression in LOSSY and fewer:
+        return f"{compression} holds 8 bits, not {target.bits}"
+    if compression == "jpeg" and bands > 4:
+        return f"jpeg holds up to 4 bands, not {bands}"
+    if compression == "jpeg" and dtype != np.uint8:
         return f"jpeg holds 8 bits without sign, not {dtype}"
     if compression == "webp" and (dtype != np.uint8 or bands not in (3, 4)):
         return f"webp holds 3 or 4 bands of 8 bits, not {bands} of {dtype}"
@@ -291,7 +296,7 @@ def band_names(target: Image) -> list[str | None]:
     described = of_bands(target, "descriptions")
     if described and all(old is None or old == new for old, new in zip(described, names, strict=True)):
         return described
-    plain = ("gray", *_COLORS, "alpha")
+    plain = ("gray", *_COLORS, "alpha", "mask")
     if all(name in (f"band {band}", *plain) for band, name in enumerate(names, 1)):
         return [None] * len(names)
     return [None if name == f"band {band}" else name for band, name in enumerate(names, 1)]

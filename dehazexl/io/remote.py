@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dehazexl.io import source as settings
 from dehazexl.io.raster_read import open_raster
-from dehazexl.io.source import short_name
+from dehazexl.io.source import reason_of, short_name
 from dehazexl.io.zarr_read import open_zarr
 
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
-
-TIMEOUT = 30
-"""Seconds without an answer, after which a server has failed."""
 
 
 def remote_address(source: str | Path) -> str | None:
@@ -56,8 +54,7 @@ def _open_zarr(url: str) -> Image:
     except Exception as error:  # each store has errors of its own
         if isinstance(error, MemoryError) or str(error).startswith(url):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise OSError(f"{url} cannot be opened ({reason}): check the address and the connection") from error
+        raise OSError(f"{url} cannot be opened ({reason_of(error)}): check the address and the connection") from error
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -66,4 +63,6 @@ def _options(url: str) -> dict[str, Any]:
         return {}
     import aiohttp
 
-    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=TIMEOUT)}}
+    return {
+        "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=settings.TIMEOUT)}
+    }

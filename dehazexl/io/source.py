@@ -38,6 +38,8 @@ MIN_PIECE = 64
 """Pixels of a chunk or tile at least, in images of more than a million of them: each costs a call."""
 GUARD_SLOW, GUARD_SHARE = 0.1, 100
 """Seconds that a look at the files of an image takes before it is left out at times, and how many times as long."""
+TIMEOUT = 30
+"""Seconds without a byte of a server, after which it has failed."""
 RETILE = "write it in tiles first, e.g. gdal_translate -co TILED=YES IMAGE tiled.tif"
 SUFFIXES = (
     *(".zip", ".zarr", ".tif", ".tiff", ".btf", ".ome", ".png", ".jpg", ".jpeg", ".webp"),
@@ -96,6 +98,18 @@ def report_damage(path: Path | str, kind: str) -> Iterator[None]:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} is a damaged {kind} ({reason}): copy or download it again") from error
+
+
+def silence(seconds: float) -> str:
+    """Return the reason of an error of a server that was waited for."""
+    return f"the server sent nothing for {seconds:g} s"
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason of an error of a store at an address, in one line."""
+    if isinstance(error, TimeoutError) and "onnect" not in f"{type(error).__name__} {error}":
+        return silence(TIMEOUT)
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def chunk_length(tile: int) -> int:
@@ -383,7 +397,12 @@ class Guard:
 
 
 def as_number(text: object) -> float | None:
-    """Parse a nodata value: a number, its text, or eight bytes in base64 as xarray writes it; else None."""
+    """Parse a nodata value: a number, its text, or eight bytes in base64 as xarray writes it; else None.
+
+    A list of one of them, as netCDF has it, is that one.
+    """
+    if isinstance(text, (list, tuple)) and len(text) == 1:
+        text = text[0]
     if isinstance(text, (int, float, np.number)) and not isinstance(text, bool):
         return float(text)
     if not isinstance(text, str):

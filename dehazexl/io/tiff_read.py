@@ -8,19 +8,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from dehazexl.image.grid import Window
 from dehazexl.image.image import Holes, Image
-from dehazexl.io.bands import OME_COLORS, RGB_ROLES, choose_bands
+from dehazexl.io.bands import choose_bands
 from dehazexl.io.exif import MIRRORED, TRANSPOSED, UPSIDE_DOWN
-from dehazexl.io.photo_metadata import quality_of
 from dehazexl.io.raster_read import Decoders, inversion, open_raster
 from dehazexl.io.source import (
     CHUNK,
-    MAX_METADATA,
     Guard,
     Source,
     axes_by_shape,
@@ -33,6 +30,7 @@ from dehazexl.io.source import (
     short_name,
     strided,
 )
+from dehazexl.io.tiff_metadata import imagej_scale, ome_scale, tiff_bands, tiff_metadata
 from dehazexl.io.tiff_pages import Mapped, Plane, check_segments, read_planes, segment_sides, tiff_path
 from dehazexl.io.tiff_scan import check_companions, scan_directories
 from dehazexl.io.tiff_tags import description_of, photo_metadata
@@ -41,27 +39,13 @@ if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
 
-KEPT_TAGS = {
-    305: "software",
-    306: "datetime",
-    315: "artist",
-    33432: "copyright",
-    282: "x_resolution",
-    283: "y_resolution",
-    296: "resolution_unit",
-    34675: "icc_profile",
-}
 GDAL_TAGS = (33550, 33922, 34264, 34735, 50844, 42112, 42113, 50674)
 """Tags of files that GDAL reads: georeference, rational polynomials, GDAL's metadata and nodata value, LERC."""
 SIDECARS = (".aux.xml", ".ovr", ".msk")
 ORIENTATION = 274
-UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer"}
-COMPRESSIONS = {
-    1: "none", 5: "lzw", 6: "jpeg", 7: "jpeg", 8: "deflate", 32946: "deflate", 34887: "lerc", 50000: "zstd",
-    50001: "webp",
-}  # fmt: skip
-"""Names of the compressions that are written, by their codes; others, such as JPEG 2000, become deflate."""
 COLOR_SPACES = {0: "white-is-zero", 3: "palette", 4: "mask", 5: "CMYK", 8: "CIELab", 32803: "raw color filter array"}
+MICROSCOPY = ("ome", "imagej")
+"""Kinds of series that name their axes."""
 QUIET = logging.NullHandler()
 STRIP_ROWS = 256  # rows of a chunk of strips at least: the side of a network tile
 STRIP_AREA = 2048 * 2048  # pixels in a chunk of whole rows, approximately, where columns cannot be read separately
@@ -95,13 +79,7 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
     if not microscopy:
         plane_of(page, len(pages), str(path))
     if for_gdal(tif, path):
-        for each in tif.pages:
-            check_segments(each.aspage(), each.aspage())
-        name = f"GTIFF_DIR:{pages[(page or 1) - 1] + 1}:{path}" if page else ""
-        image = open_raster(path, name, {} if page else jpeg_decoders(tif, path))
-        if page is None and not image.masked:
-            image = replace(image, holes=tiff_holes(tif.series[0], image.levels[0].name))
-        return with_photo_metadata(image, tif, pages, page)
+        return placed_tiff(tif, path, pages, page)
     series, plane, notes = chosen_plane(tif, page, path) if microscopy else chosen_series(tif, pages, page)
     key, place = series.keyframe, tif.series.index(series) if microscopy else 0
     check_colors(key, path)
@@ -136,6 +114,18 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
         holes=tiff_holes(series, f"tiff-{token}{suffix}-0") if orientation == 1 and not plane else None,
     )
     return with_photo_metadata(image, tif)
+
+
+def placed_tiff(tif: tifffile.TiffFile, path: Path, pages: list[int], page: int | None) -> Image:
+    """Describe an image of an open TIFF that GDAL reads; `pages` are the positions of its images."""
+    for each in tif.pages:
+        check_segments(each.aspage(), each.aspage())
+    at = pages[(page or 1) - 1] if pages else 0  # there may be a thumbnail before the first
+    plain = page is None and not at
+    image = open_raster(path, "" if plain else f"GTIFF_DIR:{at + 1}:{path}", jpeg_decoders(tif, path) if plain else {})
+    if plain and not image.masked:
+        image = replace(image, holes=tiff_holes(tif.series[0], image.levels[0].name))
+    return with_photo_metadata(image, tif, pages, page)
 
 
 def for_gdal(tif: tifffile.TiffFile, path: Path) -> bool:
@@ -219,13 +209,26 @@ def chosen_series(
     import tifffile
 
     first = tif.series[0]
-    unrelated = bool(pages) and dict(zip(first.axes, first.shape, strict=True)).get("I", 1) > 1
-    if page is None and not unrelated:
+    if page is None and not (pages and (pages[0] > 0 or has_pages(first))):
         others = sum(int(series.keyframe.subfiletype) & 5 == 0 and series.kind == first.kind for series in tif.series)
         return first, 0, [_pages_note(len(pages))] if others > 1 else []
     key = tif.pages[pages[(page or 1) - 1]].aspage()
     alone = tifffile.TiffPageSeries([key], shape=key.shape, dtype=key.dtype, axes=key.axes)
-    return alone, 0, [] if page else [_pages_note(len(pages))]
+    return alone, 0, [_pages_note(len(pages))] if page is None and len(pages) > 1 else []
+
+
+def has_pages(series: tifffile.TiffPageSeries) -> bool:
+    """Return whether the pages of a series are images of their own: nothing names their axis, and they are no bands."""
+    lengths = dict(zip(series.axes, series.shape, strict=True))
+    if lengths.get("I", 1) > 1:
+        return True
+    if "Q" not in lengths or len(series.pages) < 2:
+        return False
+    try:
+        axes = axes_by_shape(series.shape, "")
+    except ValueError:
+        return True
+    return series.dataoffset is None and axes.replace("-", "")[-2:] != "yx"
 
 
 def tiff_holes(series: tifffile.TiffPageSeries, level: str) -> Holes | None:
@@ -255,6 +258,8 @@ def check_colors(page: tifffile.TiffPage, path: Path) -> None:
     if space in COLOR_SPACES:
         how = {0: inversion(page.bitspersample), 3: "-expand rgb "}.get(space, "")
         remedy = f"gdal_translate {how}{path.name} {'gray' if space == 0 else 'rgb'}.tif"
+        if space == 8 or (space == 5 and page.bitspersample != 8):  # which GDAL does not convert, or not exactly
+            remedy = f"magick {path.name} -colorspace sRGB rgb.tif"
         raise ValueError(f"{path} has {COLOR_SPACES[space]} colors: make it gray or RGB first, e.g. {remedy}")
     if space == 6 and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
         raise ValueError(f"{path} has YCbCr colors without JPEG compression: save it as RGB first")
@@ -269,12 +274,8 @@ def tiff_axes(series: tifffile.TiffPageSeries, path: Path, any_plane: bool = Fal
         If it has several planes, and none is chosen.
     """
     sized = list(zip(series.axes, series.shape, strict=True))
-    if "Q" in series.axes:
-        pages = len(series.pages)
-        remedy = f"choose one of {pages} pages with --page N" if pages > 1 else ""
-        axes = axes_by_shape(series.shape, str(path), remedy)
-        if series.dataoffset is not None or [a for a in axes if a != "-"][-2:] == ["y", "x"]:
-            return axes
+    if "Q" in series.axes and series.kind not in MICROSCOPY:
+        return axes_by_shape(series.shape, str(path))
     further = [f"{axis} ({length})" for axis, length in sized if length > 1 and axis not in "YXSC"]
     if (further and not any_plane) or sum(length > 1 for axis, length in sized if axis in "SC") > 1:
         named = ", ".join(f"{axis} ({length})" for axis, length in sized)
@@ -394,107 +395,3 @@ def read_upright(source: Source, orientation: int, rows: slice, cols: slice) -> 
         cols = slice(width - cols.stop, width - cols.start)
     block = source.read(cols, rows).swapaxes(0, 1) if orientation in TRANSPOSED else source.read(rows, cols)
     return block[:: -1 if orientation in UPSIDE_DOWN else 1, :: -1 if orientation in MIRRORED else 1]
-
-
-def tiff_bands(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, number: int = 0, plane: int = 0
-) -> tuple[list[str | None], list[str | None]]:
-    """Read names and roles of the bands from color space and alpha samples, then from the metadata of OME or ImageJ."""
-    page = series.keyframe
-    names: list[str | None] = [None] * count
-    roles: list[str | None] = ["undefined"] * count
-    if int(page.photometric) in (2, 6) and count >= 3:
-        roles[:3] = RGB_ROLES
-    extra = [int(kind) for kind in page.extrasamples][:count]
-    for band, kind in enumerate(extra, start=count - len(extra)):
-        roles[band] = "alpha" if kind in (1, 2) else "undefined"
-    if tif.is_imagej:
-        return imagej_bands(tif.imagej_metadata or {}, roles, plane)
-    channels = list(parse_xml(tif.ome_metadata).findall(f"{{*}}Image[{number + 1}]/{{*}}Pixels/{{*}}Channel"))
-    if len(channels) == count:
-        names = [channel.get("Name") for channel in channels]
-        roles = [ome_role(channel.get("Color")) or role for channel, role in zip(channels, roles, strict=True)]
-    return names, roles
-
-
-def imagej_bands(
-    said: dict[str, Any], roles: list[str | None], plane: int
-) -> tuple[list[str | None], list[str | None]]:
-    """Read names and roles of the channels of a plane from the labels and the color tables of ImageJ."""
-    count = len(roles)
-    labels = [str(label).partition("\n")[0].strip() for label in said.get("Labels") or ()]
-    labels = labels[plane * count : (plane + 1) * count]
-    names: list[str | None] = [label or None for label in labels] if len(labels) == count else [None] * count
-    tables = [np.asarray(table) for table in said.get("LUTs") or ()]
-    if len(tables) == count and all(table.shape == (3, 256) for table in tables):
-        brightest = ["".join(f"{int(value):02X}" for value in table[:, -1]) for table in tables]
-        roles = [OME_COLORS.get(color) or role for color, role in zip(brightest, roles, strict=True)]
-    return names, roles
-
-
-def parse_xml(xml: str | None) -> ElementTree.Element:
-    """Parse XML metadata; missing or malformed metadata gives an empty element."""
-    try:
-        return ElementTree.fromstring(xml or "<none/>")
-    except ElementTree.ParseError:
-        return ElementTree.Element("none")
-
-
-def ome_role(color: str | None) -> str | None:
-    """Return the role of an OME-XML color, a signed integer 0xRRGGBBAA."""
-    return OME_COLORS.get(f"{(int(color) & 0xFFFFFFFF) >> 8:06X}") if color else None
-
-
-def ome_scale(tif: tifffile.TiffFile, number: int = 0) -> tuple[tuple[float, float], str]:
-    """Read the size ``(y, x)`` of a pixel and its unit from the OME-XML of an image, counted from 0."""
-    pixels = parse_xml(tif.ome_metadata).find(f"{{*}}Image[{number + 1}]/{{*}}Pixels")
-    size = {} if pixels is None else pixels.attrib
-    unit = size.get("PhysicalSizeXUnit", "µm")
-    if "PhysicalSizeX" not in size or "PhysicalSizeY" not in size or size.get("PhysicalSizeYUnit", "µm") != unit:
-        return (1.0, 1.0), "pixel"
-    return (float(size["PhysicalSizeY"]), float(size["PhysicalSizeX"])), UNITS.get(unit, unit)
-
-
-def imagej_scale(tif: tifffile.TiffFile) -> tuple[tuple[float, float], str]:
-    """Read the size ``(y, x)`` of a pixel and its unit from a file of ImageJ."""
-    unit = str((tif.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
-    unit = {"um": "µm", "μm": "µm", "micron": "µm", "microns": "µm"}.get(unit, unit)
-    tags = tif.pages.first.tags
-    x, y = (float(np.divide(*tags.valueof(code, (0, 1)))) for code in (282, 283))
-    if not unit or unit == "pixel" or not (0 < x < math.inf and 0 < y < math.inf):
-        return (1.0, 1.0), "pixel"
-    return (1 / y, 1 / x), UNITS.get(unit, unit)
-
-
-def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
-    """Return the descriptive tags, the resolution, the compression and the container of an image."""
-    kept = {name: page.tags[code].value for code, name in KEPT_TAGS.items() if code in page.tags}
-    if described := description_of(page):
-        kept["description"] = described
-    said: dict[str, Any] = {"container": "tiff", "compression": COMPRESSIONS.get(int(page.compression), "deflate")}
-    said["compressed"] = (
-        said["compression"]
-        if page.compression in COMPRESSIONS
-        else str(getattr(page.compression, "name", int(page.compression))).lower()
-    )
-    if int(page.planarconfig) == 2:
-        said["planes"] = True
-    if page.parent.is_ome:
-        said |= {"container": "ome-tiff", "ome_xml": page.parent.ome_metadata or ""}
-    if page.parent.is_imagej:
-        said |= {"container": "ome-tiff"}
-    if said["compression"] == "jpeg" and (quality := jpeg_quality(page)):
-        said["quality"] = str(quality)
-    return {**kept, **said}
-
-
-def jpeg_quality(page: tifffile.TiffPage) -> int:
-    """Return the quality of JPEG tiles by their first table of quantization; 0 if it is not known."""
-    data = page.jpegtables or b""
-    if not data and page.databytecounts and 0 < page.databytecounts[0] <= MAX_METADATA:
-        page.parent.filehandle.seek(page.dataoffsets[0])
-        data = page.parent.filehandle.read(page.databytecounts[0])
-    start = data.find(b"\xff\xdb")
-    if start < 0 or len(data) < start + 69 or data[start + 4]:
-        return 0
-    return quality_of(np.frombuffer(data, np.uint8, 64, start + 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import nullcontext, suppress
@@ -335,12 +336,16 @@ def _check_place(path: Path, target: Image, overwrite: bool) -> None:
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or choose another")
     if target.path is not None and paths_overlap(path, target.path):
         raise ValueError(f"{path} is the input {target.path}, lies inside it, or contains it: choose another place")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    probe = part_of(path).with_suffix(f".{os.getpid()}")
     try:
         # Permissions alone do not tell: disks may be mounted read-only, and shares have their own rules.
         probe.touch()
         probe.unlink()
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OSError(
+                error.errno, "its name is too long with .part behind it: choose a shorter one", str(path)
+            ) from None
         said = f"{error.strerror}, nothing can be written there: choose another folder"
         raise OSError(error.errno, said, str(path.parent)) from None
     check_absent(path, overwrite)

@@ -50,6 +50,8 @@ def read_geo(
     if affine is not None and not (wkt or unknown or _is_plain(affine)):
         notes += ["it states no coordinate system, and none is written: gdal_edit.py -a_srs EPSG:N adds it to a .tif"]
     geo = replace(Geo.control(attributes), affine=affine, wkt=wkt)
+    if wkt and affine is None and not (geo.gcps or geo.rpcs or notes):
+        notes += ["it states a coordinate system but no place in it: neither coordinates x and y nor a transform"]
     return geo or None, notes
 
 

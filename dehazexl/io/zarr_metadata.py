@@ -47,6 +47,7 @@ _STRUCTURE = {
     "ome", "multiscales", "omero", "image-label", "labels", "bioformats2raw.layout", "_ARRAY_DIMENSIONS", "_FillValue",
     "nodata", "missing_value", "grid_mapping", "spatial_ref", "_CRS", "GeoTransform", "crs_wkt", "zarr_conventions",
     "scale_factor", "add_offset", "long_name", "units", "coordinates", "dehazexl", "dehazexl:geo", "AREA_OR_POINT",
+    "_Unsigned",
 }  # fmt: skip
 """Attributes that describe the arrays, and are read as such."""
 

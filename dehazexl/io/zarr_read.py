@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import math
-import os
-import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from dask.base import tokenize
-
-from dehazexl.image.grid import Window
-from dehazexl.image.image import Holes, Image
-from dehazexl.io.bands import OME_COLORS, Bands, array_roles, choose_bands
+from dehazexl.image.image import Image
+from dehazexl.io.bands import OME_COLORS, SENSOR_NAMES, Bands, array_roles, choose_bands
 from dehazexl.io.source import (
     Guard,
-    Source,
     as_number,
     axes_by_shape,
     check_pixels,
-    chunk_sides,
-    file_token,
     lazy,
-    plane_of,
     report_damage,
     short_name,
-    strided,
 )
 from dehazexl.io.zarr_find import Found, find_image, with_mapping
 from dehazexl.io.zarr_geo import read_geo
 from dehazexl.io.zarr_metadata import cf_metadata, unpacked
+from dehazexl.io.zarr_source import further_axes, is_unsigned, stacked, zarr_holes, zarr_levels, zarr_token
 
 if TYPE_CHECKING:
     import zarr
-    from numpy.typing import NDArray
 
 METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")
 
@@ -50,9 +38,6 @@ AXES = {
     "c": ("c", "s", "channel", "channels", "band", "bands", "sample", "samples", "wavelength", "rgb", "variable"),
 }
 """Names of the axes y, x and c in Zarr metadata."""
-
-ASKED = 4096
-"""Chunks of a window that are looked up at most, to see whether there are any: reading it costs no more."""
 
 
 def open_zarr_path(path: Path, page: int | None = None) -> Image:
@@ -250,7 +235,8 @@ def describe_zarr(
     token = zarr_token(finest)
     suffix = f"-{page}" if page else ""
     names = found.names if found is not None else []
-    chosen = choose_bands(*zarr_bands(attrs, channels, count, names), sensor=str(attrs.get("platform", "")))
+    named, roles = zarr_bands(attrs, channels, count, names)
+    chosen = choose_bands(named, roles, sensor=sensor_text(attrs, path))
     bands, rgb, alpha = chosen.names, chosen.rgb, chosen.alpha
     saved = attrs.get("dehazexl") or {}
     geo, notes = read_geo(attrs, *((None, None) if found is None else found.coordinates(AXES)))
@@ -274,7 +260,7 @@ def describe_zarr(
         guard=None if path is None else Guard(path, token, partial(zarr_token, finest)),
         metadata=unpacked(saved["metadata"])
         if "metadata" in saved
-        else unstated(chosen, count) | cf_metadata(attrs, by_band),
+        else unstated(chosen, count) | ({"descriptions": named} if any(named) else {}) | cf_metadata(attrs, by_band),
         masked=bool(saved.get("masked")),
         guessed=chosen.guessed and "rgb" not in saved,
         basis="the colors that the file states" if "rgb" in saved else chosen.basis,
@@ -283,39 +269,6 @@ def describe_zarr(
         bits=saved.get("bits"),
         holes=zarr_holes(finest, axes, f"zarr-{token}{suffix}-0"),
     )
-
-
-def zarr_holes(array: zarr.Array[Any], axes: str, level: str) -> Holes | None:
-    """Return the chunks that a Zarr in a folder does not contain; None for other stores, which are not asked."""
-    import zarr
-
-    if not isinstance(array.store, zarr.storage.LocalStore):
-        return None
-    return Holes(level, array.fill_value or 0, partial(chunks_missing, array, axes))
-
-
-def chunks_missing(array: zarr.Array[Any], axes: str, window: Window) -> bool:
-    """Return whether no chunk that a window of pixels touches is in the folder of an array; False for too many."""
-    store: Any = array.store
-    folder, limits = Path(store.root) / array.path, {"y": (window.y0, window.y1), "x": (window.x0, window.x1)}
-    touched = []
-    for axis, length, side in zip(axes, array.shape, array.shards or array.chunks, strict=True):
-        start, stop = limits.get(axis, (0, length))
-        touched.append(range(start // side, -(-stop // side)))
-    if math.prod(map(len, touched)) > ASKED:
-        return False
-    return not any(is_stored(folder / array.metadata.encode_chunk_key(chunk)) for chunk in product(*touched))
-
-
-def is_stored(chunk: Path) -> bool:
-    """Return whether there may be anything at the path of a chunk, be it a broken link: reading it says what is."""
-    try:
-        chunk.lstat()
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def saved_bands(
@@ -336,88 +289,15 @@ def saved_bands(
     return (rgb[0], rgb[1], rgb[2]), alpha
 
 
-def zarr_levels(
-    arrays: Sequence[zarr.Array[Any]], axes: str, where: str, page: int | None = None
-) -> list[tuple[Source, tuple[int, int]]]:
-    """Return a source and a chunk for each array that is smaller than the one before."""
-    import zarr
-
-    from dehazexl.io.zarr_store import check_array
-
-    levels: list[tuple[Source, tuple[int, int]]] = []
-    for array in arrays:
-        check_pixels(array.shape, array.dtype, where)
-        check_array(array, where)
-        if further_axes(array.shape, axes) != further_axes(arrays[0].shape, axes):
-            continue  # an overview with fewer planes
-        plane = plane_of(page, math.prod(further_axes(array.shape, axes)), where)
-        plain = strided(array, axes, plane)
-        source = Source(plain.shape, plain.dtype, partial(read_checked, plain, where))
-        finest = levels[0][0] if levels else source
-        if (source.dtype, source.shape[2]) != (finest.dtype, finest.shape[2]):
-            raise ValueError(f"{where} has levels that differ in dtype or bands: write its overviews again")
-        if not levels or math.prod(source.shape) < math.prod(levels[-1][0].shape):
-            # A shard can be as large as the image and is read in parts; except from a zip file, where each part would
-            # decompress the whole shard.
-            zipped = isinstance(array.store, zarr.storage.ZipStore)
-            stored = dict(zip(axes, (zipped and array.shards) or array.chunks, strict=True))
-            levels.append((source, chunk_sides(stored["y"], stored["x"])))
-    return levels
-
-
-def further_axes(shape: Sequence[int], axes: str) -> list[int]:
-    """Return the lengths of the axes other than y, x and c."""
-    return [length for letter, length in zip(axes, shape, strict=True) if letter == "-"]
-
-
 def unstated(chosen: Bands, count: int) -> dict[str, Any]:
     """Return the metadata of bands whose colors the file does not state, so that no output states them."""
     return {"colorinterp": ["gray", *["undefined"] * (count - 1)]} if chosen.guessed or chosen.coded else {}
-
-
-def stacked(bands: list[tuple[Source, tuple[int, int]]]) -> tuple[Source, tuple[int, int]]:
-    """Return arrays of one band each as one source ``(y, x, c)``, and its chunk."""
-    sources = [source for source, _ in bands]
-    height, width, _ = sources[0].shape
-    return Source((height, width, len(sources)), sources[0].dtype, partial(read_bands, sources)), bands[0][1]
-
-
-def read_bands(sources: Sequence[Source], rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window ``(y, x, c)`` of one array for each band."""
-    return np.concatenate([source.read(rows, cols) for source in sources], axis=-1)
 
 
 def zarr_zero(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float:
     """Return the value at which the quantity of CF's scale_factor and add_offset is 0."""
     scale, offset = (as_number(attrs.get(name)) for name in ("scale_factor", "add_offset"))
     return 0.0 - offset / (scale or 1.0) if offset else 0.0
-
-
-def read_checked(source: Source, where: str, rows: slice, cols: slice) -> NDArray[Any]:
-    """Read a window.
-
-    Raises
-    ------
-    ValueError
-        If a chunk in it cannot be decoded.
-    OSError
-        If a server does not answer.
-    """
-    from dehazexl.io.zarr_store import RefusedError
-
-    remote = "://" in where
-    try:
-        return source.read(rows, cols)
-    except RefusedError:
-        raise
-    except Exception as error:  # a codec fails in any way on what it did not write, a server in many
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not remote):
-            raise
-        position = f"rows {rows.start} to {rows.stop - 1}, columns {cols.start} to {cols.stop - 1}"
-        if remote:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise OSError(f"{where} cannot be read in {position} ({reason}): check the connection") from error
-        raise ValueError(f"{where} has a damaged chunk in {position} ({error}): copy or download it again") from error
 
 
 def array_axes(array: zarr.Array[Any], where: str, page: int | None = None) -> str:
@@ -463,42 +343,16 @@ def zarr_bands(
     return list(labels) if len(labels) == count else [None] * count, unknown
 
 
+def sensor_text(attrs: Mapping[str, Any], path: Path | None) -> str:
+    """Return the attributes that may name a satellite, and the name of the Zarr."""
+    said = (text for name, text in attrs.items() if any(word in name.upper() for word in SENSOR_NAMES))
+    return " ".join((*(text for text in said if isinstance(text, str)), path.name if path else ""))
+
+
 def zarr_nodata(array: zarr.Array[Any], attrs: Mapping[str, Any]) -> float | None:
     """Read the nodata value, which xarray and GDAL store as the fill value in zarr 2."""
+    beyond = 2 ** (8 * array.dtype.itemsize) if is_unsigned(array) else 0
     for name in ("_FillValue", "nodata", "missing_value"):
         if (value := as_number(attrs.get(name))) is not None:
-            return value
+            return value + beyond if value < 0 else value
     return as_number(array.fill_value) if array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs else None
-
-
-def zarr_token(array: zarr.Array[Any]) -> str:
-    """Return a hash that changes when pixels are written, without listing the chunks."""
-    import zarr
-
-    store = array.store
-    identity = [str(array.store_path), str(array.metadata)]
-    if isinstance(store, zarr.storage.LocalStore):
-        return str(tokenize(identity, list(folder_times(Path(store.root) / array.path, chunk_depth(array)))))
-    if isinstance(store, zarr.storage.ZipStore):
-        return file_token([Path(store.path)])
-    return str(tokenize(identity, uuid.uuid4().hex if isinstance(store, zarr.storage.MemoryStore) else None))
-
-
-def chunk_depth(array: zarr.Array[Any]) -> int:
-    """Return the number of folder levels between an array and its chunks: three for c/0/1/2, none for 0.1.2."""
-    if array.metadata.zarr_format == 2:
-        return array.ndim - 1 if array.metadata.dimension_separator == "/" else 0
-    encoding: Any = array.metadata.chunk_key_encoding
-    return array.ndim - (encoding.name != "default") if encoding.separator == "/" else 0
-
-
-def folder_times(folder: Path, depth: int) -> Iterator[tuple[str, int]]:
-    """Yield path and modification time (ns) of a folder and of its subfolders down to `depth` levels."""
-    if not folder.exists():
-        return
-    yield str(folder), folder.stat().st_mtime_ns
-    if depth:
-        with os.scandir(folder) as entries:
-            below = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
-        for path in below:
-            yield from folder_times(Path(path), depth - 1)

@@ -221,7 +221,7 @@ def check_array(array: zarr.Array[Any], where: str) -> None:
         )
     if inflating and isinstance(array.store, (FolderStore, ZipStore)):
         array.store.inflating |= {inflating[0]}
-    # From a zip file the whole shard is read, see `zarr_read.zarr_levels`.
+    # From a zip file the whole shard is read, see `zarr_source.zarr_levels`.
     zipped = isinstance(array.store, zarr.storage.ZipStore)
     width = max(array.dtype.itemsize, 8 if WIDENING & set(names) else 1)
     check_block((zipped and array.shards) or array.chunks, array.shape, width, where, RECHUNK)

@@ -32,7 +32,7 @@ class Synthesis:
     thickness
         Range of the optical thickness where the haze is thickest, drawn uniformly in the opacity 1 - t.
     dense
-        Share of haze drawn from the upper part of that range, from an optical thickness of 1.
+        Share of haze drawn from the upper part of that range, from an optical thickness of 1.5.
     brightness
         Range of the airlight.
     clear
@@ -54,8 +54,8 @@ class Synthesis:
     """
 
     thickness: tuple[float, float] = (0.05, 2.8)
-    dense: float = 0.4
-    brightness: tuple[float, float] = (0.65, 1.0)
+    dense: float = 0.5
+    brightness: tuple[float, float] = (0.7, 1.0)
     clear: float = 0.13
     linear: float = 0.5
     tinted: float = 0.15
@@ -221,7 +221,7 @@ def draw_thickness(clear: Tensor, upright: Tensor, draw: Draw, settings: Synthes
     kind = (draw.uniform(0, len(kinds)).floor().clamp(max=len(kinds) - 1)).long()
     field = torch.gather(torch.cat(kinds, dim=1), 1, kind.expand(n, 1, h, w))
     thinnest, thickest = (1 - math.exp(-each) for each in settings.thickness)
-    opacity = draw.uniform(torch.where(draw.chance(settings.dense), 1 - math.exp(-1), thinnest), thickest)
+    opacity = draw.uniform(torch.where(draw.chance(settings.dense), 1 - math.exp(-1.5), thinnest), thickest)
     field = field * -torch.log1p(-opacity)
     return field + draw.chance(0.3) * draw.uniform(0, 0.3)
 

@@ -20,7 +20,7 @@ LINE = "#ffb000"
 
 def results_in(viewer: Any) -> list[Any]:
     """List the visible dehazed layers."""
-    return [each for each in viewer.layers if each.visible and is_result(each) and state_of(each).explanation is None]
+    return [each for each in viewer.layers if each.visible and is_result(each) and state_of(each).about is None]
 
 
 def show_original_on_key(viewer: Any) -> None:

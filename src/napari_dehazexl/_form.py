@@ -67,14 +67,15 @@ class Form(Container):  # type: ignore[type-arg]
             widgets=[
                 self.preset, self.spare, self.weights, self.device, self.precision, self.overlap,
                 _row("&Black, white", self.limits, self.contrast),
-                self.context, self.cache, _row("", self.explain, self.defaults), _row("", self.script, self.command),
+                self.context, self.cache, _row("", self.explain, self.maps), _row("", self.script, self.command),
+                _row("", self.defaults),
             ]
         )  # fmt: skip
         self.fields = Container(
             widgets=[
-                self.intro, self.input, _row("&Region", self.region, self.draw), self.strength, _row("", self.dehaze,
-                self.save_as), _row("", self.preview, self.undo, self.cancel), self.divide, self.estimate, self.bar,
-                self.status,
+                self.intro, self.input, _row("&Region", self.region, self.draw), self.planes, self.strength,
+                _row("", self.dehaze, self.save_as), _row("", self.preview, self.undo, self.cancel), self.divide,
+                self.estimate, self.bar, self.status,
             ]
         )  # fmt: skip
         super().__init__()
@@ -97,6 +98,10 @@ class Form(Container):  # type: ignore[type-arg]
         )
         region.null_string = "the whole image"  # instead of five dashes
         self.region = region
+        self.planes = ComboBox(
+            label="Save", choices=[("the plane in view", "one"), ("all planes", "all")], value="one", visible=False,
+            tooltip="What Save as writes of an image with sliders: all planes become files in a folder.",
+        )  # fmt: skip
         self.strength = FloatSlider(
             label="S&trength", value=1.0, min=0.0, max=1.0, step=0.05,
             tooltip="Fraction of the haze to remove, 0 to 1, in the selected dehazed layer, at once.",
@@ -164,12 +169,16 @@ class Form(Container):  # type: ignore[type-arg]
         )
         self.cancel = PushButton(
             text="&Cancel",
-            tooltip="Stop saving; or else stop dehazing and explaining in the selected layers. Both can be continued.",
+            tooltip="Stop saving; or else all work on the selected layers. Both can be continued.",
         )
         self.explain = PushButton(
             text="Explai&n region",
             tooltip="Show what parts of the image contribute to a rectangle of the dehazed layer. Draw it in a Shapes "
             "layer.",
+        )
+        self.maps = PushButton(
+            text="Map the ha&ze",
+            tooltip="Add layers of the transmission, the color of the haze and the share removed, in percent.",
         )
         self.defaults = PushButton(text="Restore defaults", tooltip="Reset all settings to their defaults.")
         self.script = PushButton(text="Cop&y as script", tooltip="Copy lines of Python that do what Save as does.")
@@ -181,7 +190,7 @@ class Form(Container):  # type: ignore[type-arg]
 
         self.fold = QCollapsible("&More settings", expandedIcon="▾", collapsedIcon="▸")
         self.fold.setDuration(0)
-        self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, copies.")
+        self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, maps, copies.")
         self.fold.addWidget(self.more.native)
         content = self.fold.content()
         policy = content.sizePolicy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,36 +15,30 @@ from dehazexl.viewing.choices import PRESETS
 from dehazexl.viewing.device_memory import in_use
 from dehazexl.viewing.meter import in_words
 from dehazexl.viewing.model_info import ModelInfo
+from napari_dehazexl._ask import ask_file, ask_folder, suffix_of
 from napari_dehazexl._chosen import Chosen
 from napari_dehazexl._compare import Divider, results_in, show_original_on_key
 from napari_dehazexl._dehazing import Dehazing
 from napari_dehazexl._estimate import estimated
 from napari_dehazexl._form import Form
+from napari_dehazexl._items import items_of, layers_to_save
 from napari_dehazexl._layer import paused_in, set_local_strength, set_strength
 from napari_dehazexl._main_thread import call_later
 from napari_dehazexl._messages import reported
 from napari_dehazexl._network import Network
 from napari_dehazexl._region import drawn
 from napari_dehazexl._request import DehazeRequest, network_of
-from napari_dehazexl._save import SUFFIXES
 from napari_dehazexl._saver import Saver
 from napari_dehazexl._selection import current_results, dehazed_layers, selected_sources, working_layers
 from napari_dehazexl._settings import Settings
+from napari_dehazexl._source import planes_of
 from napari_dehazexl._state import is_result, session_of_layer
 
 if TYPE_CHECKING:
     import napari.viewer
 
+    from napari_dehazexl._items import SaveItem
     from napari_dehazexl._save_worker import Saving
-
-SAVE = "Save the dehazed image"
-
-FILTERS = {
-    "OME-Zarr (*.ome.zarr *.zarr)": ".ome.zarr",
-    "TIFF (*.tif *.tiff)": ".tif",
-    "PNG or JPEG, for small images (*.png *.jpg *.jpeg)": ".png",
-}
-"""Filters of the file dialog, and the suffix for a name without one."""
 
 SETTINGS = ("weights", "device", "precision", "overlap", "strength", "context", "cache")
 """Widgets whose values are remembered. A value range is not: it suits one image only."""
@@ -90,7 +83,7 @@ class Dehaze(Form):
             "dehaze": self._dehaze, "preview": self._preview, "save_as": self._ask_and_save, "explain": self._explain,
             "undo": self._undo, "cancel": self._cancel, "defaults": self._restore, "draw": self._draw,
             "contrast": self._take_contrast, "script": partial(self._copy, "as_script"),
-            "command": partial(self._copy, "as_command"),
+            "command": partial(self._copy, "as_command"), "maps": self._map,
         }  # fmt: skip
         for name, slot in buttons.items():
             getattr(self, name).changed.connect(slot)
@@ -101,7 +94,7 @@ class Dehaze(Form):
             widget.changed.connect(self._network.look_up)
         self._spare_soon = qthrottled(self._show_spared, timeout=INTERVAL, leading=False, parent=self.native)
         self._update_soon = qthrottled(self._update, timeout=INTERVAL, leading=False, parent=self.native)
-        for each in (self.region, self.overlap, self.context):
+        for each in (self.region, self.overlap, self.context, self.planes):
             each.changed.connect(self._changed)
         self.preset.changed.connect(self._take_preset)
         self.spare.changed.connect(self._follow_spare)
@@ -148,6 +141,8 @@ class Dehaze(Form):
     def _show_range(self) -> None:
         """Show the values of black and white of the input."""
         self._chosen.show_range()
+        layer = self.input.value
+        self.planes.visible = layer is not None and len(planes_of(layer)) > 1
         self._changed()
 
     def _take_contrast(self) -> None:
@@ -244,11 +239,7 @@ class Dehaze(Form):
         from napari_dehazexl._explain import explain_layer  # torch, which is imported in a thread by now
 
         with reported():
-            dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
-            if not dehazed:
-                raise ValueError("there is no dehazed layer in view: dehaze an image first")
-            active = self.viewer.layers.selection.active
-            layer = active if active in dehazed else dehazed[-1]
+            layer = self._in_view()
             drawings = [each for each in self.viewer.layers if isinstance(each, Shapes) and len(each.data)]
             shapes = self.region.value or (drawings[-1] if drawings else None)
             if shapes is None:
@@ -256,39 +247,47 @@ class Dehaze(Form):
             added = explain_layer(layer, drawn(self.viewer, shapes, layer), viewer=self.viewer)
             self.viewer.layers.selection.active = added
 
+    def _in_view(self) -> Image:
+        """Return the dehazed layer in view, the active or the topmost one."""
+        dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
+        if not dehazed:
+            raise ValueError("there is no dehazed layer in view: dehaze an image first")
+        active = self.viewer.layers.selection.active
+        return active if active in dehazed else dehazed[-1]
+
+    def _map(self) -> None:
+        """Add maps of the haze of the dehazed layer, the active or the topmost one."""
+        from napari_dehazexl._maps import show_maps  # torch, see `_explain`
+
+        with reported():
+            show_maps(self.viewer, self._in_view())
+
     # Saving
 
     def _ask_and_save(self) -> None:
-        from qtpy.QtWidgets import QFileDialog
-
         with reported():
             if self._saving is not None:
                 raise ValueError("an image is being saved: wait for it, or cancel it")
             self._network.check()
-            layers = self._chosen.sources()
-            if len(layers) > 1:
-                names = ", ".join(layer.name for layer in layers)
-                raise ValueError(f"{names} are selected: select one to save it; dehazexl run saves a folder of images")
-            request = self._chosen.request(layers[0])  # report errors before asking for a name
-            request = replace(request, local=self._chosen.local(layers[0], request.choices.region))
-            name, own = proposed(layers[0], request)
-            kinds = sorted(FILTERS, key=lambda kind: FILTERS[kind] != own)  # that of the image first
-            answer, kind = QFileDialog.getSaveFileName(self.native, SAVE, name, ";;".join(kinds))
-            if not answer:
-                return
-            path = named(Path(answer), kind)
-            # The dialog has asked about the name as typed, not about the one with a suffix.
-            if path == Path(answer) or self._may_replace(path):
+            files = self._files_to_save()
+            if files:
                 info = self._network.info
-                self._saver.start(request, path, info if isinstance(info, ModelInfo) else None, self._changed)
+                self._saver.start(files, info if isinstance(info, ModelInfo) else None, self._changed)
 
-    def _may_replace(self, path: Path) -> bool:
-        """Ask before a file is replaced."""
-        from qtpy.QtWidgets import QMessageBox
+    def _files_to_save(self) -> list[tuple[SaveItem, Path]]:
+        """Ask where to save the selected layers, or all planes of them."""
+        layers, every = layers_to_save(self.viewer, self._chosen.source()), self.planes.value == "all"
+        # Requests are made first, to report errors before a name is asked for.
+        items = [item for layer in layers for item in items_of(layer, self._request_to_save, every)]
+        if len(items) > 1:
+            return ask_folder(self.native, items)
+        path = ask_file(self.native, items[0])
+        return [] if path is None else [(items[0], path)]
 
-        question = f"{path.name} exists already. Replace it?"
-        yes = QMessageBox.StandardButton.Yes
-        return not path.exists() or QMessageBox.question(self.native, SAVE, question) == yes
+    def _request_to_save(self, layer: Image) -> DehazeRequest:
+        """Return the request to dehaze a layer with the current settings, and with what is painted to be spared."""
+        request = self._chosen.request(layer)
+        return replace(request, local=self._chosen.local(layer, request.choices.region))
 
     def _copy(self, kind: str) -> None:
         """Copy lines that do what Save as does, for a terminal or a script."""
@@ -300,7 +299,9 @@ class Dehaze(Form):
             source = request.image.path
             if source is None:
                 raise ValueError(f"{layer.name!r} is in no file: save it first, then open and dehaze that file")
-            output = source.with_name(f"{source.name.partition('.')[0]}-dehazed{suffix_of(request)}")
+            if len(planes_of(layer)) > 1:
+                raise ValueError(f"{layer.name!r} has several planes: save them here, or see dehazexl run --page")
+            output = source.with_name(f"{source.name.partition('.')[0]}-dehazed{suffix_of(source)}")
             choices = replace(request.choices, value_range=request.value_range)
             text = getattr(choices, kind)(source, output)
             clipboard = QApplication.clipboard()
@@ -384,7 +385,9 @@ class Dehaze(Form):
         if region is not None and self.context.value == "region":
             height, width = region[1] - region[0], region[3] - region[2]
         speed = self._settings.speed(self._chosen.network())
-        return estimated(info.grid(height, width, self.overlap.value), info, speed)
+        line = estimated(info.grid(height, width, self.overlap.value), info, speed)
+        planes = len(planes_of(layer)) if self.planes.value == "all" else 1
+        return line if planes == 1 else f"{line}, for each of {planes} planes"
 
     # Settings
 
@@ -409,36 +412,3 @@ class Dehaze(Form):
 def _set_text(label: Any, text: str) -> None:
     if label.value != text:
         label.value = text
-
-
-def proposed(layer: Image, request: DehazeRequest) -> tuple[str, str]:
-    """Return a file name next to the file of the image, in the format of that, and the suffix.
-
-    The name has no characters that a system forbids. Images of no file go into the home folder.
-    """
-    name = re.sub(r'[\\/:*?"<>|]', "-", f"{layer.name} dehazed")
-    suffix, path = suffix_of(request), request.image.path
-    return str((Path.home() if path is None else path.parent) / f"{name}{suffix}"), suffix
-
-
-def suffix_of(request: DehazeRequest) -> str:
-    """Return the suffix of a file in the format of the image."""
-    path = request.image.path
-    kinds = {".tif": ".tif", ".tiff": ".tif", ".png": ".png", ".jpg": ".png", ".jpeg": ".png"}
-    return ".ome.zarr" if path is None else kinds.get(path.suffix.lower(), ".ome.zarr")
-
-
-def named(path: Path, kind: str) -> Path:
-    """Return a path with a suffix, that of the chosen filter if there is none.
-
-    Raises
-    ------
-    ValueError
-        If it lies in a Zarr: a Zarr is a folder, and file dialogs open folders.
-    """
-    zarr = next((folder for folder in path.parents if folder.suffix.lower() == ".zarr"), None)
-    if zarr is not None:
-        raise ValueError(f"{path} lies in a Zarr: choose a name next to {zarr.name}")
-    if path.name.lower().endswith(SUFFIXES):
-        return path
-    return path.with_name(path.name + FILTERS.get(kind, SUFFIXES[0]))

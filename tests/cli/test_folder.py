@@ -99,6 +99,27 @@ def test_the_output_mirrors_the_input_and_a_report_lists_all(
     assert sorted(row["state"] for row in rows("out/report.csv")) == ["failed", *["skipped"] * 4]
 
 
+def test_a_clash_of_names_costs_the_images_that_clash(
+    tree: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite("in/a.btf", PHOTO, photometric="rgb")
+    PIL.Image.fromarray(PHOTO).save("in/b.png")
+    command = ["run", "in", "out", "--weights", weights, "--report", "out.csv"]
+    assert main(command) == 1
+    assert [path.name for path in Path("out").iterdir()] == ["b.png"]
+    clash = "would be written to the same out/a.tif: rename all but one"
+    err = capsys.readouterr().err
+    assert f"in/a.btf, in/a.tif {clash}" in err and "2 of 3 images could not be dehazed: in/a.btf, in/a.tif" in err
+    table = {row["input"]: row for row in rows()}
+    assert {name: row["state"] for name, row in table.items()} == {
+        "in/a.btf": "failed", "in/a.tif": "failed", "in/b.png": "done",
+    }  # fmt: skip
+    assert clash in table["in/a.tif"]["message"]
+    Path("out/a.tif").touch()
+    assert main([*command, "--skip-existing"]) == 1, "an output of one of them is not that of both"
+    assert [row["state"] for row in rows()] == ["failed", "failed", "skipped"]
+
+
 def test_a_report_replaces_reports_alone(tree: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("notes.csv").write_text("input,notes\n")
     assert main(["run", "in", "out", "--weights", weights, "--report", "notes.csv"]) == 2

@@ -8,8 +8,10 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from make_pictures import smooth
 from reference import randomised
 
 from dehazexl.cli.app import main
+from dehazexl.cli.leftovers import size
 from dehazexl.io.unfinished import Unfinished, held, remove
 from dehazexl.model import SPECS
 from dehazexl.model.weights import save_model
@@ -376,3 +379,24 @@ def test_fresh_does_not_replace(inside: Path, capsys: pytest.CaptureFixture[str]
     assert main(["run", "in.tif", "out.tif", *OPTIONS, "--fresh"]) == 2
     said = "out.tif is complete, and --fresh starts unfinished work again: replace it with --overwrite"
     assert said in capsys.readouterr().err
+
+
+def test_the_size_of_work_that_is_under_way(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"12345")
+    stop = Event()
+
+    def work() -> None:  # as chunks of tokens come and go
+        while not stop.is_set():
+            for name in "abcdefgh":
+                (tmp_path / name / "c" / "0").mkdir(parents=True)
+                (tmp_path / name / "c" / "0" / "1").touch()
+            for name in "abcdefgh":
+                shutil.rmtree(tmp_path / name)
+
+    with ThreadPoolExecutor() as pool:
+        working = pool.submit(work)
+        try:
+            assert {size(tmp_path) for _ in range(500)} == {5}
+        finally:
+            stop.set()
+        working.result()

@@ -465,8 +465,6 @@ def test_bad_places(inside: Path, error: Errors, weights: str) -> None:
     assert "or in it" in error("run", "photos", "photos", *given, "--overwrite")
     assert "give a folder as OUTPUT" in error("run", "photos", "clear.tif", *given)
     assert "Not a directory" in error("run", "photos", "in.tif/clear", *given)
-    tifffile.imwrite("photos/a.btf", PHOTO)
-    assert "would be written to clear/a.tif: rename some of a.btf, a.tif" in error("run", "photos", "clear", *given)
 
 
 @pytest.mark.parametrize("tokens", ["photos", "photos/b.zarr", "photos/b.zarr/t", "out.zarr", ".out.zarr.part", "."])

@@ -18,7 +18,7 @@ import rasterio.vrt
 import tifffile
 import xarray
 import zarr
-from make_pictures import smooth, write_gdal, write_ngff
+from make_pictures import png, smooth, write_gdal, write_ngff
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
@@ -170,6 +170,21 @@ def test_a_place_is_kept(tmp_path: Path, dtype: str, place: str, layout: str) ->
     write_input(source, dtype, "all", layout, **PLACES[place])
     wanted = facts(source)
     assert_facts(facts(saved(open_image(source), tmp_path / "out.tif")), wanted)
+
+
+def test_a_transform_and_control_points_are_not_mixed(tmp_path: Path) -> None:
+    """GDAL has no coordinate system then but that of the points."""
+    write_gdal(tmp_path / "in.tif", scene("uint8"), **PLACES["utm"])
+    point = "<GCP Id='{0}' Pixel='{0}' Line='{1}' X='{0}' Y='{1}'/>"
+    points = "".join(point.format(x, y) for x, y in ((0, 0), (90, 0), (0, 70)))
+    (tmp_path / "in.tif.aux.xml").write_text(
+        f"<PAMDataset><GCPList Projection='EPSG:4326'>{points}</GCPList></PAMDataset>"
+    )
+    image = open_image(tmp_path / "in.tif")
+    assert image.geo is not None and "it has a transform and ground control points" in image.notes[0]
+    assert (image.geo.epsg, image.geo.affine, len(image.geo.gcps)) == (4326, None, 3)
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert len(file.gcps[0]) == 3 and file.gcps[1].to_epsg() == 4326 and file.transform.is_identity
 
 
 @pytest.mark.parametrize(
@@ -376,8 +391,55 @@ SATELLITES: dict[str, tuple[list[str], tuple[int, int, int]]] = {
     "landsat 7 surface reflectance": (["SR_B1", "SR_B2", "SR_B3"], (2, 1, 0)),
     "file names": (["T32_20200101_B02_10m", "T32_20200101_B03_10m", "T32_20200101_B04_10m"], (2, 1, 0)),
     "modis": (["sur_refl_b01", "sur_refl_b02", "sur_refl_b03", "sur_refl_b04"], (0, 3, 2)),
+    "landsat 5 without its thermal band": (["B1", "B2", "B3", "B4", "B5", "B7"], (2, 1, 0)),
+    "landsat 7 product": ([f"LE07_L2SP_B{band}" for band in range(1, 8)], (2, 1, 0)),
     "words": (["Blue", "Green", "Red", "Red Edge", "NIR"], (2, 1, 0)),
+    "words in German": (["Blau", "Gru\u0308n", "Rot", "Nahes Rot", "NIR"], (2, 1, 0)),
+    "words in French": (["bande bleue", "Bleu", "Vert", "Rouge", "bord rouge"], (3, 2, 1)),
+    "words in Russian": (["синий", "зелёный", "красный"], (2, 1, 0)),
 }
+PRODUCTS: dict[str, tuple[str, dict[str, str], list[str], tuple[int, int, int] | None]] = {
+    "tags of landsat 5": ("a.tif", {"SPACECRAFT_ID": "LANDSAT_5"}, ["B1", "B2", "B3", "B4"], (2, 1, 0)),
+    "platform of stac": ("a.tif", {"platform": "landsat-7"}, ["B1", "B2", "B3"], (2, 1, 0)),
+    "collection": ("a.tif", {"collection": "landsat-c2l2-sr LT05"}, ["B3", "B2", "B1"], (0, 1, 2)),
+    "file of landsat 7": ("LE07_L1TP_2003.tif", {}, ["B1", "B2", "B3", "B4"], (2, 1, 0)),
+    "file of landsat 8": ("LC08_L1TP_2020.tif", {}, ["B1", "B2", "B3", "B4"], (3, 2, 1)),
+    "sensor of landsat 5 without blue": (
+        "a.tif",
+        {"SENSOR_ID": "MSS", "PLATFORM": "LANDSAT_5"},
+        ["B1", "B2", "B3"],
+        None,
+    ),
+    "a name by chance": ("olive_atm_grove.tif", {}, ["B1", "B2", "B3", "B4"], None),
+}
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_the_product_tells_the_numbers_of_the_bands(tmp_path: Path, kind: str) -> None:
+    name, tags, names, rgb = PRODUCTS[kind]
+    write_gdal(tmp_path / name, scene("uint16", len(names)), names=names, photometric="MINISBLACK")
+    with rasterio.open(tmp_path / name, "r+") as file:
+        file.update_tags(**tags)
+    image = open_image(tmp_path / name)
+    assert (image.rgb, image.guessed) == ((0, 1, 2) if rgb is None else rgb, rgb is None)
+    assert len(image.notes) == (image.rgb != (0, 1, 2) or rgb is None)
+
+
+def test_a_vrt_of_products_has_their_names(tmp_path: Path) -> None:
+    names = ["T32_B02_10m", "T32_B03_10m", "T32_B04_10m"]
+    for band, name in enumerate(names):
+        write_gdal(tmp_path / f"{name}.tif", scene("uint16")[..., band : band + 1])
+    text = "<SourceFilename relativeToVRT='1'>{}.tif</SourceFilename><SourceBand>1</SourceBand>"
+    bands = "".join(
+        f"<VRTRasterBand dataType='UInt16' band='{n}'><SimpleSource>{text.format(name)}</SimpleSource></VRTRasterBand>"
+        for n, name in enumerate(names, 1)
+    )
+    (tmp_path / "a.vrt").write_text(f"<VRTDataset rasterXSize='90' rasterYSize='70'>{bands}</VRTDataset>")
+    image = open_image(tmp_path / "a.vrt")
+    assert (image.bands, image.rgb, image.guessed) == (tuple(names), (2, 1, 0), False)
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint16"))
+    with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+        assert file.descriptions == (None, None, None)
 
 
 @pytest.mark.parametrize("kind", SATELLITES)
@@ -386,7 +448,7 @@ def test_names_of_bands_tell_the_colors(tmp_path: Path, kind: str) -> None:
     write_gdal(tmp_path / "in.tif", scene("uint16", len(names)), names=names, photometric="MINISBLACK")
     image = open_image(tmp_path / "in.tif")
     assert (image.rgb, image.guessed) == (rgb, False)
-    if kind != "words":
+    if not kind.startswith("words"):
         assert bool(image.notes) == (rgb != (0, 1, 2))
     assert_facts(facts(saved(image, tmp_path / "out.tif")), facts(tmp_path / "in.tif"))
 
@@ -532,10 +594,24 @@ def test_pages_are_told_and_chosen(tmp_path: Path) -> None:
         assert image.notes == ()
     with pytest.raises(ValueError, match="has no page 4: choose one of 1 to 3"):
         open_image(tmp_path / "a.tif", page=4)
-    tifffile.imwrite(tmp_path / "b.tif", np.stack(pages[:2]), photometric="rgb")
-    with pytest.raises(ValueError, match=r"has shape \(2, 70, 90, 3\): choose one of 2 pages with --page N"):
-        open_image(tmp_path / "b.tif")
-    np.testing.assert_array_equal(open_image(tmp_path / "b.tif", page=2).levels[0].compute(), pages[1])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("shape", [(3, 40, 50, 3), (20, 40, 50), (2, 2, 40, 50), (30, 40, 3)])
+def test_equal_pages_are_opened_at_the_first(tmp_path: Path, shape: tuple[int, ...], compression: str | None) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, shape, "uint8")
+    kind = "rgb" if len(shape) == 4 and shape[-1] == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, compression=compression)
+    if shape[-1] == 3 and kind == "minisblack" and compression is None:
+        assert open_image(tmp_path / "a.tif").levels[0].shape == shape, "bands beside each other"
+        return
+    count = 4 if shape[:2] == (2, 2) else shape[0]
+    pages = pixels.reshape(count, *shape[-3 if kind == "rgb" else -2 :])
+    first = open_image(tmp_path / "a.tif")
+    assert first.notes[0] == f"the file has {count} pages, of which the first is opened; --page N opens another"
+    np.testing.assert_array_equal(first.levels[0].compute().reshape(pages[0].shape), pages[0])
+    last = open_image(tmp_path / "a.tif", page=count)
+    np.testing.assert_array_equal(last.levels[0].compute().reshape(pages[0].shape), pages[-1])
 
 
 def stack(path: Path, axes: str, shape: tuple[int, ...], **options: Any) -> NDArray[Any]:
@@ -588,6 +664,28 @@ def test_channels_and_size_of_imagej_are_kept(tmp_path: Path, unit: str, colored
     again = open_image(out)
     assert (again.bands, again.scale, again.units) == (image.bands, image.scale, image.units)
     assert (again.rgb, again.guessed) == (image.rgb, False)
+
+
+def test_masks_of_bands_are_told(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "a.tif", scene("uint16"))
+    file = "<SourceFilename relativeToVRT='1'>a.tif</SourceFilename><SourceBand>{0}</SourceBand>"
+    band = "<VRTRasterBand dataType='UInt16' band='{0}'><NoDataValue>{0}</NoDataValue><SimpleSource>%s</SimpleSource>"
+    bands = "".join((band % file).format(n) + "</VRTRasterBand>" for n in (1, 2, 3))
+    (tmp_path / "a.vrt").write_text(f"<VRTDataset rasterXSize='90' rasterYSize='70'>{bands}</VRTDataset>")
+    image = open_image(tmp_path / "a.vrt")
+    assert image.masked and "a pixel is valid where all bands are" in image.notes[0]
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_thumbnail_before_the_image_is_not_opened(tmp_path: Path, placed: bool) -> None:
+    tags = [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)] if placed else []
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for step, kind in ((4, 1), (1, 0)):
+            pixels = scene("uint8")[::step, ::step].copy()
+            file.write(pixels, photometric="rgb", subfiletype=kind, metadata=None, extratags=tags)
+    image = open_image(tmp_path / "a.tif")
+    assert image.notes == () and (image.geo is not None) == placed
+    np.testing.assert_array_equal(image.levels[0].compute(), scene("uint8"))
 
 
 def test_images_of_microscopy_are_told_and_chosen(tmp_path: Path) -> None:
@@ -718,7 +816,7 @@ def test_colors_that_gdal_does_not_convert_are_refused(tmp_path: Path, photometr
     place = [(33550, "d", 3, (10, 10, 0), True), (33922, "d", 6, (0, 0, 0, 5e5, 5e6, 0), True)]
     bands = scene("uint8")[..., 0] if photometric == "miniswhite" else scene("uint8")
     tifffile.imwrite(tmp_path / "in.tif", bands, photometric=photometric, metadata=None, extratags=place)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"colors, which GDAL does not convert: .*gray"):
+    with pytest.raises(ValueError, match=r"colors, which GDAL does not convert: .*(gray|sRGB)"):
         open_image(tmp_path / "in.tif")
 
 
@@ -883,6 +981,17 @@ def test_an_animation_is_not_damaged(tmp_path: Path) -> None:
         open_image(tmp_path / "a.webp")
 
 
+def test_the_gamma_of_png_is_kept(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in scene("uint8"))
+    gamma = (b"gAMA", struct.pack(">I", 100_000))
+    (tmp_path / "a.png").write_bytes(png(WIDTH, HEIGHT, 8, 2, rows, gamma))
+    image = open_image(tmp_path / "a.png")
+    assert gamma[0] + gamma[1] in saved(image, tmp_path / "o.png").read_bytes()
+    assert not_carried_over(Path("o.tif"), image) == "not carried over: the gamma of the PNG"
+    (tmp_path / "a.png").write_bytes(png(WIDTH, HEIGHT, 8, 2, rows, (b"gAMA", struct.pack(">I", 45_455))))
+    assert not_carried_over(Path("o.tif"), open_image(tmp_path / "a.png")) == ""
+
+
 def test_a_resolution_is_not_made_up(tmp_path: Path) -> None:
     photograph(tmp_path / "in.jpg")
     image = open_image(tmp_path / "in.jpg")
@@ -951,6 +1060,22 @@ def test_the_axis_variable_and_labels(tmp_path: Path) -> None:
     assert image.rgb == (0, 1, 2)
 
 
+@pytest.mark.parametrize("between", ["", "between.zarr"])
+@pytest.mark.parametrize("name", ["out.tif", "out.png"])
+def test_labels_of_colors_are_names_of_bands(tmp_path: Path, between: str, name: str) -> None:
+    labels = ["red", "green", "blue"]
+    values = xarray.DataArray(scene("uint16"), dims=("y", "x", "band"), coords={"band": labels})
+    values.to_dataset(name="refl").to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=False)
+    image = open_image(tmp_path / "a.zarr")
+    if between:
+        image = open_image(to_zarr(image.levels[0], tmp_path / between, image))
+    with rasterio.open(saved(image, tmp_path / name)) as file:
+        assert file.descriptions == tuple(labels)
+        assert [color.name for color in file.colorinterp] == labels
+    again = open_image(tmp_path / name)
+    assert (again.bands, again.rgb, again.guessed) == (tuple(labels), (0, 1, 2), False)
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_what_bioformats2raw_writes(tmp_path: Path, version: Any) -> None:
     root = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=version)
@@ -1013,6 +1138,24 @@ def test_plain_xarray_finds_the_coordinate_system(tmp_path: Path, ngff: Any) -> 
         assert data["0"].rio.crs.to_epsg() == 32632
 
 
+def test_integers_without_sign_of_netcdf(tmp_path: Path) -> None:
+    pixels = np.moveaxis(scene("uint16") * np.uint16(12), -1, 0)
+    pixels[:, INVALID] = 65535
+    group = group_of(tmp_path / "a.zarr", a=(pixels.view("int16"), ("band", "y", "x")), **coordinates())
+    group["a"].attrs.update({"_Unsigned": "true", "_FillValue": [-1]})
+    image = open_image(tmp_path / "a.zarr")
+    assert (image.levels[0].dtype, image.nodata) == ("uint16", 65535)
+    for each in (image, open_image(saved(image, tmp_path / "o.zarr")), open_image(saved(image, tmp_path / "o.tif"))):
+        np.testing.assert_array_equal(np.moveaxis(each.levels[0].compute(), -1, 0), pixels)
+        assert each.nodata == 65535
+
+
+def test_a_system_without_a_place_is_told(tmp_path: Path) -> None:
+    group_of(tmp_path / "a.zarr", a=(scene("uint8"), ("y", "x", "band"))).attrs["proj:code"] = "EPSG:32632"
+    image = open_image(tmp_path / "a.zarr")
+    assert "states a coordinate system but no place in it" in image.notes[0]
+
+
 def test_scale_and_offset_of_cf_move_black(tmp_path: Path) -> None:
     group = group_of(tmp_path / "a.zarr", refl=(scene("uint16") + np.uint16(1000), ("y", "x", "band")))
     group["refl"].attrs.update({"scale_factor": 1e-4, "add_offset": -0.1})
@@ -1055,6 +1198,49 @@ def test_nodata_that_is_given(tmp_path: Path) -> None:
     assert image.nodata == 7
     with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
         assert file.nodata == 7
+
+
+@pytest.mark.parametrize("value", [300, float("nan"), 0.5])
+def test_a_value_that_no_pixel_has_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="is no value of uint8 pixels"):
+        open_image(scene("uint8"), nodata=value)
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for dtype, bands, compression, bits in (
+        ("uint8", 5, "jpeg", None),
+        ("uint16", 3, "jpeg", 12),
+        ("uint8", 3, "webp", 4),
+    ):
+        image = replace(open_image(scene(dtype, bands)), bits=bits)
+        with pytest.raises(ValueError, match=f"cannot be compressed by {compression}: .* holds"):
+            to_tiff(image.levels[0], tmp_path / "out.tif", image, compression=compression)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_domains_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    write_gdal(tmp_path / "in.tif", scene("uint8"), photometric="RGB")
+    xml = "<PAMDataset><Metadata domain='xml:FLIGHT' format='xml'><a/></Metadata></PAMDataset>"
+    (tmp_path / "in.tif.aux.xml").write_text(xml)
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        file.update_tags(ns="json:X", a=1)
+        file.update_tags(ns="PILOT", a=1)
+    image = open_image(tmp_path / "in.tif")
+    assert carried_over(tmp_path / "out.tif", image)[1] == "not carried over: the metadata xml:FLIGHT"
+    lost = "not carried over: the metadata xml:FLIGHT, the metadata json:X"
+    assert carried_over(tmp_path / "out.png", image)[1] == lost
+    with rasterio.open(saved(image, tmp_path / "out.png")) as file:
+        assert file.tags(ns="PILOT") == {"a": "1"}
+
+
+def test_memory_that_runs_out_is_no_fault_of_metadata(tmp_path: Path) -> None:
+    class Large:
+        def __str__(self) -> str:
+            raise MemoryError
+
+    image = replace(open_image(scene("uint8")), metadata={"description": Large()})
+    with pytest.raises(MemoryError):
+        carried_over(tmp_path / "out.tif", image)
 
 
 def test_metadata_that_cannot_be_written_cost_the_metadata(tmp_path: Path) -> None:

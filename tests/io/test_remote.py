@@ -14,7 +14,7 @@ import pytest
 import zarr
 from make_pictures import smooth, write_gdal
 
-from dehazexl.io import raster_read, remote
+from dehazexl.io import raster_read, source
 from dehazexl.io.open import open_image
 
 pytest.importorskip("aiohttp")
@@ -40,10 +40,10 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Serve the temporary folder; waiting is short."""
-    short = {"GDAL_HTTP_TIMEOUT": 2, "GDAL_HTTP_CONNECTTIMEOUT": 2, "GDAL_HTTP_MAX_RETRY": 0}
+    short = {"GDAL_HTTP_LOW_SPEED_TIME": 2, "GDAL_HTTP_CONNECTTIMEOUT": 2, "GDAL_HTTP_MAX_RETRY": 0}
     fresh = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127.0.0.1"}
     monkeypatch.setattr(raster_read, "OPTIONS", {**raster_read.OPTIONS, **short, **fresh})
-    monkeypatch.setattr(remote, "TIMEOUT", 2)
+    monkeypatch.setattr(source, "TIMEOUT", 2)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     script = Path(__file__).parent.parent / "range_server.py"
@@ -95,6 +95,7 @@ def test_a_server_that_fails_is_told_in_one_line(
         server.ask(f"={trouble}")
         image.levels[0].compute(scheduler="synchronous")
     assert "\n" not in str(caught.value)
+    assert ("(the server sent nothing for 2 s): check" in str(caught.value)) == (trouble == "stall")
     assert capfd.readouterr().err == ""
 
 

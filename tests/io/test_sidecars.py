@@ -78,6 +78,51 @@ def test_colors_of_nodata_are_a_mask(tmp_path: Path) -> None:
         assert ((file.read_masks(1) == 0) == (pixels == 0).all(axis=-1)).all()
 
 
+@pytest.mark.parametrize("name", ["in.png", "in.jpg"])
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_mask_of_a_photograph(tmp_path: Path, name: str) -> None:
+    """GDAL writes that of a PNG beside it, that of a JPEG behind its end."""
+    PIL.Image.fromarray(PIXELS).save(tmp_path / name, quality=95)
+    valid = np.indices(PIXELS.shape[:2]).sum(0) > 60
+    plain = open_image(tmp_path / name)
+    with rasterio.open(tmp_path / name, "r+") as file:
+        file.write_mask(valid)
+    image = open_image(tmp_path / name)
+    assert (image.bands[3], image.alpha, image.masked) == ("mask", 3, True) and image.fingerprint != plain.fingerprint
+    pixels = image.levels[0].compute()
+    np.testing.assert_array_equal(pixels[..., 3], valid * 255)
+    np.testing.assert_array_equal(pixels[..., :3], plain.levels[0].compute())
+    with rasterio.open(to_tiff(image.levels[0], tmp_path / "out.tif", image)) as file:
+        np.testing.assert_array_equal(file.read_masks(1), valid * 255)
+    assert file.count == 3
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.jpg"])
+def test_metadata_of_bands_beside_a_mask_are_kept(tmp_path: Path, name: str) -> None:
+    write_gdal(tmp_path / "in.tif", PIXELS, names=["a", "b", "c"], photometric="RGB", mask=PIXELS[..., 0] > 90)
+    with rasterio.open(tmp_path / "in.tif", "r+") as file:
+        file.scales, file.offsets = (0.1, 0.2, 0.3), (1, 2, 3)
+        file.update_tags(2, w="0.5")
+    image = open_image(tmp_path / "in.tif")
+    with rasterio.open(to_photo(image.levels[0], tmp_path / name, image)) as file:
+        assert (file.scales[:3], file.offsets[:3], file.descriptions[:3]) == (
+            (0.1, 0.2, 0.3),
+            (1, 2, 3),
+            ("a", "b", "c"),
+        )
+        assert file.tags(2) == {"w": "0.5"}
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_place_of_a_turned_photograph_is_told(tmp_path: Path, orientation: int) -> None:
+    exif = PIL.Image.Exif()
+    exif[274] = orientation
+    PIL.Image.fromarray(PIXELS).save(tmp_path / "in.jpg", exif=exif)
+    (tmp_path / "in.jgw").write_text("10\n0\n0\n-10\n500005\n5600000\n")
+    image = open_image(tmp_path / "in.jpg")
+    assert image.geo is None and "its world file and its mask are not used" in image.notes[0]
+
+
 def test_a_plain_photograph_has_nothing_beside_it(tmp_path: Path) -> None:
     PIL.Image.fromarray(PIXELS).save(tmp_path / "in.png")
     image = open_image(tmp_path / "in.png")

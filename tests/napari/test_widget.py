@@ -38,9 +38,10 @@ def test_the_manifest_promises_what_the_code_reads_and_writes() -> None:
     from napari_dehazexl._save import SUFFIXES
 
     manifest = PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml")
-    (reader,), (writer,) = manifest.contributions.readers, manifest.contributions.writers
+    (reader,), (writer, folder) = manifest.contributions.readers, manifest.contributions.writers
     assert all(get_reader(pattern.replace("*", "scene")) for pattern in reader.filename_patterns)
     assert {".tif", ".zarr"} < set(writer.filename_extensions) <= set(SUFFIXES)
+    assert "image+" in folder.layer_types and not folder.filename_extensions
     for key in (sample.key for sample in manifest.contributions.sample_data):
         assert key in ("scene", "large"), "a sample that no test opens"
 
