@@ -54,7 +54,7 @@ def described(part: QWidget, root: QWidget, form: Any) -> dict[str, Any]:
         text = part.text()
         wide = 0 if part.wordWrap() else part.sizeHint().width()
     area = root.parentWidget().parentWidget()  # type: ignore[union-attr]
-    area.ensureWidgetVisible(part, 0, 0)  # type: ignore[union-attr]
+    area.ensureWidgetVisible(part)  # type: ignore[union-attr]  # as Tab does
     tall = part.heightForWidth(part.width()) if isinstance(part, QLabel) and part.wordWrap() else 0
     return {
         "text": text, "kind": type(part).__name__, "x": corner.x(), "y": corner.y(), "width": part.width(),
