@@ -15,7 +15,7 @@ from typing import Any
 
 import napari
 import numpy as np
-from qtpy.QtCore import QPoint, QSettings
+from qtpy.QtCore import QPoint, QRect, QSettings
 from qtpy.QtGui import QFontMetrics
 from qtpy.QtWidgets import QAbstractButton, QApplication, QComboBox, QLabel, QWidget
 
@@ -54,13 +54,23 @@ def described(part: QWidget, root: QWidget, form: Any) -> dict[str, Any]:
         text = part.text()
         wide = 0 if part.wordWrap() else part.sizeHint().width()
     area = root.parentWidget().parentWidget()  # type: ignore[union-attr]
-    area.ensureWidgetVisible(part, 0, 0)  # type: ignore[union-attr]
-    seen = part.visibleRegion().boundingRect().size() == part.size()
+    area.ensureWidgetVisible(part)  # type: ignore[union-attr]  # as Tab does
     tall = part.heightForWidth(part.width()) if isinstance(part, QLabel) and part.wordWrap() else 0
     return {
         "text": text, "kind": type(part).__name__, "x": corner.x(), "y": corner.y(), "width": part.width(),
-        "height": part.height(), "wide": wide, "tall": tall, "seen": seen,
+        "height": part.height(), "wide": wide, "tall": tall, "seen": inside_all(part),
     }  # fmt: skip
+
+
+def inside_all(part: QWidget) -> bool:
+    """Return whether a control lies in everything that it is in, up to the window: nothing cuts it off."""
+    place = QRect(part.mapTo(part.window(), QPoint(0, 0)), part.size())
+    around = part.parentWidget()
+    while around is not None:
+        if not QRect(around.mapTo(around.window(), QPoint(0, 0)), around.size()).contains(place):
+            return False
+        around = around.parentWidget()
+    return True
 
 
 def main() -> None:
@@ -77,14 +87,16 @@ def main() -> None:
     form.thumbnails.setVisible(True)
     form.bar.visible = True
     form.status.value = "scene dehazed: 12 of 30 tiles in view; 12.1 of 128 GB of memory in use"
+    window, area = viewer.window._qt_window, form.fields.native.parentWidget().parentWidget()
     spin(1)
-    window = viewer.window._qt_window
-    folded = measured(form)
+    folded, before = measured(form), area.width()
     form.fold.expand(animate=False)
     spin(1)
+    spin(20, lambda: area.width() >= area.minimumSizeHint().width() and form.native.parent().width() >= area.width())
     found = {
         "scale": window.devicePixelRatioF(), "window": [window.width(), window.height()],
-        "form": form.fields.native.width(), "area": form.fields.native.parentWidget().width(),
+        "form": form.fields.native.width(), "area": area.viewport().width(),
+        "before": before, "after": area.width(),
         "folded": folded, "unfolded": measured(form),
     }  # fmt: skip
     print(json.dumps(found))

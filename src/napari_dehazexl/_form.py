@@ -192,8 +192,12 @@ class Form(Container):  # type: ignore[type-arg]
         self.fold.setDuration(0)
         self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, maps, copies.")
         self.fold.addWidget(self.more.native)
-        self.fold.content().hide()  # it only has no height otherwise, and Tab goes through it
-        self.fold.toggled.connect(self.fold.content().setVisible)
+        content = self.fold.content()
+        policy = content.sizePolicy()
+        policy.setRetainSizeWhenHidden(True)  # of its width: unfolding does not move the canvas
+        content.setSizePolicy(policy)
+        content.hide()  # it only has no height otherwise, and Tab goes through it
+        self.fold.toggled.connect(content.setVisible)
         self.fields.native.layout().addWidget(self.fold)
 
     def _add_thumbnails(self) -> None:

@@ -58,8 +58,8 @@ FIRST = ["Input", "Region", "Draw", "Strength", "Strength", "Strength 0.25", "St
          "More settings"]  # fmt: skip
 
 MORE = ["Preset", "Protect", "Weights", "Select file", "Device", "Precision", "Overlap, pixels", "Black, white",
-        "From contrast", "Context", "Cache, MB", "Explain region", "Restore defaults", "Copy as script",
-        "Copy as command"]  # fmt: skip
+        "From contrast", "Context", "Cache, MB", "Explain region", "Map the haze", "Copy as script",
+        "Copy as command", "Restore defaults"]  # fmt: skip
 
 
 def test_tab_reaches_every_control_from_top_to_bottom(form, qtbot) -> None:

@@ -25,6 +25,7 @@ def test_nothing_overlaps_and_no_text_is_cut_off(tmp_path, scale, width, height)
     assert found["window"][0] == width
     assert found["window"][1] <= max(height, 550), "napari itself needs 531 pixels"
     assert found["form"] <= found["area"], "cut off at the right"
+    assert found["before"] == found["after"], "unfolding makes the widget wider"
     assert 15 < len(found["folded"]) < len(found["unfolded"])
     for parts in (found["folded"], found["unfolded"]):
         assert not [each for each in parts if not each["seen"]], "not even by scrolling"
