@@ -1,6 +1,7 @@
 """What the global context brings: scores of a network whose tiles see all, some or none of the other tiles.
 
     python benchmarks/context.py IMAGES [--weights compact] [--size 2048] [--cases 2] [--count N]
+    python benchmarks/context.py --table     # prints the measured tables for docs/explain.md
 
 Synthetic haze is put on large clear images that are held out from the training of the weights: those of whole sources,
 see `weights/pack.py`, which also says how the veil of some is removed first. Each image gets some of the kinds of haze,
@@ -18,7 +19,8 @@ The context includes all numbers of the whole image that tokens vote on, such as
 shows the part that is fused. Scores are those of `dehazexl evaluate`; ``hazy`` are those of the input. A score of an
 image is its mean over the cases. Means over images come with 95 % confidence intervals by bootstrap (10 000 resamples),
 as do the differences from ``all``, image by image. Images of one source show neighboring places, so ``by source`` has
-the intervals of a bootstrap that draws sources first, then images of each.
+the intervals of a bootstrap that draws sources first, then images of each. All is given for the cases of either light,
+too.
 
 Each image adds a line to ``results/context-WEIGHTS.jsonl``, from which the same command goes on after it was stopped;
 the summary of all weights is ``results/context.json``.
@@ -62,6 +64,13 @@ SMALLEST = 1536
 
 ALL_KINDS = tuple(KINDS)
 """Kinds of haze."""
+
+LIGHTS = ("values", "linear")
+"""Where haze is added, see `dehazexl.evaluation.paired.Case`."""
+
+TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "ciede2000": "color error, ΔE", "seam": "seam ratio"}
+DIGITS = (2, 4, 2, 3)
+"""Scores in the tables, and their decimals."""
 
 RESAMPLES = 10_000
 
@@ -182,20 +191,26 @@ def cases(name: str, clear: np.ndarray, number: int, count: int) -> Iterator[Cas
 
 
 def score_image(model: DehazeXL, file: Path, number: int, size: int, count: int) -> dict[str, Any]:
-    """Return the scores of an image, each the mean over its cases."""
+    """Return the scores of the cases of an image."""
     started = time.perf_counter()
     clear, factor = crop(file, size)
-    found, kinds = [], []
-    for case in cases(file.name, clear, number, count):
-        found.append(score_case(model, case))
-        kinds.append(f"{case.kind}, {case.light}")
-    means = {
-        context: {each: float(np.mean([case[context][each] for case in found])) for each in first}
-        for context, first in found[0].items()
-    }
+    found = [
+        {"kind": case.kind, "light": case.light, "scores": score_case(model, case)}
+        for case in cases(file.name, clear, number, count)
+    ]
     name = f"{file.parent.name}/{file.name}"
-    row: dict[str, Any] = {"image": name, "side": len(clear), "enlarged": round(factor, 3), "haze": kinds}
-    return row | {"scores": means, "seconds": round(time.perf_counter() - started, 1)}
+    row: dict[str, Any] = {"image": name, "side": len(clear), "enlarged": round(factor, 3), "cases": found}
+    return row | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def mean_scores(row: dict[str, Any], light: str = "") -> dict[str, dict[str, float]]:
+    """Return the scores of an image, each the mean over its cases, or over those of one light; empty without any."""
+    found = [case["scores"] for case in row["cases"] if light in ("", case["light"])]
+    contexts = found[0] if found else {}
+    return {
+        context: {each: float(np.mean([scores[context][each] for scores in found])) for each in first}
+        for context, first in contexts.items()
+    }
 
 
 def interval(values: np.ndarray, drawn: np.ndarray) -> list[float]:
@@ -215,13 +230,16 @@ def by_source(sources: list[str]) -> np.ndarray:
     return drawn
 
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+def summarize(rows: list[dict[str, Any]], light: str = "") -> dict[str, dict[str, list[float]]]:
     """Return means and intervals of each score of each context, and of the differences from ``all``."""
-    names = list(rows[0]["scores"])
-    images = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
-    sources = by_source([row["image"].partition("/")[0] for row in rows])
+    found = [(row["image"], scores) for row in rows if (scores := mean_scores(row, light))]
+    if not found:
+        return {}
+    names = list(found[0][1])
+    images = np.random.default_rng(0).integers(len(found), size=(RESAMPLES, len(found)))
+    sources = by_source([image.partition("/")[0] for image, _ in found])
     table = {
-        name: {each: np.array([row["scores"][name][each] for row in rows]) for each in rows[0]["scores"][name]}
+        name: {each: np.array([scores[name][each] for _, scores in found]) for each in found[0][1][name]}
         for name in names
     }
     summary: dict[str, dict[str, list[float]]] = {}
@@ -244,21 +262,77 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def save(settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Replace the part of the results that belongs to some weights."""
-    path = RESULTS / "context.json"
-    weights = json.loads(path.read_text())["weights"] if path.exists() else {}
-    weights[settings["weights"]] = {"settings": settings, "images": len(rows), "summary": summarize(rows)}
+    weights = measured()
+    weights[settings["weights"]] = {
+        "settings": settings,
+        "images": len(rows),
+        "sources": len({row["image"].partition("/")[0] for row in rows}),
+        "enlarged": sum(row["enlarged"] > 1 for row in rows),
+        "summary": summarize(rows),
+        "lights": {light: summarize(rows, light) for light in LIGHTS},
+    }
     save_result("context", weights=weights)
+
+
+def measured() -> dict[str, Any]:
+    """Return the summaries so far, by weights."""
+    path = RESULTS / "context.json"
+    return json.loads(path.read_text())["weights"] if path.exists() else {}
+
+
+def tables(weights: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of tables in Markdown: all scores of each context, and its loss of PSNR in either light."""
+    for name, found in weights.items():
+        summary, lights = found["summary"], found["lights"]
+        yield f"**{name}**, {found['images']} images of {found['sources']} sources ({found['enlarged']} enlarged):"
+        yield ""
+        yield f"| context | {' | '.join(TITLES.values())} |"
+        yield "|---|" + "---|" * len(TITLES)
+        for context, values in summary.items():
+            cells = [written(values.get(each), digits) for each, digits in zip(TITLES, DIGITS, strict=True)]
+            yield f"| {context} | {' | '.join(cells)} |"
+        yield ""
+        columns = ["both lights", *(f"haze in {light}" for light in lights), "both, by source"]
+        yield f"| PSNR minus that of *all*, dB | {' | '.join(columns)} |"
+        yield "|---|" + "---|" * (2 + len(lights))
+        for context in summary:
+            if context == "all":
+                continue
+            parts = [summary, *lights.values()]
+            cells = [written(part.get(context, {}).get("psnr minus all"), 2) for part in parts]
+            cells.append(written(summary[context].get("psnr minus all, by source"), 2))
+            yield f"| {context} | {' | '.join(cells)} |"
+        yield ""
+
+
+def written(values: list[float] | None, digits: int) -> str:
+    """Write a mean and its interval."""
+    if values is None:
+        return ""
+    mean, low, high = (f"{value:.{digits}f}".replace("-", "−") for value in values)
+    return f"{mean} ({low} to {high})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, help="folder of clear images, as for weights/pack.py")
+    parser.add_argument("images", type=Path, nargs="?", help="folder of clear images, as for weights/pack.py")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", type=int, default=2048, help="side of the crops in pixels, at most")
     parser.add_argument("--cases", type=int, default=2, help="kinds of haze for each image")
     parser.add_argument("--count", type=int, help="number of images, the largest first; all by default")
+    parser.add_argument("--table", action="store_true", help="print what was measured as Markdown, and measure nothing")
     args = parser.parse_args()
+    if args.table:
+        print("\n".join(tables(measured())))
+        return
+    if args.images is None:
+        parser.error("give the folder of images")
+    measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Score the images that are not done yet, and save the summary."""
     model = load_model(args.weights, args.device, "float32")
     settings = {"weights": Path(args.weights).stem, "size": args.size, "cases": args.cases}
     RESULTS.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """Time and peak memory of `dehazexl explain`, as measured by the operating system.
 
     python benchmarks/explain.py [--sizes 1024 2048 4096 8192] [--weights compact] [--baseline dehazed] [--steps 2]
+    python benchmarks/explain.py --table     # prints what was measured for docs/explain.md
 
 A window of 256 x 256 pixels in the middle of a square image is explained on the CPU. Each point of the path costs the
 same, so few are enough: the seconds of one are those between two notes of the progress on disk. ``seconds_more`` are
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,19 @@ def measured() -> list[dict[str, Any]]:
     return json.loads(path.read_text())["runs"] if path.exists() else []
 
 
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown."""
+    yield "| image | weights, baseline | peak memory | limit | a point | 100 points | baseline, ends, files |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        limit = "" if row["limit_gb"] is None else f"{row['limit_gb']:g} GB"
+        point, more, side = row["seconds_a_point"], row["seconds_more"], row["side"]
+        yield (
+            f"| {side} x {side} | `{row['weights']}`, `{row['baseline']}` | {row['peak_rss_gb']:.2f} GB | {limit} "
+            f"| {point:.0f} s | {100 * point / 3600:.1f} h | {more:.0f} s |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1024, 2048, 4096, 8192], help="sides in pixels")
@@ -78,7 +93,11 @@ def main() -> None:
     parser.add_argument("--baseline", default="dehazed", choices=["blur", "black", "dehazed"])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
+    parser.add_argument("--table", action="store_true", help="print what was measured as Markdown, and measure nothing")
     args = parser.parse_args()
+    if args.table:
+        print("\n".join(table(measured())))
+        return
     if args.steps < 2:
         parser.error("--steps must be at least 2")
     rows = measured()

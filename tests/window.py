@@ -149,10 +149,9 @@ def close_dock(viewer: Any, widget: Any) -> None:
 
 
 def workers() -> list[str]:
-    """List the threads that dehaze, explain or save."""
+    """List the threads that dehaze, explain, map or save."""
     from napari.qt.threading import WorkerBase
 
-    dehazing = [
-        thread.name for thread in threading.enumerate() if thread.name.startswith(("dehaze ", "paint ", "explain "))
-    ]
+    names = ("dehaze ", "paint ", "explain ", "map ")
+    dehazing = [thread.name for thread in threading.enumerate() if thread.name.startswith(names)]
     return dehazing + [str(worker) for worker in WorkerBase._worker_set]

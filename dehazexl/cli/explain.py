@@ -50,6 +50,9 @@ FILES = {
 }  # fmt: skip
 """Files of a folder; a folder that holds others as well is not replaced."""
 
+INCOMPLETE = 0.01
+"""Difference of the completeness from 1 above which more steps are advised."""
+
 WORK = "attribution"
 """Name of the folder for intermediate results in that of the unfinished output."""
 
@@ -125,7 +128,10 @@ def explain_to_folder(
         if unfinished.begin(description, fresh):
             tell(f"going on with {unfinished.folder} ({unfinished.progress or 'at the beginning'})")
         if not (unfinished.complete or unfinished.moved):
-            yield from describe(_explain(job, window, unfinished, FORMATS[map_format], options))
+            found = _explain(job, window, unfinished, FORMATS[map_format], options)
+            numbers = json.dumps(found.to_dict() | {"request": description}, indent=2, allow_nan=False)
+            (unfinished.folder / IMAGE / "explanation.json").write_text(numbers + "\n")
+            yield from describe(found)
         unfinished.finish(overwrite)
     yield f"maps and numbers: {out}"
 
@@ -139,7 +145,7 @@ def remaining(out: Path) -> str:
 
 
 def _explain(job: Job, window: Window, unfinished: Unfinished, suffix: str, options: dict[str, Any]) -> Explanation:
-    """Compute an explanation and write it into the folder of the unfinished output."""
+    """Compute an explanation, and write its maps and figures into the folder of the unfinished output."""
     folder, made = unfinished.folder / WORK, unfinished.folder / IMAGE
     folder.mkdir(exist_ok=True)
     with _discarded_if_empty(unfinished):
@@ -153,7 +159,7 @@ def _explain(job: Job, window: Window, unfinished: Unfinished, suffix: str, opti
         remove(made)
         made.mkdir()
         _write_maps(made, suffix, job, found)
-        _write(made, job, window, found, clear, factor)
+        _draw(made, job, window, found, clear, factor)
     return found
 
 
@@ -185,6 +191,8 @@ def describe(found: Explanation) -> Iterator[str]:
     sums = f"attributions sum to {n['sum']:.6g}, the responses differ by {n['difference']:.6g}"
     share = f"none, {n['note']}" if n["note"] else f"{100 * n['completeness']:.2f} %"
     yield f"completeness:     {share} ({sums})"
+    if abs(n["completeness"] - 1) > INCOMPLETE:
+        yield f"                  more than {n['steps']} --steps bring it nearer to 100 %"
     if math.isnan(n["radius_50"]):
         yield "nothing is attributed: the image is like the baseline"
         return
@@ -253,8 +261,8 @@ def _write_maps(folder: Path, suffix: str, job: Job, found: Explanation) -> None
             pass
 
 
-def _write(folder: Path, job: Job, window: Window, found: Explanation, clear: NDArray[np.uint8], factor: int) -> None:
-    """Write the figures and numbers of an explanation."""
+def _draw(folder: Path, job: Job, window: Window, found: Explanation, clear: NDArray[np.uint8], factor: int) -> None:
+    """Write the figures of an explanation."""
     height, width = found.attribution.shape
     hazy = _sampled(job, factor, lambda strip: colors(job.pixels.read(strip), job.image))
     small = squares(found.attribution, range(0, height, factor), range(0, width, factor)) / factor**2
@@ -262,7 +270,6 @@ def _write(folder: Path, job: Job, window: Window, found: Explanation, clear: ND
     heat_map(hazy, clear, small, frame, PERCENTILE).save(folder / "heatmap.png")
     if found.curves:
         plot_curves(found.curves).save(folder / "curves.png")
-    (folder / "explanation.json").write_text(json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def _like(job: Job, values: NDArray[Any], side: int) -> Image:

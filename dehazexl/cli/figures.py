@@ -79,9 +79,9 @@ def plot_curves(curves: Mapping[str, Curve]) -> Image.Image:
 
 
 def _plot(name: str, curve: Curve) -> Image.Image:
-    """Draw one plot: shares of tiles from left to right, responses upwards."""
+    """Draw one plot: shares of tiles from left to right, responses upwards from that to the baseline."""
     side, text = FINE * PLOT, FINE * TEXT
-    left, top = 5 * text, 2 * text
+    left, top = 6 * text, 2 * text
     sheet = Image.new("RGB", (side + left + 2 * text, side + top + 3 * text), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
     responses = np.array([curve.ordered, *curve.random])
@@ -95,10 +95,10 @@ def _plot(name: str, curve: Curve) -> Image.Image:
         draw.line(points, color, FINE * width, joint="curve")
 
     draw.rectangle((*place(0, high), *place(1, low)), outline=GRAY, width=FINE)
-    for value in (0, 0.5, 1):
+    for value, name_of_end in ((0, "baseline "), (0.5, ""), (1, "image ")):
         x, y = place(value, value)
         draw.text((x, top + side + text // 4), f"{value:g}", BLACK, font, anchor="ma")
-        draw.text((left - text // 3, y), f"{value:g}", BLACK, font, anchor="rm")
+        draw.text((left - text // 3, y), f"{name_of_end}{value:g}", BLACK, font, anchor="rm")
         draw.line((left - text // 4, y, left, y), GRAY, FINE)
     for random in curve.random:
         line(random, PALE, 1)
@@ -106,5 +106,6 @@ def _plot(name: str, curve: Curve) -> Image.Image:
     chance = sum(curve.random_areas) / len(curve.random_areas)
     title = f"{name}: area {curve.area:.2f}, at random {chance:.2f}"
     draw.text((left, text // 4), title, BLACK, font)
-    draw.text((left + side / 2, top + side + 3 * text // 2), "share of tiles", BLACK, font, anchor="ma")
+    order = "share of tiles, the largest first (gray: at random)"
+    draw.text((left + side / 2, top + side + 3 * text // 2), order, BLACK, font, anchor="ma")
     return sheet.resize((sheet.width // FINE, sheet.height // FINE), Image.Resampling.LANCZOS)

@@ -116,9 +116,9 @@ def dehaze(
     OSError
         If another process works on the same folder of tokens.
     """
-    work = (model, overlap, strength, value_range, bands, batch, tokens, border, region, context, client)
-    job, store, window = _fused(source, *work)
-    return decode_lazily(job, store, window=window)
+    source, bands, window = _part(source, bands, region, context)
+    job = prepare(source, model, overlap, strength, value_range, bands, batch, border, pooled_side(context))
+    return decode_lazily(job, fuse_all(job, tokens, client), window=window)
 
 
 def dehaze_with_maps(
@@ -160,32 +160,24 @@ def dehaze_with_maps(
     """
     model = _network(model)
     check_maps(maps, model)
-    work = (model, overlap, strength, value_range, bands, batch, tokens, border, region, context, client)
-    job, store, window = _fused(source, *work)
-    return decode_lazily_with_maps(job, store, maps, window)
-
-
-def _fused(
-    source: Any,
-    model: DehazeXL | str | Path | None,
-    overlap: int | None,
-    strength: float,
-    value_range: tuple[float, float] | None,
-    bands: Sequence[int | str] | None,
-    batch: int | Literal["auto"],
-    tokens: str | Path | None,
-    border: Literal["ignore", "keep"],
-    region: tuple[int, int, int, int] | None,
-    context: str,
-    client: Client | None,
-) -> tuple[Job, TokenStore, Window | None]:
-    """Encode and fuse all tiles, see `dehaze`; return the job, its tokens and the region."""
-    check_context(context)
-    window = None
-    if region is not None:
-        source, window = crop_to_context(open_image(source, bands=bands), Window(*region), context)
-        bands = None
+    source, bands, window = _part(source, bands, region, context)
     job = prepare(source, model, overlap, strength, value_range, bands, batch, border, pooled_side(context))
+    return decode_lazily_with_maps(job, fuse_all(job, tokens, client), maps, window)
+
+
+def _part(
+    source: Any, bands: Sequence[int | str] | None, region: tuple[int, int, int, int] | None, context: str
+) -> tuple[Any, Sequence[int | str] | None, Window | None]:
+    """Return the image that takes part, its bands, and the window of it to dehaze, None for all; see `dehaze`."""
+    check_context(context)
+    if region is None:
+        return source, bands, None
+    image, window = crop_to_context(open_image(source, bands=bands), Window(*region), context)
+    return image, None, window
+
+
+def fuse_all(job: Job, tokens: str | Path | None = None, client: Client | None = None) -> TokenStore:
+    """Encode and fuse all tiles, here or on a cluster; return their tokens. See `dehaze` for `tokens` and `client`."""
     client = client or current_client()
     if client is not None and tokens is None:
         tokens = temporary_folder() / "tokens"
@@ -199,7 +191,7 @@ def _fused(
             assert isinstance(store, ZarrTokens)
             with Cluster(client, job, store) as cluster:
                 _drain(cluster.stages())
-    return job, store, window
+    return store
 
 
 def _drain(stages: Iterator[Stage]) -> None:

@@ -15,7 +15,7 @@ from dehazexl.io.raster_metadata import DERIVED
 from dehazexl.io.raster_read import gdal, open_dataset
 from dehazexl.io.raster_write import color_profile, compression_of, unwritable
 from dehazexl.io.tiff_tags import CAMERA
-from dehazexl.io.tiff_write import CODES, is_ome
+from dehazexl.io.tiff_write import CODES, SETTINGS, is_ome
 from dehazexl.io.write import PHOTO, TIFF, write
 
 if TYPE_CHECKING:
@@ -112,11 +112,12 @@ def _lost_layout(path: Path, image: Image, wanted: Compression | None) -> list[s
 def _lost_in_ome(image: Image) -> list[str]:
     """Return the names of what OME-TIFF does not hold."""
     said = image.metadata
+    domains = [tags for name, tags in said.get("domains", {}).items() if name != SETTINGS]
     held = {
         "the georeference": image.geo,
         "the nodata value": image.nodata is not None,
         "the mask": image.masked,
-        "GDAL's metadata": any(tags.keys() - {"AREA_OR_POINT"} for tags in said.get("domains", {}).values()),
+        "GDAL's metadata": any(tags.keys() - {"AREA_OR_POINT"} for tags in domains),
         "scale and offset": "scales" in said or "offsets" in said,
         **{text: name in said for name, text in (*_NAMES.items(), ("tags", _MORE_NAMES["tags"]))},
     }

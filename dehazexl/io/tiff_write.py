@@ -16,7 +16,7 @@ from dehazexl.io.pyramid import Levels, Pyramid, Tile
 from dehazexl.io.raster_write import resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,6 +28,9 @@ OME = "ome-tiff"
 CODES = {"none": 1, "lzw": 5, "deflate": 8, "zstd": 50000}
 """Codes of the compressions that are written here; any other becomes deflate."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+SETTINGS = "DEHAZEXL"
+"""Domain of the metadata with the settings that an image was dehazed with."""
+
 UNITS = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km"}
 
 _COLORS = (0xFF0000FF - 2**32, 0x00FF00FF, 0x0000FFFF)
@@ -161,6 +164,7 @@ def ome_xml(target: Image) -> bytes:
             pixels.set(f"PhysicalSize{axis}", f"{size:.17g}")
             pixels.set(f"PhysicalSize{axis}Unit", UNITS[target.units])
     _set_channels(pixels, target, space)
+    _set_settings(root, target.metadata.get("domains", {}).get(SETTINGS), space)
     return b'<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, encoding="utf-8")
 
 
@@ -183,6 +187,25 @@ def _set_channels(pixels: ElementTree.Element, target: Image, space: str) -> Non
     for each in planes:
         pixels.remove(each)
     ElementTree.SubElement(pixels, f"{space}TiffData", {"IFD": "0", "PlaneCount": str(bands)})
+
+
+def _set_settings(root: ElementTree.Element, settings: Mapping[str, str] | None, space: str) -> None:
+    """Annotate the file with the settings that it was dehazed with, if they are known, in place of earlier ones."""
+    if not settings:
+        return
+    notes = root.find(f"{space}StructuredAnnotations")
+    if notes is None:
+        notes = ElementTree.Element(f"{space}StructuredAnnotations")
+        last = max(place for place, each in enumerate(root) if each.tag == f"{space}Image")
+        root.insert(last + 1, notes)
+    for earlier in notes.findall(f"{space}MapAnnotation[@Namespace='{SETTINGS}']"):
+        notes.remove(earlier)
+    note = ElementTree.SubElement(
+        notes, f"{space}MapAnnotation", {"ID": f"Annotation:{SETTINGS}", "Namespace": SETTINGS}
+    )
+    values = ElementTree.SubElement(note, f"{space}Value")
+    for name, text in settings.items():
+        ElementTree.SubElement(values, f"{space}M", {"K": name}).text = text
 
 
 def _plain_xml() -> str:

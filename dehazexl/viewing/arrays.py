@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -49,6 +50,27 @@ class Plane:
     def __str__(self) -> str:
         return ", ".join(str(step) for step in self.steps if step is not None)
 
+    def page(self, shape: Sequence[int]) -> int | None:
+        """Return the number of the plane, see `dehazexl.open_image`; None if there are no further axes."""
+        number = None
+        for step, length in zip(self.steps, shape, strict=False):
+            if step is not None:
+                number = (number or 0) * length + step
+        return None if number is None else number + 1
+
+    def name(self, shape: Sequence[int], labels: Sequence[str]) -> str:
+        """Return a name for files, such as ``t03 z1``, whose alphabetic order is that of the planes.
+
+        Axes whose label is no word have their number alone; ``plane 03`` if there is no other axis.
+        """
+        axes = [(label, step, length) for label, step, length in zip(labels, self.steps, shape, strict=False)]
+        places = [
+            f"{label if label.isalpha() else ''}{step:0{len(str(length - 1))}}"
+            for label, step, length in axes
+            if step is not None
+        ]
+        return " ".join(places if any(place[0].isalpha() for place in places) else ["plane", *places])
+
 
 def choose_plane(shape: Sequence[int], labels: Sequence[str], steps: Sequence[int], colors_last: bool) -> Plane:
     """Return the plane of an array at the steps of a viewer.
@@ -73,6 +95,13 @@ def choose_plane(shape: Sequence[int], labels: Sequence[str], steps: Sequence[in
     guessed = [axis for axis in leading[-1:] if shape[axis] in (3, 4) and labels[axis].lower() not in ("t", "z")]
     colors = None if colors_last else next(iter([*named, *guessed]), None)
     return Plane(tuple(None if axis == colors else max(0, min(steps[axis], shape[axis] - 1)) for axis in leading))
+
+
+def all_planes(shape: Sequence[int], labels: Sequence[str], colors_last: bool) -> list[Plane]:
+    """List the planes of an array, see `choose_plane`; one for an array without further axes."""
+    first = choose_plane(shape, labels, [0] * len(shape), colors_last)
+    steps = [[None] if step is None else range(length) for step, length in zip(first.steps, shape, strict=False)]
+    return [Plane(place) for place in product(*steps)]
 
 
 def image_of_arrays(
@@ -117,18 +146,19 @@ def image_of_arrays(
     )  # fmt: skip
 
 
-def described_by(image: Image, path: Path) -> Image:
+def described_by(image: Image, path: Path, page: int | None = None) -> Image:
     """Return the image in some arrays with the bands and the georeference of the file that they were read from.
 
     Parameters
     ----------
     image
         The image, see `image_of_arrays`.
-    path
-        The file. If it cannot be opened, or holds pixels of another shape or dtype, `image` is returned.
+    path, page
+        The file, and the plane of a stack. If it cannot be opened, or has pixels of another shape or dtype, `image` is
+        returned.
     """
     try:
-        file = open_image(path)
+        file = open_image(path, page=page)
     except (OSError, ValueError):
         return image
     finest, read = image.levels[0], file.levels[0]

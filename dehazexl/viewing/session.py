@@ -27,14 +27,14 @@ from psygnal import Signal
 
 from dehazexl.engine.memory import short_of_memory
 from dehazexl.image.chunk_cache import ChunkCache
-from dehazexl.image.grid import TileGrid, Window, check_overlap
+from dehazexl.image.grid import Window, check_overlap
 from dehazexl.image.image import Image, check_range, check_strength
 from dehazexl.image.image import value_range as find_value_range
 from dehazexl.image.windowed_array import WindowedArray, check_there
 from dehazexl.viewing.display import render, shown_dtype
 from dehazexl.viewing.errors import expected
-from dehazexl.viewing.full_size import BLOCK, Cell, FullSizeBlocks
 from dehazexl.viewing.level import LevelRun
+from dehazexl.viewing.refinement import Refinement
 from dehazexl.viewing.tile_cache import TileCache
 from dehazexl.viewing.turns import PAUSE, is_turn, look, may_refine
 from dehazexl.viewing.worker import Worker
@@ -42,7 +42,9 @@ from dehazexl.viewing.worker import Worker
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dehazexl.engine.memory import TilesAtOnce
     from dehazexl.model import DehazeXL
+    from dehazexl.viewing.full_size import Cell
     from dehazexl.viewing.local import LocalStrength
 
 CACHE = 512 * 2**20
@@ -134,17 +136,13 @@ class DehazeSession:
         self.image, self.load, self.overlap = image, load, check_overlap(overlap)
         self.value_range = find_value_range(image) if value_range is None else check_range(value_range)
         self.region, self.context, self.whole = region, context, image if whole is None else whole
-        self._around = self.whole if context == "all" else image  # what takes part
         self.version, self.renewed, self.lost = 0, 0, False
         self.error: Exception | None = None
         self._pixels = [ChunkCache.of(level) for level in image.levels]
         self.coarse = finest(image, OVERVIEW)
         self._pending = self._all_pending()  # levels still to be dehazed as a whole
         self._tiles = TileCache([level.shape for level in image.levels], self.coarse, cache)
-        origin = (0, 0) if region is None or self._around is image else (region.y0, region.x0)
-        self._blocks, self._settle = FullSizeBlocks(image, origin, cache // 2), settle
-        self._settling: tuple[Cell, Generator[bool, None, None]] | None = None
-        self._full: LevelRun | None = None
+        self._refinement = Refinement(image, self.whole if context == "all" else image, region, settle, cache // 2)
         self._model: DehazeXL | None = None
         self._runs: dict[int, LevelRun] = {}
         self._view: tuple[int, Window] | None = None
@@ -202,6 +200,16 @@ class DehazeSession:
         return self._model is not None
 
     @property
+    def model(self) -> DehazeXL | None:
+        """The network, once it has been loaded."""
+        return self._model
+
+    def fused(self, level: int) -> LevelRun | None:
+        """Return the run of a level once its tokens are fused, so that more can be decoded from them; None before."""
+        run = self._runs.get(level)
+        return run if run is not None and run.ready else None
+
+    @property
     def status(self) -> str:
         """The state of the work, in a few words."""
         if self.error is not None:
@@ -216,9 +224,7 @@ class DehazeSession:
         if done < total:
             return f"{done} of {total} tiles in view"
         if self._unsettled():
-            run = self._full
-            share = "" if run is None or run.ready or not run.total else f", {run.done / run.total:.0%} {run.stage}"
-            return f"all in view is dehazed, refining it to full size{share}"
+            return f"all in view is dehazed, refining it to full size{self._refinement.progress}"
         return "all in view is dehazed" if total else "the overview is dehazed"
 
     @property
@@ -236,17 +242,15 @@ class DehazeSession:
     def exact(self) -> bool:
         """Whether the view is what a file will hold: full size, or means of that."""
         level, window = self._view or self._all_of(self.coarse)
-        if level == 0 and self._around is self.image:
+        if level == 0 and self._refinement.around is self.image:
             done, total = self.progress
             return not self._pending and self._preparing is None and done == total
-        return self._blocks.complete(level, window)
+        return self._refinement.blocks.complete(level, window)
 
     @property
     def settles(self) -> bool:
         """Whether the view becomes exact when it is left alone: the image is not too large for that."""
-        height, width = self._around.levels[0].shape[:2]
-        count = TileGrid(height, width, self._tiles.grids[0].overlap, self._tiles.grids[0].side).count
-        return count <= self._settle
+        return self._refinement.possible(self._tiles.grids[0].overlap, self._tiles.grids[0].side)
 
     @property
     def notes(self) -> list[str]:
@@ -287,8 +291,7 @@ class DehazeSession:
     def restart(self) -> None:
         """Continue after `close` or an error. Dehazed tiles are kept."""
         if not self.running:
-            runs = [*self._runs.values(), *([self._full] if self._full else [])]
-            for pixels in (*self._pixels, *(run.job.pixels for run in runs)):
+            for pixels in (*self._pixels, *(run.job.pixels for run in self._all_runs)):
                 pixels.forget()  # chunks of a file that was gone may hold anything
             self.error, self.lost, self._idle = None, False, False
             self._better(everywhere=True)
@@ -298,11 +301,10 @@ class DehazeSession:
     def forget(self) -> None:
         """Drop the network and all results. They are computed again if the session is running."""
         with self._changed:
-            self._model, self._runs, self._full, self._idle = None, {}, None, False
-            self._settling = None
+            self._model, self._runs, self._idle = None, {}, False
             self._pending = self._all_pending()
             self._tiles.forget()
-            self._blocks.forget()
+            self._refinement.forget()
         self._better(everywhere=True)
         self._worker.wake()
 
@@ -337,7 +339,7 @@ class DehazeSession:
 
     def _dehaze(self, level: int, window: Window, hazy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the best dehazed colors of a window that there are."""
-        return self._blocks.paste(level, window, self._tiles.dehaze(level, window, hazy))
+        return self._refinement.blocks.paste(level, window, self._tiles.dehaze(level, window, hazy))
 
     def sample(self, strength: float, side: int) -> NDArray[Any]:
         """Return a small image of the whole with another strength; its longest side is at least `side` pixels.
@@ -464,31 +466,16 @@ class DehazeSession:
         """Return the next block of the view to be refined to full size, from its center; None if there is none."""
         if self._model is None or not self.settles or self.exact:
             return None
-        level, window = self._view or self._all_of(self.coarse)
-        middle = (window.y0 + window.y1) / 2 / BLOCK - 0.5, (window.x0 + window.x1) / 2 / BLOCK - 0.5
-        missing = self._blocks.missing(level, window)
-        return min(missing, key=lambda cell: math.dist(cell[1:], middle), default=None)
+        return self._refinement.next(*(self._view or self._all_of(self.coarse)))
 
     def _refine(self, cell: Cell) -> None:
         """Compute the next batch that a block of full size needs."""
         model = self._model
         if model is None:
             return
-        run = self._full
-        if run is None:
-            shared = self._runs.get(0) if self._around is self.image else None
-            memory = next((each.job.memory for each in self._runs.values()), None)
-            run = shared or LevelRun.begin(self._around, 0, model, self.overlap, self.value_range, memory)
-            self._full = run
-        if not run.ready:
-            run.advance()
-            check_there(self.image.path)
-            return
-        if self._settling is None or self._settling[0] != cell:
-            self._settling = cell, self._blocks.computed(cell, run, lambda _: None)
-        if next(self._settling[1], None) is None:
-            check_there(self.image.path)
-            self._settling = None
+        complete = self._refinement.advance(cell, partial(self._begin_full, model))
+        check_there(self.image.path)
+        if complete:
             self._better(everywhere=cell[0] >= self.coarse)
 
     def _all_of(self, level: int) -> tuple[int, Window]:
@@ -504,8 +491,24 @@ class DehazeSession:
         return sorted({self.coarse, finest(self.image, GLANCE)}, reverse=True)
 
     def _begin(self, level: int, model: DehazeXL) -> LevelRun:
-        memory = next((run.job.memory for run in self._runs.values()), None)
-        return LevelRun.begin(self.image, level, model, self.overlap, self.value_range, memory)
+        return LevelRun.begin(self.image, level, model, self.overlap, self.value_range, self._memory)
+
+    def _begin_full(self, model: DehazeXL) -> LevelRun:
+        """Return the run in full size of the image that takes part, that of its level if that is the image itself."""
+        around = self._refinement.around
+        shared = self._runs.get(0) if around is self.image else None
+        return shared or LevelRun.begin(around, 0, model, self.overlap, self.value_range, self._memory)
+
+    @property
+    def _memory(self) -> TilesAtOnce | None:
+        """The tiles at once that memory allows, known from the first run."""
+        return next((run.job.memory for run in [*self._runs.values()]), None)
+
+    @property
+    def _all_runs(self) -> list[LevelRun]:
+        """The runs of levels, and that of the image that takes part in full size."""
+        full = self._refinement.run
+        return [*self._runs.values(), *([full] if full else [])]
 
     def _better(self, everywhere: bool = False) -> None:
         with self._changed:
@@ -549,7 +552,7 @@ def _dehaze(ref: weakref.ref[DehazeSession], before: Worker | None, own: list[Wo
             yield busy
     finally:
         if (session := ref()) is not None:
-            for run in [*session._runs.values(), *([session._full] if session._full else [])]:
+            for run in session._all_runs:
                 run.interrupt()
             session._tell()
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from napari_dehazexl._explain import explain_layer
     from napari_dehazexl._layer import dehaze_layer, set_strength
+    from napari_dehazexl._maps import map_layer
 
-__all__ = ["dehaze_layer", "explain_layer", "set_strength"]
+__all__ = ["dehaze_layer", "explain_layer", "map_layer", "set_strength"]
 
-_MODULES = {"dehaze_layer": "_layer", "explain_layer": "_explain", "set_strength": "_layer"}
+_MODULES = {"dehaze_layer": "_layer", "explain_layer": "_explain", "map_layer": "_maps", "set_strength": "_layer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_dehazexl._state import is_result, state_of
+from napari_dehazexl._state import is_result, original_of, state_of
 
 KEY = "H"
 """The key that shows the original while it is held."""
@@ -20,21 +20,46 @@ LINE = "#ffb000"
 
 def results_in(viewer: Any) -> list[Any]:
     """List the visible dehazed layers."""
-    return [each for each in viewer.layers if each.visible and is_result(each) and state_of(each).explanation is None]
+    return [each for each in viewer.layers if each.visible and is_result(each) and state_of(each).about is None]
 
 
 def show_original_on_key(viewer: Any) -> None:
-    """Let a key show the original while it is held."""
+    """Let a key show the original while it is held, wherever the focus is in the window but in a field of text."""
+    from qtpy.QtGui import QGuiApplication
+
+    held: list[Original] = []
+
+    def release(*_: Any) -> None:
+        while held:
+            held.pop().release()
 
     def hold(viewer: Any) -> Iterator[None]:
-        before = [(layer, layer.opacity) for layer in results_in(viewer)]
-        for layer, _ in before:
-            layer.opacity = 0
+        held.append(Original(viewer))
         yield
-        for layer, opacity in before:
-            layer.opacity = opacity
+        release()
 
     viewer.bind_key(KEY, hold, overwrite=True)
+    application = QGuiApplication.instance()
+    assert application is not None
+    application.focusWindowChanged.connect(release)  # type: ignore[attr-defined]  # another one is told of the release
+
+
+class Original:
+    """The original, shown in place of the visible dehazed layers until it is released."""
+
+    def __init__(self, viewer: Any) -> None:
+        self._before = [(layer, "opacity", layer.opacity) for layer in results_in(viewer)]
+        for layer, *_ in self._before[:]:
+            original = original_of(layer)
+            if original is not None and not original.visible:
+                self._before.append((original, "visible", False))
+                original.visible = True
+            layer.opacity = 0
+
+    def release(self) -> None:
+        """Show the dehazed layers again."""
+        for layer, name, value in self._before:
+            setattr(layer, name, value)
 
 
 class Divider:
@@ -88,8 +113,10 @@ class Divider:
         self._line = None
 
     def move(self, place: float) -> None:
-        """Move the line to a column of the world."""
-        self.place = place
+        """Move the line to a column of the world, or to the edge of the view: beyond, nobody could drag it back."""
+        camera, canvas = _camera(self.viewer), self.viewer.window._qt_viewer.canvas
+        half, middle = (canvas.size[1] - NEAR) / 2 / camera.zoom, float(camera.center[-1])
+        self.place = min(max(place, middle - half), middle + half)
         self._draw()
 
     def _changed(self, event: Any = None) -> None:

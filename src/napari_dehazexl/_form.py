@@ -21,12 +21,11 @@ from magicgui.widgets import (
 from napari.layers import Image, Labels, Shapes
 
 from dehazexl.viewing.choices import PRESETS
+from napari_dehazexl._keyboard import BLUE, ignore_wheel, name_controls, reach_by_keyboard
+from napari_dehazexl._scroll import Scroll
 from napari_dehazexl._state import is_result
 
-HELP = "https://github.com/napari-dehazexl/napari-dehazexl#readme"
-
-LINK = "#3d8fd1"
-"""Color of a link that is legible in both themes."""
+HELP = "https://napari-dehazexl.github.io/napari-dehazexl/napari/"
 
 NUMBER = """
 QAbstractSpinBox { background: transparent; border: 0; padding: 0px; min-width: 40px; max-width: 40px; }
@@ -52,7 +51,7 @@ class Form(Container):  # type: ignore[type-arg]
         self._make_settings()
         self._make_buttons()
         self.intro = Label(
-            value=f'Removes haze from the selected image. <a href="{HELP}" style="color: {LINK}">Help</a>',
+            value=f'Removes haze from the selected image. <a href="{HELP}" style="color: {BLUE}">Help</a>',
             tooltip=f"Opens {HELP}",
         )
         self.estimate = Label(
@@ -67,23 +66,31 @@ class Form(Container):  # type: ignore[type-arg]
         self.more = Container(
             widgets=[
                 self.preset, self.spare, self.weights, self.device, self.precision, self.overlap,
-                _row("Black, white", self.limits, self.contrast),
-                self.context, self.cache, _row("", self.explain, self.defaults), _row("", self.script, self.command),
+                _row("&Black, white", self.limits, self.contrast),
+                self.context, self.cache, _row("", self.explain, self.maps), _row("", self.script, self.command),
+                _row("", self.defaults),
             ]
         )  # fmt: skip
-        super().__init__(
+        self.fields = Container(
             widgets=[
-                self.intro, self.input, _row("Region", self.region, self.draw), self.strength, _row("", self.dehaze,
-                self.save_as), _row("", self.preview, self.cancel), self.divide, self.estimate, self.bar, self.status,
+                self.intro, self.input, _row("&Region", self.region, self.draw), self.planes, self.strength,
+                _row("", self.dehaze, self.save_as), _row("", self.preview, self.undo, self.cancel), self.divide,
+                self.estimate, self.bar, self.status,
             ]
         )  # fmt: skip
+        super().__init__()
         self._add_thumbnails()
         self._fold()
         self._make_room()
+        self._name()
+        ignore_wheel(self.fields.native)
+        reach_by_keyboard(self.fields.native)
+        self.margins = (0, 0, 0, 0)
+        self.native.layout().addWidget(Scroll(self.fields.native))
 
     def _make_choices(self) -> None:
         self.input = ComboBox(
-            label="Input", choices=self._inputs, tooltip="The image to dehaze. It follows the selected layers."
+            label="&Input", choices=self._inputs, tooltip="The image to dehaze. It follows the selected layers."
         )
         region: Any = create_widget(
             annotation=Shapes | None,
@@ -91,8 +98,12 @@ class Form(Container):  # type: ignore[type-arg]
         )
         region.null_string = "the whole image"  # instead of five dashes
         self.region = region
+        self.planes = ComboBox(
+            label="Save", choices=[("the plane in view", "one"), ("all planes", "all")], value="one", visible=False,
+            tooltip="What Save as writes of an image with sliders: all planes become files in a folder.",
+        )  # fmt: skip
         self.strength = FloatSlider(
-            label="Strength", value=1.0, min=0.0, max=1.0,
+            label="S&trength", value=1.0, min=0.0, max=1.0, step=0.05,
             tooltip="Fraction of the haze to remove, 0 to 1, in the selected dehazed layer, at once.",
         )  # fmt: skip
         self.preset = ComboBox(
@@ -104,7 +115,7 @@ class Form(Container):  # type: ignore[type-arg]
             tooltip="Nothing is removed where this Labels layer is painted, or under these shapes: sky, snow.",
         )  # fmt: skip
         self.divide = CheckBox(
-            text="Compare before | after", value=False,
+            text="C&ompare before | after", value=False,
             tooltip="Show the original left of a line that can be dragged. Or hold the key H to see the original.",
         )  # fmt: skip
 
@@ -139,7 +150,7 @@ class Form(Container):  # type: ignore[type-arg]
         )
         self.contrast = PushButton(text="From contrast", tooltip="Take over the contrast limits of the layer.")
         self.context = ComboBox(
-            label="Context", choices=[("the whole image", "all"), ("the region alone", "region")], value="all",
+            label="Conte&xt", choices=[("the whole image", "all"), ("the region alone", "region")], value="all",
             tooltip="What takes part in dehazing a region. Saving it is faster with the region alone.",
         )  # fmt: skip
         self.cache = SpinBox(
@@ -147,58 +158,81 @@ class Form(Container):  # type: ignore[type-arg]
         )
 
     def _make_buttons(self) -> None:
-        self.draw = PushButton(text="Draw", tooltip="Draw a rectangle on the canvas. Only that region is dehazed.")
+        self.draw = PushButton(text="Dr&aw", tooltip="Draw a rectangle on the canvas. Only that region is dehazed.")
         self.preview = PushButton(
-            text="Preview view", tooltip="Dehaze the region, or the visible area, into a layer of its own."
+            text="Pr&eview view", tooltip="Dehaze the region, or the visible area, into a layer of its own."
         )
-        self.dehaze = PushButton(text="Dehaze", tooltip="Add a dehazed layer. The visible area is dehazed first.")
-        self.save_as = PushButton(text="Save as...", tooltip="Dehaze the whole image (or the region) into a file.")
+        self.dehaze = PushButton(text="&Dehaze", tooltip="Add a dehazed layer. The visible area is dehazed first.")
+        self.save_as = PushButton(text="&Save as...", tooltip="Dehaze the whole image (or the region) into a file.")
+        self.undo = PushButton(
+            text="&Undo", tooltip="Take back the last Dehaze: stop its work, and remove the layers that it has added."
+        )
         self.cancel = PushButton(
-            text="Cancel",
-            tooltip="Stop saving; or else stop dehazing and explaining in the selected layers. Both can be continued.",
+            text="&Cancel",
+            tooltip="Stop saving; or else all work on the selected layers. Both can be continued.",
         )
         self.explain = PushButton(
-            text="Explain region",
+            text="Explai&n region",
             tooltip="Show what parts of the image contribute to a rectangle of the dehazed layer. Draw it in a Shapes "
             "layer.",
         )
+        self.maps = PushButton(
+            text="Map the ha&ze",
+            tooltip="Add layers of the transmission, the color of the haze and the share removed, in percent.",
+        )
         self.defaults = PushButton(text="Restore defaults", tooltip="Reset all settings to their defaults.")
-        self.script = PushButton(text="Copy as script", tooltip="Copy lines of Python that do what Save as does.")
+        self.script = PushButton(text="Cop&y as script", tooltip="Copy lines of Python that do what Save as does.")
         self.command = PushButton(text="Copy as command", tooltip="Copy a command line that does what Save as does.")
 
     def _fold(self) -> None:
         """Fold the settings away that a newcomer need not know."""
         from superqt import QCollapsible
 
-        self.fold = QCollapsible("More settings", expandedIcon="▾", collapsedIcon="▸")
+        self.fold = QCollapsible("&More settings", expandedIcon="▾", collapsedIcon="▸")
         self.fold.setDuration(0)
-        self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, copies.")
+        self.fold.setToolTip("Weights, device, tiles, values, region's context, memory, explanation, maps, copies.")
         self.fold.addWidget(self.more.native)
-        self.native.layout().addWidget(self.fold)
+        self.fold.content().hide()  # it only has no height otherwise, and Tab goes through it
+        self.fold.toggled.connect(self.fold.content().setVisible)
+        self.fields.native.layout().addWidget(self.fold)
 
     def _add_thumbnails(self) -> None:
         """Add thumbnails of several strengths below the slider."""
         from napari_dehazexl._strengths import StrengthRow
 
         self.thumbnails = StrengthRow(partial(setattr, self.strength, "value"))
-        layout = self.native.layout()
-        layout.insertWidget([*self].index(self.strength) + 1, self.thumbnails)
+        layout = self.fields.native.layout()
+        layout.insertWidget([*self.fields].index(self.strength) + 1, self.thumbnails)
 
     def _make_room(self) -> None:
-        """Wrap long lines, and reserve the width of the number of the slider, which a narrow dock would cut off."""
-        from qtpy.QtWidgets import QDoubleSpinBox, QSizePolicy
+        """Wrap long lines, and adjust the slider: its steps, and the width of its number, which would be cut off."""
+        from qtpy.QtWidgets import QDoubleSpinBox, QSizePolicy, QSlider
 
         for label in (self.intro, self.estimate, self.status):
             label.native.setWordWrap(True)
             # A long line would otherwise widen the dock and move the canvas.
             label.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-        for label in (self.estimate, self.status):  # room for two lines, so that nothing jumps
-            label.native.setMinimumHeight(2 * label.native.fontMetrics().lineSpacing() + 2)
+        for label, lines in ((self.estimate, 2), (self.status, 3)):  # room for them, so that nothing jumps
+            label.native.setMinimumHeight(lines * label.native.fontMetrics().lineSpacing() + 2)
         self.intro.native.setOpenExternalLinks(True)
+        slider = self.strength.native.findChild(QSlider)
+        slider.setPageStep(5 * slider.singleStep())
         number = self.strength.native.findChild(QDoubleSpinBox)
         number.setDecimals(2)
         number.setStyleSheet(NUMBER)
-        ignore_wheel(self.native)
+
+    def _name(self) -> None:
+        """Name the controls by their labels, which the underlined letters are in."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtWidgets import QLabel
+
+        flags = Qt.TextInteractionFlag
+        self.intro.native.setTextInteractionFlags(flags.LinksAccessibleByMouse | flags.LinksAccessibleByKeyboard)
+        for each in [*self.fields, *self.more]:
+            parent = each.native.parentWidget()
+            if parent not in (self.fields.native, self.more.native):  # a label and the field
+                label = parent.findChild(QLabel, options=Qt.FindChildOption.FindDirectChildrenOnly)
+                name_controls(each.native, label)
 
     def chosen_weights(self) -> str:
         """Return the name or path of the weights."""
@@ -211,25 +245,6 @@ def _row(label: str, *widgets: Any) -> Container:  # type: ignore[type-arg]
     row = Container(widgets=widgets, layout="horizontal", labels=False, label=label)
     row.margins = (0, 0, 0, 0)
     return row
-
-
-def ignore_wheel(form: Any) -> None:
-    """Let the mouse wheel change a value only after a click on it: it scrolls, and changes are remembered."""
-    from qtpy.QtCore import QEvent, QObject, Qt
-    from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QComboBox
-
-    class Filter(QObject):
-        def eventFilter(self, watched: Any, event: Any) -> bool:
-            turned = event.type() == QEvent.Type.Wheel and not watched.hasFocus()
-            if turned:
-                event.ignore()
-            return bool(turned)
-
-    guard = Filter(form)
-    for kind in (QAbstractSlider, QAbstractSpinBox, QComboBox):
-        for each in form.findChildren(kind):
-            each.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-            each.installEventFilter(guard)
 
 
 def parse_range(text: str) -> tuple[float, float] | None:

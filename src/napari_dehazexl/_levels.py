@@ -14,6 +14,9 @@ MOST = 4 * 2**30
 
 REMEDY = 'choose the kind "DehazeXL Image with pyramid", which writes any size block by block'
 
+UNSAVED_MAP = "a map in the viewer holds only what was viewed: dehazexl run --maps writes it in full"
+"""Why a map is not saved."""
+
 
 class FullSizeData(MultiScaleData):  # type: ignore[misc]
     """Levels, finest first. Writers that ask for one array get the finest level, where napari has the coarsest.
@@ -30,12 +33,21 @@ class FullSizeData(MultiScaleData):  # type: ignore[misc]
         super().__init__(levels)
         self.compute = compute
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the finest level, see `_size`: tifffile asks for them before it makes a file."""
+        return self._size()
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        finest = self[0]
-        size = math.prod(finest.shape) * finest.dtype.itemsize
+        self._size()
+        return np.asarray(self[0] if self.compute is None else self.compute(), dtype=dtype)
+
+    def _size(self) -> int:
+        """Return the bytes of the finest level, or raise OSError if they are more than `MOST`."""
+        size = math.prod(self[0].shape) * int(self[0].dtype.itemsize)
         if size > MOST:
-            raise OSError(f"an image of {size / 1e9:.0f} GB does not fit into this kind of file: {REMEDY}")
-        return np.asarray(finest if self.compute is None else self.compute(), dtype=dtype)
+            raise OSError(f"an image of {size / 1e9:.3g} GB does not fit into this kind of file: {REMEDY}")
+        return size
 
 
 def set_levels(layer: Any, levels: list[Any], compute: Callable[[], np.ndarray] | None = None) -> None:

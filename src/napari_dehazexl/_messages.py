@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from napari_dehazexl._main_thread import call_later
@@ -22,3 +24,14 @@ def report(image: Image, error: Exception | None) -> None:
     elif key not in _reported:
         _reported.add(key)
         call_later(show_error, f"{image.name} cannot be read: {error}")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Show an error as a notification."""
+    from napari.utils.notifications import show_error
+
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        show_error(str(error))

@@ -1,7 +1,8 @@
-"""Reader: TIFF and Zarr of any size become a lazy, multiscale RGB layer."""
+"""Reader: TIFF and Zarr of any size become a lazy, multiscale RGB layer; of a folder, each image becomes one."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,28 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".tif", ".tiff", ".zarr")
 
+MANY = 100
+"""Images of a folder at most that are opened: each becomes a layer."""
+
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return `read` for paths of TIFF and Zarr, else None. Never raises."""
+    """Return `read` for paths of TIFF and Zarr, and for folders with images, else None. Never raises."""
     paths = [path] if isinstance(path, str) else list(path)
-    fits = bool(paths) and all(str(p).rstrip("/\\").lower().endswith(SUFFIXES) for p in paths)
-    return read if fits else None
+    return read if paths and all(_named_as_image(each) or images_of(Path(each)) for each in paths) else None
+
+
+def _named_as_image(path: str) -> bool:
+    return str(path).rstrip("/\\").lower().endswith(SUFFIXES)
+
+
+def images_of(folder: Path) -> list[Path]:
+    """List the images in a folder, as `dehazexl run` finds them; a Zarr is an image itself."""
+    from dehazexl.cli.tasks import ALL, is_zarr
+
+    try:
+        return [folder] if is_zarr(folder) else list(ALL.walk(folder))
+    except OSError:  # no folder, or not ours to read
+        return []
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
@@ -36,7 +53,7 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     Parameters
     ----------
     path
-        A path, or several.
+        A path, or several. A folder stands for the images in it, without its subfolders.
 
     Returns
     -------
@@ -48,10 +65,33 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
     Raises
     ------
     FileNotFoundError, ValueError
-        See `dehazexl.open_image`.
+        See `dehazexl.open_image`; of a folder, if none of the images can be opened, or if they are more than `MANY`.
     """
     paths = [path] if isinstance(path, str) else path
-    return [layer for each in paths for layer in _layers(Path(each))]
+    return [layer for each in paths for layer in (_layers if _named_as_image(each) else _layers_in)(Path(each))]
+
+
+def _layers_in(folder: Path) -> list[LayerData]:
+    """Return the layers of all images in a folder; those that cannot be opened are told, and left out."""
+    from napari.utils.notifications import show_warning
+
+    files = images_of(folder)
+    if len(files) > MANY:
+        raise ValueError(
+            f"{folder} has {len(files)} images, more than {MANY} layers: open some of them, or dehaze all by "
+            f"dehazexl run {shlex.quote(str(folder))} OUTPUT"
+        )
+    layers, failed = [], []
+    for file in files:
+        try:
+            layers += _layers(file)
+        except (OSError, ValueError) as error:
+            failed.append(str(error))
+    if not layers:
+        raise ValueError(failed[0] if failed else f"{folder} has no images")
+    if failed:
+        show_warning("\n".join(failed))
+    return layers
 
 
 def _layers(path: Path) -> list[LayerData]:
@@ -64,10 +104,13 @@ def _layers(path: Path) -> list[LayerData]:
     except ValueError as error:
         if "has the axes" not in str(error):
             raise
-    stack = open_stack(path)
+    stack, plane = open_stack(path), open_image(path, page=1)
     labels = stack.axes[: len(stack.axes) - stack.colors_last]
-    attributes = {"name": path.name.partition(".")[0], "multiscale": True, "rgb": stack.colors_last, "cache": False}
-    return [(FullSizeData(list(stack.levels)), attributes | {"axis_labels": labels}, "image")]
+    sliders = len(labels) - 2
+    attributes = placed(plane, plane.name) | {"rgb": stack.colors_last, "axis_labels": labels}
+    attributes["scale"], attributes["translate"] = (1,) * sliders + plane.scale, (0,) * sliders + plane.translate
+    attributes["units"] = ("pixel",) * sliders + attributes["units"]
+    return [(FullSizeData(list(stack.levels)), attributes, "image")]
 
 
 def layers_of(image: Image) -> list[LayerData]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from napari_dehazexl._layer import network, window_of
 from napari_dehazexl._save import save
+from napari_dehazexl._state import choices_of
 
 if TYPE_CHECKING:
     from dehazexl.image.image import Image
@@ -80,6 +81,12 @@ class DehazeRequest:
             overwrite=True,
             stopped=stopped,
         )
+
+
+def request_of(session: DehazeSession) -> DehazeRequest:
+    """Return the request for what a session of `dehaze_layer` dehazes."""
+    changed = int(getattr(session.load, "args", (0,))[-1])
+    return DehazeRequest(session.whole, choices_of(session), session.value_range, changed, session.local)
 
 
 def network_of(session: DehazeSession) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
-"""Saves of the widget, one at a time, with one bar over all stages."""
+"""Saves of the widget, one file at a time, with one bar over all of them and their stages."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from napari.utils import progress as activity
 from napari.utils.notifications import show_error, show_info, show_warning
 
+from dehazexl.viewing.device_memory import in_use
 from dehazexl.viewing.model_info import ModelInfo
 from napari_dehazexl._estimate import Clock
 from napari_dehazexl._save import Progress, read_from_file, tokens_of
@@ -18,11 +20,15 @@ from napari_dehazexl._save_worker import SaveResult, Saving, in_thread
 from napari_dehazexl._selection import dehazed_layers
 
 if TYPE_CHECKING:
+    from napari_dehazexl._items import SaveItem
     from napari_dehazexl._request import DehazeRequest
     from napari_dehazexl._settings import Settings
 
 TICK = 300
 """Milliseconds between two changes of the bar."""
+
+MOST = 5
+"""Errors that are shown at the end, at most."""
 
 
 class Saver:
@@ -49,17 +55,31 @@ class Saver:
         self._timer.setInterval(TICK)
         self._timer.timeout.connect(self._tick)
 
-    def start(self, request: DehazeRequest, path: Path, model: ModelInfo | None, saved: Callable[[], None]) -> None:
-        """Start a save; a file at the path is replaced. `saved` is called when it is complete."""
-        self._cancelled, self.latest = threading.Event(), None
-        self._clock = Clock(complete=not tokens_of(path).exists())
-        self.worker = in_thread(partial(request.steps, path), self._cancelled.is_set, f"saving {path.name}")
-        self.worker.yielded.connect(self._while_here(self._show))
-        self.worker.returned.connect(self._while_here(partial(self._returned, request, path, model, saved)))
-        self.worker.finished.connect(self._while_here(self._end))
-        self._activity = activity(total=100, desc=f"saving {path.name}")
+    def start(self, files: Sequence[tuple[SaveItem, Path]], model: ModelInfo | None, saved: Callable[[], None]) -> None:
+        """Save images, one after the other; files at the paths are replaced. `saved` is called after each.
+
+        An image that fails does not end the others.
+        """
+        self._waiting, self._count, self._done = deque(files), len(files), 0
+        self._model, self._saved = model, saved
+        self._failed: list[str] = []
+        self._cancelled = threading.Event()
+        title = f"saving {files[0][1].name}" if len(files) == 1 else f"saving {len(files)} files"
+        self._activity = activity(total=100, desc=title)
         self.bar.value, self.bar.label, self.bar.visible = 0, "starting", True
         self._timer.start()
+        self._next()
+
+    def _next(self) -> None:
+        """Start the save of the next image."""
+        item, path = self._waiting.popleft()
+        self.latest, self._item = None, item
+        self._clock = Clock(complete=not tokens_of(path).exists())
+        title = f"saving {path.name} (closing stops it; saving it again continues)"
+        self.worker = in_thread(partial(item.steps, path), self._cancelled.is_set, title)
+        self.worker.yielded.connect(self._while_here(self._show))
+        self.worker.returned.connect(self._while_here(partial(self._returned, item, path)))
+        self.worker.finished.connect(self._while_here(self._end))
         self.worker.start()
 
     def cancel(self) -> bool:
@@ -89,34 +109,50 @@ class Saver:
             return
         share = latest.share if latest.meter is None or latest.share == 1 else latest.meter.fraction
         text = latest.stage if latest.meter is None else str(latest.meter)
+        if self._count > 1:  # the time left is that of one of them
+            number = self._count - len(self._waiting)
+            share, text = (number - 1 + share) / self._count, f"file {number} of {self._count}: {text}"
         self.bar.value = max(self.bar.value, int(100 * share))
         self.bar.native.setFormat(f"%p%  {text}")
-        self.viewer.status = f"Saving: {self.bar.value} %, {text}"
+        memory = in_use(self._item.request.choices.device)
+        self.viewer.status = f"Saving: {self.bar.value} %, {text}{memory and '; '}{memory}"
         self._activity.update(self.bar.value - self._activity.n)
 
-    def _returned(
-        self, request: DehazeRequest, path: Path, model: ModelInfo | None, saved: Callable[[], None], result: SaveResult
-    ) -> None:
-        """Let the layers of the same request read from the file; or show the error, and how to continue."""
+    def _returned(self, item: SaveItem, path: Path, result: SaveResult) -> None:
+        """Let the layers of the same request read from the file; or keep the error, and how to continue."""
         if result.complete:
-            if (seconds := self._clock.seconds()) is not None and model is not None:
-                self.settings.measured(request.network, seconds / request.count_tiles(model), replace=True)
+            self._done += 1
+            self._measure(item.request)
             for layer, session in dehazed_layers(self.viewer):
-                if request.fits(session) and session.strength == request.choices.strength:
+                if item.request.fits(session) and session.strength == item.request.choices.strength:
                     read_from_file(layer, path)
-            show_info(f"{path.name} is complete")
-            saved()
+            if self._count == 1:
+                show_info(f"{path.name} is complete")
+            self._saved()
             return
         kept = tokens_of(path)
         rest = f"; saving it again with the same settings continues from {kept}" if kept.exists() else ""
         if result.error is None:
             show_info(f"{path.name} was stopped{rest}")
         else:
-            show_error(f"{path.name}: {result.error or type(result.error).__name__}{rest}")
+            self._failed.append(f"{path.name}: {result.error or type(result.error).__name__}{rest}")
+
+    def _measure(self, request: DehazeRequest) -> None:
+        """Remember the speed of a save."""
+        if self._model is not None and (seconds := self._clock.seconds()) is not None:
+            self.settings.measured(request.network, seconds / request.count_tiles(self._model), replace=True)
 
     def _end(self) -> None:
+        """Go on with the next image; after the last one, say what has failed."""
+        if self._waiting and not self._cancelled.is_set():
+            self._next()
+            return
         self._timer.stop()
         self._activity.close()
         self.worker = None
         self.bar.visible = False
         self.viewer.status = "Ready"
+        if self._count > 1:
+            show_info(f"{self._done} of {self._count} files are complete")
+        if self._failed:
+            show_error("\n".join([*self._failed[:MOST], *(["..."] if self._failed[MOST:] else [])]))

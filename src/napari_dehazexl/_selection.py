@@ -10,6 +10,7 @@ from napari_dehazexl._state import is_result, original_of, session_of_layer, sta
 
 if TYPE_CHECKING:
     from dehazexl.viewing.explaining import ExplainSession
+    from dehazexl.viewing.mapping import MapSession
     from dehazexl.viewing.session import DehazeSession
 
 
@@ -32,9 +33,9 @@ def dehazed_layers(viewer: Any) -> list[tuple[Image, DehazeSession]]:
     return [(layer, session) for layer, session in both if session is not None]
 
 
-def working_layers(viewer: Any) -> list[tuple[Image, DehazeSession | ExplainSession]]:
-    """List the layers that are dehazed or explained, from the lowest, and the sessions, running or stopped."""
-    both = [(layer, session_of_layer(layer) or state_of(layer).explanation) for layer in viewer.layers]
+def working_layers(viewer: Any) -> list[tuple[Image, DehazeSession | ExplainSession | MapSession]]:
+    """List the layers that are dehazed, explained or mapped, from the lowest, and the sessions, running or stopped."""
+    both = [(layer, session_of_layer(layer) or state_of(layer).about) for layer in viewer.layers]
     return [(layer, session) for layer, session in both if session is not None]
 
 
@@ -45,7 +46,7 @@ def current_results(viewer: Any, source: Image | None) -> list[Image]:
     dehazed again.
     """
     results = [each for each in viewer.layers if isinstance(each, Image) and is_result(each)]
-    results = [each for each in results if state_of(each).explanation is None]
+    results = [each for each in results if state_of(each).about is None]
     selected = [each for each in results if each in viewer.layers.selection]
     of_source = [each for each in results if each.visible and original_of(each) is source]
     return selected or of_source[-1:]

@@ -115,7 +115,7 @@ def image_in(layer: napari.layers.Image, viewer: Any = None) -> Image:
         return image_in(source, viewer)
     image = state_of(layer).image if shows_as_read(layer) else None
     if image is None:
-        return _image_of(layer, viewer)
+        return image_at(layer, plane_of(layer, viewer))
     band = state_of(layer).band
     return reopened(image) if band is None else band_of(reopened(image), band)
 
@@ -159,11 +159,25 @@ def plane_of(layer: napari.layers.Image, viewer: Any = None) -> Plane:
     """Return the plane of a layer that a viewer shows, the first of each axis without a viewer."""
     from dehazexl.viewing.arrays import choose_plane
 
-    level = layer.data[0] if layer.multiscale else layer.data
     point = np.zeros(layer.ndim) if viewer is None else layer.world_to_data(viewer.dims.point)
-    labels = [str(label) for label in getattr(layer, "axis_labels", [""] * layer.ndim)]
     steps = [round(float(place)) for place in point]
-    return choose_plane(level.shape[: layer.ndim], labels, steps, bool(layer.rgb))
+    shape, labels = _axes_of(layer)
+    return choose_plane(shape, labels, steps, bool(layer.rgb))
+
+
+def planes_of(layer: napari.layers.Image) -> dict[str, Plane]:
+    """Return the planes of a layer by their names; a single one if the layer has no sliders."""
+    from dehazexl.viewing.arrays import all_planes
+
+    shape, labels = _axes_of(layer)
+    return {plane.name(shape, labels): plane for plane in all_planes(shape, labels, bool(layer.rgb))}
+
+
+def _axes_of(layer: napari.layers.Image) -> tuple[tuple[int, ...], list[str]]:
+    """Return the lengths and the names of the axes of a layer, without that of its colors."""
+    level = layer.data[0] if layer.multiscale else layer.data
+    labels = getattr(layer, "axis_labels", [""] * layer.ndim)
+    return tuple(level.shape[: layer.ndim]), [str(label) for label in labels]
 
 
 def _builder_of(layer: napari.layers.Image, image: Image) -> OverviewBuilder | None:
@@ -188,15 +202,14 @@ def _scratch() -> Path:
     return Path(folder.name)
 
 
-def _image_of(layer: napari.layers.Image, viewer: Any = None) -> Image:
-    """Return the image in a layer that this plugin has not read.
+def image_at(layer: napari.layers.Image, plane: Plane) -> Image:
+    """Return a plane of a layer that shows no `dehazexl.Image`, such as one of another reader.
 
-    What napari's own reader has left out, such as the georeference, comes from the file.
+    What its reader has left out, such as the georeference or the names of channels, comes from the file.
     """
     from dehazexl.viewing.arrays import described_by, image_of_arrays
 
     arrays = layer.data if layer.multiscale else [layer.data]
-    plane = plane_of(layer, viewer)
     image = image_of_arrays(
         arrays,
         layer,
@@ -207,4 +220,4 @@ def _image_of(layer: napari.layers.Image, viewer: Any = None) -> Image:
         units=str(layer.units[-1]),
     )
     path = getattr(layer.source, "path", None)
-    return image if path is None else described_by(image, Path(path))
+    return image if path is None else described_by(image, Path(path), plane.page(_axes_of(layer)[0]))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dehazexl.image.image import Image
     from dehazexl.viewing.choices import Choices
     from dehazexl.viewing.explaining import ExplainSession
+    from dehazexl.viewing.mapping import MapSession
     from dehazexl.viewing.overviews import OverviewBuilder
     from dehazexl.viewing.session import DehazeSession
 
@@ -48,6 +49,8 @@ class LayerState:
         The layer that a preview previews.
     explanation : dehazexl.viewing.explaining.ExplainSession or None
         The work behind a layer that `explain_layer` made, with the numbers of its map, ``found.numbers``.
+    maps : dehazexl.viewing.mapping.MapSession or None
+        The work behind a layer that `map_layer` made.
     """
 
     image: Image | None = None
@@ -60,6 +63,12 @@ class LayerState:
     source: weakref.ref[napari.layers.Image] | None = None
     preview_of: weakref.ref[napari.layers.Image] | None = None
     explanation: ExplainSession | None = None
+    maps: MapSession | None = None
+
+    @property
+    def about(self) -> ExplainSession | MapSession | None:
+        """The work behind a layer that shows something about a dehazed image: an explanation, or a map of its haze."""
+        return self.explanation or self.maps
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerState:
         return self  # napari copies a layer's metadata to duplicate it; the copy shows the same work
@@ -108,10 +117,10 @@ def shows_as_read(layer: Any) -> bool:
 
 
 def is_result(layer: Any) -> bool:
-    """Return whether a layer shows what was computed: a dehazed image, also one that was saved, or an explanation."""
+    """Return whether a layer shows what was computed: a dehazed image, also a saved one, or something about it."""
     state = state_of(layer)
     saved = state.source is not None and shows_as_read(layer)
-    return saved or state.explanation is not None or session_of_layer(layer) is not None
+    return saved or state.about is not None or session_of_layer(layer) is not None
 
 
 def original_of(layer: Any) -> Any:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QIcon, QImage, QPixmap
-from qtpy.QtWidgets import QHBoxLayout, QToolButton, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QSizePolicy, QToolButton, QWidget
 
 if TYPE_CHECKING:
     from dehazexl.viewing.session import DehazeSession
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
-SIDE = 64
-"""Pixels: longest side of a thumbnail."""
+SIDE = 56
+"""Pixels: longest side of a thumbnail. Four of them are no wider than the other rows: the canvas would move."""
 
 
 class StrengthRow(QWidget):
@@ -46,6 +46,7 @@ class StrengthRow(QWidget):
             button.clicked.connect(partial(self._clicked, chosen, strength))
             layout.addWidget(button)
             self.buttons.append(button)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.setVisible(False)
 
     def show_of(self, session: DehazeSession | None) -> None:

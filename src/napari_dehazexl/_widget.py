@@ -3,64 +3,42 @@
 from __future__ import annotations
 
 import math
-import re
-import sys
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from napari.layers import Image, Shapes
-from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_info
 
-from dehazexl.viewing.choices import PRESETS, Choices
+from dehazexl.viewing.choices import PRESETS
+from dehazexl.viewing.device_memory import in_use
 from dehazexl.viewing.meter import in_words
 from dehazexl.viewing.model_info import ModelInfo
-from dehazexl.viewing.overviews import ENOUGH
+from napari_dehazexl._ask import ask_file, ask_folder, suffix_of
+from napari_dehazexl._chosen import Chosen
 from napari_dehazexl._compare import Divider, results_in, show_original_on_key
+from napari_dehazexl._dehazing import Dehazing
 from napari_dehazexl._estimate import estimated
-from napari_dehazexl._form import Form, format_range, parse_range
-from napari_dehazexl._layer import dehaze_layer, paused_in, set_local_strength, set_strength, written
-from napari_dehazexl._local import local_strength
+from napari_dehazexl._form import Form
+from napari_dehazexl._items import items_of, layers_to_save
+from napari_dehazexl._layer import paused_in, set_local_strength, set_strength
 from napari_dehazexl._main_thread import call_later
-from napari_dehazexl._messages import report
-from napari_dehazexl._prepare import devices, get_ready, look_up
-from napari_dehazexl._region import drawn, middle_of, on_screen
+from napari_dehazexl._messages import reported
+from napari_dehazexl._network import Network
+from napari_dehazexl._region import drawn
 from napari_dehazexl._request import DehazeRequest, network_of
-from napari_dehazexl._save import SUFFIXES
-from napari_dehazexl._save_worker import Named
 from napari_dehazexl._saver import Saver
-from napari_dehazexl._selection import (
-    chosen_sources,
-    current_results,
-    dehazed_layers,
-    selected_sources,
-    working_layers,
-)
+from napari_dehazexl._selection import current_results, dehazed_layers, selected_sources, working_layers
 from napari_dehazexl._settings import Settings
-from napari_dehazexl._source import OverviewsPending, contrast_of, image_in, range_of
-from napari_dehazexl._state import choices_of, original_of, session_of_layer, state_of, update_state
+from napari_dehazexl._source import planes_of
+from napari_dehazexl._state import is_result, session_of_layer
 
 if TYPE_CHECKING:
     import napari.viewer
 
-    from dehazexl.viewing.overviews import OverviewBuilder
-    from napari_dehazexl._region import Region
+    from napari_dehazexl._items import SaveItem
     from napari_dehazexl._save_worker import Saving
-
-SAVE = "Save the dehazed image"
-
-FILTERS = {
-    "OME-Zarr (*.ome.zarr *.zarr)": ".ome.zarr",
-    "TIFF (*.tif *.tiff)": ".tif",
-    "PNG or JPEG, for small images (*.png *.jpg *.jpeg)": ".png",
-}
-"""Filters of the file dialog, and the suffix for a name without one."""
 
 SETTINGS = ("weights", "device", "precision", "overlap", "strength", "context", "cache")
 """Widgets whose values are remembered. A value range is not: it suits one image only."""
@@ -81,17 +59,17 @@ class Dehaze(Form):
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         super().__init__(napari_viewer)
         self._gone = False
-        self._model: ModelInfo | str | None = None
-        self._ranges: weakref.WeakKeyDictionary[Image, str] = weakref.WeakKeyDictionary()  # entered, by layer
+        self._chosen = Chosen(self)
+        self._network = Network(self._chosen, self._changed)
+        self._dehazing = Dehazing(self._chosen, self._network, self._spared, self._changed)
         self._divider = Divider(self.viewer)
-        self._waiting: dict[Image, OverviewBuilder] = {}  # to be dehazed once they have overviews
         self._settings = Settings(self.native)
         self._saver = Saver(self.viewer, self.bar, self._settings)
         self._factory = {name: getattr(self, name).value for name in SETTINGS}
         self._set(self._settings.values)
         self._connect()
-        self._find_devices()
-        self._look_up()
+        self._network.find_devices(self._settings.values.get("device"))
+        self._network.look_up()
 
     @property
     def _saving(self) -> Saving | None:
@@ -103,8 +81,9 @@ class Dehaze(Form):
 
         buttons = {
             "dehaze": self._dehaze, "preview": self._preview, "save_as": self._ask_and_save, "explain": self._explain,
-            "cancel": self._cancel, "defaults": self._restore, "draw": self._draw, "contrast": self._take_contrast,
-            "script": partial(self._copy, "as_script"), "command": partial(self._copy, "as_command"),
+            "undo": self._undo, "cancel": self._cancel, "defaults": self._restore, "draw": self._draw,
+            "contrast": self._take_contrast, "script": partial(self._copy, "as_script"),
+            "command": partial(self._copy, "as_command"), "maps": self._map,
         }  # fmt: skip
         for name, slot in buttons.items():
             getattr(self, name).changed.connect(slot)
@@ -112,17 +91,17 @@ class Dehaze(Form):
         for name in SETTINGS:
             getattr(self, name).changed.connect(self._remember)
         for widget in (self.weights, self.device, self.precision):
-            widget.changed.connect(self._look_up)
+            widget.changed.connect(self._network.look_up)
         self._spare_soon = qthrottled(self._show_spared, timeout=INTERVAL, leading=False, parent=self.native)
         self._update_soon = qthrottled(self._update, timeout=INTERVAL, leading=False, parent=self.native)
-        for each in (self.region, self.overlap, self.context):
+        for each in (self.region, self.overlap, self.context, self.planes):
             each.changed.connect(self._changed)
         self.preset.changed.connect(self._take_preset)
         self.spare.changed.connect(self._follow_spare)
         self.divide.changed.connect(self._divide)
         show_original_on_key(self.viewer)
         self.input.changed.connect(self._show_range)
-        self.limits.changed.connect(self._enter_range)
+        self.limits.changed.connect(self._chosen.enter_range)
         self.viewer.layers.events.connect(self._changed)  # of each layer: shapes that are drawn, names, visibility
         self.viewer.layers.selection.events.changed.connect(self._follow)
         self._follow()
@@ -160,31 +139,16 @@ class Dehaze(Form):
                 set_strength(layer, strength)
 
     def _show_range(self) -> None:
-        """Show the values of black and white of the input: those entered, or in gray those of the image."""
+        """Show the values of black and white of the input."""
+        self._chosen.show_range()
         layer = self.input.value
-        with self.limits.changed.blocked():
-            self.limits.value = "" if layer is None else self._ranges.get(layer, "")
-        self.limits.native.setPlaceholderText("" if layer is None else self._own_range(layer))
+        self.planes.visible = layer is not None and len(planes_of(layer)) > 1
         self._changed()
-
-    def _own_range(self, layer: Image) -> str:
-        """Return the values of black and white of the image of a layer, unless reading them would take long."""
-        own = state_of(layer).value_range
-        at_once = own is not None or isinstance(layer.data, np.ndarray) or layer.dtype == np.uint8
-        try:
-            return format_range(own or range_of(layer, image_in(layer, self.viewer))) if at_once else "the image's own"
-        except (ValueError, OSError):  # a click on a button shows why
-            return ""
-
-    def _enter_range(self, text: str) -> None:
-        """Keep what was entered for the input: it suits no other image."""
-        if self.input.value is not None:
-            self._ranges[self.input.value] = text
 
     def _take_contrast(self) -> None:
         """Take over the contrast limits of the input as black and white."""
         with reported():
-            self.limits.value = format_range(contrast_of(self._source()))
+            self._chosen.take_contrast()
 
     def _take_preset(self, name: str | None) -> None:
         """Take over the settings of a preset."""
@@ -221,41 +185,15 @@ class Dehaze(Form):
 
     def _show_spared(self) -> None:
         """Show the dehazed layers of the input with the local strength of now."""
-        painted = self.spare.value
         for layer in current_results(self.viewer, self.input.value):
-            set_local_strength(layer, None if painted is None else local_strength(painted, layer))
-
-    def _choices(self, layer: Image, region: Region | None) -> Choices:
-        """Return the settings to dehaze a layer with."""
-        weights, device, dtype = self._network()
-        entered = parse_range(self._ranges.get(layer, ""))
-        return Choices(
-            weights, device, dtype, self.overlap.value, self.strength.value, entered, region, self.context.value
-        )
-
-    def _network(self) -> tuple[str, str, str]:
-        """Return weights, device and dtype."""
-        return self.chosen_weights(), self.device.value, self.precision.value
-
-    def _source(self) -> Image:
-        layer = self.input.value
-        if layer is None:
-            raise ValueError("there is no image layer: open an image first")
-        return layer
-
-    def _sources(self) -> list[Image]:
-        """Return the layers to dehaze: all that are selected, if the input is one of them."""
-        return chosen_sources(self.viewer, self._source())
+            set_local_strength(layer, self._chosen.local(layer))
 
     # Regions
-
-    def _region(self, layer: Image) -> Region | None:
-        return None if self.region.value is None else drawn(self.viewer, self.region.value, layer)
 
     def _draw(self) -> None:
         """Add a layer to draw a rectangle in, and let it be the region."""
         with reported():
-            source = self._source()
+            source = self._chosen.source()
             edge = max(1.0, max(source.extent.world[1] - source.extent.world[0]) / 300)
             shapes = self.viewer.add_shapes(
                 ndim=2, name="region", face_color="transparent", edge_color="#ffb000", edge_width=edge,
@@ -270,114 +208,24 @@ class Dehaze(Form):
 
     def _dehaze(self) -> None:
         """Add dehazed layers, or show and restart those that exist."""
-        for layer in self._reported_sources():
-            self._dehaze_one(layer)
-
-    def _reported_sources(self) -> list[Image]:
         with reported():
-            return self._sources()
-        return []
-
-    def _dehaze_one(self, layer: Image) -> None:
-        """Dehaze a layer, at once or when it has overviews."""
-        with reported():
-            self._check_weights()
-            try:
-                self._show_or_add(layer)
-            except OverviewsPending as pending:
-                self._wait_for(layer, pending.builder)
-
-    def _show_or_add(self, layer: Image) -> None:
-        """Show and restart a dehazed layer of the same settings, or add one."""
-        request = self._request(layer)
-        there = [(each, s) for each, s in dehazed_layers(self.viewer) if state_of(each).preview_of is None]
-        alike = [(each, s) for each, s in there if original_of(each) is layer and request.fits(s)]
-        if not alike:
-            self._add(layer, request.choices, self._name(layer, request.choices))
-            return
-        dehazed, session = alike[-1]
-        report(request.image, None)
-        session.restart()
-        dehazed.visible = True
-        self.viewer.layers.selection.active = dehazed
-
-    def _check_weights(self) -> None:
-        """Check the weights before a layer is added that they could not dehaze."""
-        if self._model is None and "torch" in sys.modules:
-            self._model = look_up(*self._network())  # the header of a file
-        if isinstance(self._model, str):
-            raise ValueError(self._model)
-
-    def _wait_for(self, layer: Image, builder: OverviewBuilder) -> None:
-        """Dehaze a layer when its overviews are there."""
-        self._waiting[layer] = builder
-        builder.finished.connect(self._overviews_finished)
-        if not builder.running:  # just now
-            self._overviews_finished()
-        show_info(f"{layer.name} is dehazed as soon as its overviews are there; Preview and Save work at once")
-        self._changed()
-
-    def _overviews_finished(self) -> None:
-        """Start what has waited; called in the thread that computes."""
-        call_later(self._start_waiting)
-
-    def _start_waiting(self) -> None:
-        ready = [layer for layer, builder in self._waiting.items() if not builder.running]
-        for layer in ready:
-            del self._waiting[layer]
-            if not self._gone and layer in self.viewer.layers:
-                self._dehaze_one(layer)
+            self._dehazing.dehaze(self._chosen.sources())
 
     def _preview(self) -> None:
-        """Add a preview; it replaces the last one of the layer, unless there is an error."""
+        """Add a preview of what is on screen, or of the region."""
         with reported():
-            layer = self._source()
-            self._check_weights()
-            region = self._region(layer) or on_screen(self.viewer, layer)
-            name = f"{layer.name} preview"
-            try:
-                added = self._add(layer, self._choices(layer, region), name)
-            except OverviewsPending:  # the middle of the view needs none
-                added = self._add(layer, self._choices(layer, middle_of(region, ENOUGH)), name)
-            for old in [old for old in self.viewer.layers if _previewed_by(old) is layer]:
-                self.viewer.layers.remove(old)
-            update_state(added, preview_of=weakref.ref(layer))
-            added.name = name
+            self._dehazing.preview()
 
-    def _add(self, layer: Image, choices: Choices, name: str) -> Image:
-        """Add a layer, above those that were dehazed before: they would hide it."""
-        added = dehaze_layer(
-            layer, strength=choices.strength, overlap=choices.overlap, weights=choices.weights, device=choices.device,
-            dtype=choices.dtype, value_range=choices.value_range, region=choices.region, context=choices.context,
-            name=name, cache=self.cache.value * 2**20, viewer=self.viewer,
-        )  # fmt: skip
-        self._spared()
-        layers = self.viewer.layers
-        layers.move(layers.index(added), max(layers.index(each) for each, _ in dehazed_layers(self.viewer)) + 1)
-        return added
-
-    def _name(self, layer: Image, choices: Choices) -> str:
-        """Return the name of a dehazed layer: with what tells it from the others of its source."""
-        others = [
-            choices_of(session)
-            for each, session in dehazed_layers(self.viewer)
-            if original_of(each) is layer and state_of(each).preview_of is None
-        ]
-        # Without an own range all have that of the image.
-        same = choices.value_range is None
-        label = choices.label([replace(each, value_range=None) if same else each for each in others])
-        return f"{layer.name} dehazed ({label})" if label else f"{layer.name} dehazed"
-
-    def _request(self, layer: Image) -> DehazeRequest:
-        """Return the request to dehaze a layer with the current settings."""
-        choices, image = self._choices(layer, self._region(layer)), image_in(layer, self.viewer)
-        return DehazeRequest(image, choices, choices.value_range or range_of(layer, image), written(choices.weights))
+    def _undo(self) -> None:
+        """Take back the last press of Dehaze."""
+        with reported():
+            self._dehazing.undo()
 
     def _cancel(self) -> None:
         """Stop the save; or else what is waited for, dehazed and explained: in the selected layers, or in all."""
         if self._saver.cancel():
             return
-        self._waiting.clear()
+        self._dehazing.waiting.clear()
         working = working_layers(self.viewer)
         selected = [each for each in working if each[0] in self.viewer.layers.selection]
         for _, session in selected or working:
@@ -391,11 +239,7 @@ class Dehaze(Form):
         from napari_dehazexl._explain import explain_layer  # torch, which is imported in a thread by now
 
         with reported():
-            dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
-            if not dehazed:
-                raise ValueError("there is no dehazed layer in view: dehaze an image first")
-            active = self.viewer.layers.selection.active
-            layer = active if active in dehazed else dehazed[-1]
+            layer = self._in_view()
             drawings = [each for each in self.viewer.layers if isinstance(each, Shapes) and len(each.data)]
             shapes = self.region.value or (drawings[-1] if drawings else None)
             if shapes is None:
@@ -403,53 +247,61 @@ class Dehaze(Form):
             added = explain_layer(layer, drawn(self.viewer, shapes, layer), viewer=self.viewer)
             self.viewer.layers.selection.active = added
 
+    def _in_view(self) -> Image:
+        """Return the dehazed layer in view, the active or the topmost one."""
+        dehazed = [layer for layer, _ in dehazed_layers(self.viewer) if layer.visible]
+        if not dehazed:
+            raise ValueError("there is no dehazed layer in view: dehaze an image first")
+        active = self.viewer.layers.selection.active
+        return active if active in dehazed else dehazed[-1]
+
+    def _map(self) -> None:
+        """Add maps of the haze of the dehazed layer, the active or the topmost one."""
+        from napari_dehazexl._maps import show_maps  # torch, see `_explain`
+
+        with reported():
+            show_maps(self.viewer, self._in_view())
+
     # Saving
 
     def _ask_and_save(self) -> None:
-        from qtpy.QtWidgets import QFileDialog
-
         with reported():
             if self._saving is not None:
                 raise ValueError("an image is being saved: wait for it, or cancel it")
-            self._check_weights()
-            layers = self._sources()
-            if len(layers) > 1:
-                names = ", ".join(layer.name for layer in layers)
-                raise ValueError(f"{names} are selected: select one to save it; dehazexl run saves a folder of images")
-            request = self._request(layers[0])  # report errors before asking for a name
-            if self.spare.value is not None:
-                local = local_strength(self.spare.value, layers[0], request.choices.region)
-                request = replace(request, local=local)
-            name, own = proposed(layers[0], request)
-            kinds = sorted(FILTERS, key=lambda kind: FILTERS[kind] != own)  # that of the image first
-            answer, kind = QFileDialog.getSaveFileName(self.native, SAVE, name, ";;".join(kinds))
-            if not answer:
-                return
-            path = named(Path(answer), kind)
-            # The dialog has asked about the name as typed, not about the one with a suffix.
-            if path == Path(answer) or self._may_replace(path):
-                model = self._model if isinstance(self._model, ModelInfo) else None
-                self._saver.start(request, path, model, self._changed)
+            self._network.check()
+            files = self._files_to_save()
+            if files:
+                info = self._network.info
+                self._saver.start(files, info if isinstance(info, ModelInfo) else None, self._changed)
 
-    def _may_replace(self, path: Path) -> bool:
-        """Ask before a file is replaced."""
-        from qtpy.QtWidgets import QMessageBox
+    def _files_to_save(self) -> list[tuple[SaveItem, Path]]:
+        """Ask where to save the selected layers, or all planes of them."""
+        layers, every = layers_to_save(self.viewer, self._chosen.source()), self.planes.value == "all"
+        # Requests are made first, to report errors before a name is asked for.
+        items = [item for layer in layers for item in items_of(layer, self._request_to_save, every)]
+        if len(items) > 1:
+            return ask_folder(self.native, items)
+        path = ask_file(self.native, items[0])
+        return [] if path is None else [(items[0], path)]
 
-        question = f"{path.name} exists already. Replace it?"
-        yes = QMessageBox.StandardButton.Yes
-        return not path.exists() or QMessageBox.question(self.native, SAVE, question) == yes
+    def _request_to_save(self, layer: Image) -> DehazeRequest:
+        """Return the request to dehaze a layer with the current settings, and with what is painted to be spared."""
+        request = self._chosen.request(layer)
+        return replace(request, local=self._chosen.local(layer, request.choices.region))
 
     def _copy(self, kind: str) -> None:
         """Copy lines that do what Save as does, for a terminal or a script."""
         from qtpy.QtWidgets import QApplication
 
         with reported():
-            layer = self._source()
-            request = self._request(layer)
+            layer = self._chosen.source()
+            request = self._chosen.request(layer)
             source = request.image.path
             if source is None:
                 raise ValueError(f"{layer.name!r} is in no file: save it first, then open and dehaze that file")
-            output = source.with_name(f"{source.name.partition('.')[0]}-dehazed{suffix_of(request)}")
+            if len(planes_of(layer)) > 1:
+                raise ValueError(f"{layer.name!r} has several planes: save them here, or see dehazexl run --page")
+            output = source.with_name(f"{source.name.partition('.')[0]}-dehazed{suffix_of(source)}")
             choices = replace(request.choices, value_range=request.value_range)
             text = getattr(choices, kind)(source, output)
             clipboard = QApplication.clipboard()
@@ -466,13 +318,9 @@ class Dehaze(Form):
 
     def _leave(self) -> None:
         """Cancel the save when the window is gone."""
-        self._gone = True
+        self._gone = self._network.gone = self._dehazing.gone = True
         self._saver.leave()
         self._settings.write()
-
-    def _while_here(self, slot: Callable[..., None]) -> Callable[..., None]:
-        """Return a slot that does nothing once the window is gone."""
-        return lambda *values: None if self._gone else slot(*values)
 
     # Estimate and status
 
@@ -491,18 +339,26 @@ class Dehaze(Form):
         for _, session in working:
             session.progressed.connect(self._progressed, unique=True)  # before its status is read: none is missed
         shown = [f"{layer.name}: {in_words(session.status)}" for layer, session in working if layer.visible]
-        _set_text(self.status, self._waited_for() or (shown[-1] if shown else ""))
+        _set_text(self.status, self._waited_for() or (shown[-1] + self._memory() if shown else ""))
         for _, session in dehazed_layers(self.viewer):
             if math.isfinite(rate := session.rate):  # read once: another thread changes it
                 self._settings.measured(network_of(session), 1 / rate, replace=False)
+        if self.divide.value and not any(is_result(layer) for layer in self.viewer.layers):
+            self.divide.value = False
         self._show_strength()
         _set_text(self.estimate, self._estimate())
+
+    def _memory(self) -> str:
+        """Return the memory of the device while something is computed, to follow the status."""
+        busy = any(session.hurried for _, session in dehazed_layers(self.viewer))
+        words = in_use(self.device.value) if busy and isinstance(self._network.info, ModelInfo) else ""
+        return f"; {words}" if words else ""
 
     def _waited_for(self) -> str:
         """Return how far the overviews are that a layer waits for, and show it in the bar; asks again soon."""
         if self._saving is None:
-            self.bar.visible = bool(self._waiting)
-        for layer, builder in self._waiting.items():
+            self.bar.visible = bool(self._dehazing.waiting)
+        for layer, (builder, _) in self._dehazing.waiting.items():
             if self._saving is None:
                 self.bar.value = int(100 * builder.progress)
                 self.bar.native.setFormat("%p%  overviews")
@@ -515,48 +371,23 @@ class Dehaze(Form):
         layer = self.input.value
         if layer is None:
             return "Open an image, or drop a file on the window."
-        if isinstance(self._model, str):
-            return self._model
-        if self._model is None:
+        info = self._network.info
+        if isinstance(info, str):
+            return info
+        if info is None:
             return "..."
         level = layer.data[0] if layer.multiscale else layer.data
         height, width = level.shape[layer.ndim - 2 : layer.ndim]
         try:
-            region = self._region(layer)
+            region = self._chosen.region(layer)
         except ValueError as error:
             return str(error)
         if region is not None and self.context.value == "region":
             height, width = region[1] - region[0], region[3] - region[2]
-        speed = self._settings.speed(self._network())
-        return estimated(self._model.grid(height, width, self.overlap.value), self._model, speed)
-
-    def _look_up(self) -> None:
-        """Read the properties of the chosen network, in a thread: importing torch takes seconds."""
-        wanted = self._network()
-        self._model = None
-        self._changed()
-
-        def found(model: ModelInfo | str) -> None:
-            if wanted == self._network():
-                self._model = model
-                self._changed()
-
-        worker: Any = create_worker(Named("reading the weights", look_up), *wanted)
-        worker.returned.connect(self._while_here(found))
-        worker.start()
-
-    def _find_devices(self) -> None:
-        worker: Any = create_worker(Named("looking for devices", devices))
-        wanted = self._settings.values.get("device")
-        worker.returned.connect(self._while_here(partial(self._list_devices, wanted)))
-        worker.start()
-
-    def _list_devices(self, wanted: str | None, found: list[tuple[str, str]]) -> None:
-        """List the available devices, and choose the one that is remembered."""
-        self.device.choices = found
-        if wanted in [name for _, name in found]:
-            self.device.value = wanted
-        create_worker(Named("loading the network", get_ready), *self._network()).start()
+        speed = self._settings.speed(self._chosen.network())
+        line = estimated(info.grid(height, width, self.overlap.value), info, speed)
+        planes = len(planes_of(layer)) if self.planes.value == "all" else 1
+        return line if planes == 1 else f"{line}, for each of {planes} planes"
 
     # Settings
 
@@ -578,54 +409,6 @@ class Dehaze(Form):
         self._settings.remember(**values | {"weights": None if weights == "compact" else weights})
 
 
-def _previewed_by(layer: Any) -> Any:
-    """Return the layer that a preview previews, None for any other layer."""
-    source = state_of(layer).preview_of
-    return None if source is None else source()
-
-
 def _set_text(label: Any, text: str) -> None:
     if label.value != text:
         label.value = text
-
-
-def proposed(layer: Image, request: DehazeRequest) -> tuple[str, str]:
-    """Return a file name next to the file of the image, in the format of that, and the suffix.
-
-    The name has no characters that a system forbids. Images of no file go into the home folder.
-    """
-    name = re.sub(r'[\\/:*?"<>|]', "-", f"{layer.name} dehazed")
-    suffix, path = suffix_of(request), request.image.path
-    return str((Path.home() if path is None else path.parent) / f"{name}{suffix}"), suffix
-
-
-def suffix_of(request: DehazeRequest) -> str:
-    """Return the suffix of a file in the format of the image."""
-    path = request.image.path
-    kinds = {".tif": ".tif", ".tiff": ".tif", ".png": ".png", ".jpg": ".png", ".jpeg": ".png"}
-    return ".ome.zarr" if path is None else kinds.get(path.suffix.lower(), ".ome.zarr")
-
-
-def named(path: Path, kind: str) -> Path:
-    """Return a path with a suffix, that of the chosen filter if there is none.
-
-    Raises
-    ------
-    ValueError
-        If it lies in a Zarr: a Zarr is a folder, and file dialogs open folders.
-    """
-    zarr = next((folder for folder in path.parents if folder.suffix.lower() == ".zarr"), None)
-    if zarr is not None:
-        raise ValueError(f"{path} lies in a Zarr: choose a name next to {zarr.name}")
-    if path.name.lower().endswith(SUFFIXES):
-        return path
-    return path.with_name(path.name + FILTERS.get(kind, SUFFIXES[0]))
-
-
-@contextmanager
-def reported() -> Iterator[None]:
-    """Show an error as a notification."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        show_error(str(error))

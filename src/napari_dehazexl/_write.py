@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_dehazexl._levels import UNSAVED_MAP
 from napari_dehazexl._overviews import reopened, viewers
 from napari_dehazexl._save import SUFFIXES, Progress, copy, dehaze_in_memory, read_from_file, save, tokens_of
 from napari_dehazexl._state import choices_of, session_of_layer, state_in
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from napari_dehazexl._save_worker import SaveResult
 
     Make = Callable[[Callable[[], bool]], Steps]
+
+
+class Cancelled(OSError):
+    """Raised for a save that the user has cancelled."""
 
 
 def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -52,6 +57,11 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """
     target = _named(Path(path))
     finest = data[0] if meta.get("multiscale") else data
+    if state_in(meta.get("metadata", {})).maps is not None:
+        from dehazexl.viewing.mapping import MapLevel  # and with it torch
+
+        if isinstance(finest, MapLevel):
+            raise OSError(UNSAVED_MAP)
     session = _session_of(finest, meta)
     strength = 1.0 if session is None else session.strength
     try:
@@ -60,7 +70,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     except ValueError as error:  # napari takes a ValueError for a missing writer
         raise OSError(str(error)) from error
     if not complete:
-        raise OSError(
+        raise Cancelled(
             f"{target.name} was cancelled" + (": saving it again continues it" if tokens_of(target).exists() else "")
         )
     if session is not None and session.strength == strength:
@@ -207,7 +217,7 @@ def _pumped(worker: Any, bar: Any) -> SaveResult:
     ended = threading.Event()
     worker.yielded.connect(partial(_show_progress, bar=bar))
     worker.returned.connect(results.append)
-    worker.finished.connect(ended.set)
+    worker.finished.connect(lambda: ended.set())  # Qt would not keep the event of a bound method alive
     application.lastWindowClosed.connect(bar.cancel)
     worker.start()
     while not ended.is_set():

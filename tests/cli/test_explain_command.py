@@ -55,11 +55,13 @@ def test_a_folder_gets_maps_figures_and_numbers(
         assert file.dtypes == ("float32",)
         total = file.read().sum(dtype=float)
     assert total == pytest.approx(numbers["sum"], rel=1e-4)
+    assert numbers["request"]["window"] == "20:60,100:150" and numbers["request"]["spec"]["head"] == "scattering"
     with rasterio.open(out / "tokens.tif") as file:
         assert file.res == (16, 16) and file.shape == (10, 9)  # 32 pixels of half a meter
         assert file.read().sum(dtype=float) == pytest.approx(total, rel=1e-4)
     printed = capsys.readouterr().out
     assert f"completeness:     {100 * numbers['completeness']:.2f} %" in printed
+    assert ("more than 2 --steps" in printed) == (abs(numbers["completeness"] - 1) > 0.01)
     assert f"{100 * numbers['global_share']:.1f} % of the attribution" in printed
     sheet = np.asarray(Pillow.open(out / "heatmap.png"))
     assert sheet.shape[1] > 3 * 280 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
@@ -133,7 +135,8 @@ def test_where_the_responses_hardly_differ_words_say_so(
 BAD = [
     (("--window", "20:400,0:10"), "window 20:400,0:10 (rows, columns) does not lie in the image"),
     (("--window", "20,10"), "--window '20,10': write rows and columns"),
-    (("--baseline", "nowhere.tif"), "nowhere.tif"),
+    (("--baseline", "nowhere.tif"), "nowhere.tif does not exist: name one of these, or a file"),
+    (("--baseline", "clear"), "the baseline is none of dehazed, black, blur"),
     (("--steps", "1"), "steps must be at least 2"),
     (("--fold", "3"), "fold must be at least 1 and divide the 2 steps, not 3"),
     (("--detector", "median"), "sum, mean-variance, gradient"),

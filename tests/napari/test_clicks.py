@@ -413,3 +413,100 @@ def test_a_thumbnail_sets_the_strength(make_napari_viewer_proxy, weights, scene,
     assert session_of_layer(viewer.layers["scene dehazed"]).strength == widget.strength.value == 0.5
     widget.preset.value = "gentle"
     assert widget.overlap.value is None and widget.strength.value == 0.5
+
+
+def test_undo_takes_back_what_dehaze_has_done(make_napari_viewer_proxy, weights, scene, qtbot, errors) -> None:
+    from window import workers
+
+    viewer = make_napari_viewer_proxy(show=True)
+    first, second = (viewer.add_image(scene, rgb=True, name=name) for name in ("first", "second"))
+    widget = dock(viewer, weights, qtbot)
+    click(widget.undo)
+    assert "nothing to undo" in errors.pop()
+    click(widget.dehaze)
+    alone = viewer.layers["second dehazed"]
+    viewer.layers.selection = {first, second}
+    widget.overlap.value = 64
+    click(widget.dehaze)
+    assert {*names(viewer)} == {
+        "first", "first dehazed", "second", "second dehazed", "second dehazed (overlap 64)"
+    }  # fmt: skip
+    first.visible = False
+    assert workers()
+    click(widget.undo)
+    assert names(viewer) == ["first", "second", "second dehazed"] and first.visible
+    assert viewer.layers.selection == {first, second}
+    click(widget.preview)
+    # Shown and continued by a second press.
+    viewer.layers.selection.active = alone
+    session = session_of_layer(alone)
+    session.close(None)
+    alone.visible = False
+    widget.overlap.value = None
+    click(widget.dehaze)
+    assert session.running and alone.visible
+    click(widget.undo)
+    assert not session.running and not alone.visible and "second dehazed" in names(viewer)
+    click(widget.undo)
+    assert names(viewer) == ["first", "second", "second preview"], "a preview, too"
+    click(widget.undo)
+    assert "nothing to undo" in errors.pop() and not errors
+    viewer.layers.remove("second preview")
+    qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+
+
+def test_undo_ends_the_wait_for_overviews(make_napari_viewer_proxy, weights, tmp_path, monkeypatch, qtbot) -> None:
+    import threading
+
+    from dehazexl.viewing import overviews
+
+    y, x = np.mgrid[:2100, :2300]
+    pixels = np.stack([y // 10, x // 11, (x + y) // 21], axis=-1).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "large.tif", pixels, tile=(256, 256), photometric="rgb")
+    gate, make = threading.Event(), overviews.make_overviews
+    monkeypatch.setattr(overviews, "make_overviews", lambda *args: (gate.wait(100), (yield from make(*args))))
+    viewer = make_napari_viewer_proxy(show=True)
+    (layer,) = viewer.open(str(tmp_path / "large.tif"), plugin="napari-dehazexl")
+    widget = dock(viewer, weights, qtbot)
+    click(widget.dehaze)
+    qtbot.waitUntil(lambda: widget.bar.visible, timeout=5_000)
+    click(widget.undo)
+    qtbot.waitUntil(lambda: not widget.bar.visible and not widget.status.value, timeout=5_000)
+    gate.set()
+    qtbot.waitUntil(lambda: state_of(layer).overviews is None, timeout=60_000)
+    qtbot.wait(300)
+    assert names(viewer) == ["large"]
+
+
+def test_the_status_tells_the_memory_of_the_device(
+    make_napari_viewer_proxy, weights, scene, tmp_path, monkeypatch, qtbot
+) -> None:
+    import shutil
+    import threading
+
+    import psutil
+
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.add_image(scene, rgb=True, name="scene")
+    widget = dock(viewer, weights, qtbot)
+    widget.weights.value = shutil.copy(weights, tmp_path / "late.safetensors")  # a network that is not kept yet
+    loading, load = threading.Event(), dehazexl.load_model
+    monkeypatch.setattr(dehazexl, "load_model", lambda *args: loading.wait(60) and load(*args))
+    click(widget.dehaze)
+    whole = f"of {psutil.virtual_memory().total / 2**30:.0f} GB of memory in use"
+    qtbot.waitUntil(lambda: whole in widget.status.value, timeout=10_000)
+    assert "dehazing a small copy first" in widget.status.value
+    loading.set()
+    qtbot.waitUntil(lambda: "all in view" in widget.status.value, timeout=60_000)
+    assert "GB" not in widget.status.value, "a number that is not renewed"
+
+
+def test_the_help_leads_to_the_page_of_the_plugin(widget) -> None:
+    import re
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    settings = (root / "mkdocs.yml").read_text()
+    (site,) = re.findall(r"^site_url: (\S+)$", settings, re.MULTILINE)
+    assert f'<a href="{site}napari/"' in widget.intro.value
+    assert (root / "docs" / "napari.md").exists() and ": napari.md" in settings

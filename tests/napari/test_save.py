@@ -1,5 +1,6 @@
 """Saving from a real napari window: by the widget's button, and by File > Save."""
 
+import ctypes
 import threading
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,74 @@ def test_the_window_takes_its_save_with_it(widget, opened, long, gate, tmp_path,
     gate.go.set()
     qtbot.waitUntil(lambda: not workers(), timeout=60_000)
     assert not (tmp_path / "saved.tif").exists() and (tmp_path / ".saved.tif.tokens").exists()
+
+
+@pytest.mark.parametrize("replies", [["Cancel"], ["Close", "Close"]])
+def test_the_window_asks_before_it_stops_a_save(
+    widget, opened, long, gate, weights, tmp_path, monkeypatch, qtbot, replies
+) -> None:
+    from napari._qt.dialogs.confirm_close_dialog import ConfirmCloseDialog
+    from qtpy.QtCore import QTimer
+    from qtpy.QtWidgets import QApplication, QLabel, QPushButton
+
+    viewer, _ = opened
+    window, path = viewer.__wrapped__.window._qt_window, tmp_path / "saved.tif"
+    save_as(widget, path, monkeypatch)
+    qtbot.waitUntil(gate.reached.is_set, timeout=60_000)
+    asked: list[str] = []
+
+    def reply() -> None:
+        dialog = QApplication.activeModalWidget()
+        if isinstance(dialog, ConfirmCloseDialog):
+            asked.append("\n".join(label.text() for label in dialog.findChildren(QLabel)))
+            (button,) = (each for each in dialog.findChildren(QPushButton) if each.text() == replies[len(asked) - 1])
+            button.click()
+
+    timer = QTimer()
+    timer.timeout.connect(reply)
+    timer.start(50)
+    close_by_frame(window)
+    qtbot.waitUntil(lambda: len(asked) == len(replies), timeout=10_000)
+    qtbot.wait(200)
+    timer.stop()
+    assert "saving saved.tif (closing stops it; saving it again continues)" in asked[0]
+    if replies == ["Cancel"]:
+        assert window.isVisible() and widget._saving is not None
+        gate.go.set()
+        saved(widget, qtbot)
+        assert answers(path, long.data, weights, overlap=0) and not list(tmp_path.glob(".*"))
+    else:
+        del viewer.__wrapped__.window._qt_window  # the fixture would close it once more
+        gate.go.set()
+        qtbot.waitUntil(lambda: not workers(), timeout=60_000)
+        assert not path.exists() and (tmp_path / ".saved.tif.tokens").exists()
+
+
+class ClientMessage(ctypes.Structure):
+    """A message of X11 from one program to another."""
+
+    _fields_ = (
+        ("type", ctypes.c_int), ("serial", ctypes.c_ulong), ("send_event", ctypes.c_int), ("display", ctypes.c_void_p),
+        ("window", ctypes.c_ulong), ("message_type", ctypes.c_ulong), ("format", ctypes.c_int),
+        ("data", ctypes.c_long * 5), ("rest", ctypes.c_long * 16),
+    )  # fmt: skip
+
+
+def close_by_frame(window: Any) -> None:
+    """Do what the cross in the frame of a window does: napari asks only then, not when ``close`` is called."""
+    from qtpy.QtGui import QGuiApplication
+
+    if QGuiApplication.platformName() != "xcb":
+        pytest.skip("there is no X11")
+    x11 = ctypes.CDLL("libX11.so.6")
+    x11.XOpenDisplay.restype, x11.XInternAtom.restype = ctypes.c_void_p, ctypes.c_ulong
+    display = ctypes.c_void_p(x11.XOpenDisplay(None))
+    number, kind = int(window.winId()), x11.XInternAtom(display, b"WM_PROTOCOLS", 0)
+    message = ClientMessage(type=33, display=display, window=number, message_type=kind, format=32)
+    message.data[0] = x11.XInternAtom(display, b"WM_DELETE_WINDOW", 0)
+    assert x11.XSendEvent(display, ctypes.c_ulong(number), 0, ctypes.c_long(0), ctypes.byref(message))
+    x11.XFlush(display)
+    x11.XCloseDisplay(display)
 
 
 def test_a_renamed_source_is_known(widget, opened, tmp_path, monkeypatch, qtbot) -> None:

@@ -38,9 +38,10 @@ def test_the_manifest_promises_what_the_code_reads_and_writes() -> None:
     from napari_dehazexl._save import SUFFIXES
 
     manifest = PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml")
-    (reader,), (writer,) = manifest.contributions.readers, manifest.contributions.writers
+    (reader,), (writer, folder) = manifest.contributions.readers, manifest.contributions.writers
     assert all(get_reader(pattern.replace("*", "scene")) for pattern in reader.filename_patterns)
     assert {".tif", ".zarr"} < set(writer.filename_extensions) <= set(SUFFIXES)
+    assert "image+" in folder.layer_types and not folder.filename_extensions
     for key in (sample.key for sample in manifest.contributions.sample_data):
         assert key in ("scene", "large"), "a sample that no test opens"
 
@@ -316,7 +317,8 @@ def test_the_slider_s_number_has_room(widget) -> None:
 
 def test_everything_says_what_it_is(widget) -> None:
     assert widget.region.native.currentText() == "the whole image"
-    every = [*widget, *widget.more]
+    every = [*widget.fields, *widget.more]
+    assert len(every) > 20
     rows = {row: [row.tooltip] if row.tooltip else [each.tooltip for each in row] for row in every}
     assert all(all(tooltips) for tooltips in rows.values()), rows
 

@@ -498,7 +498,7 @@ def test_at_rest_the_view_is_what_a_file_holds(watch, model, hazy, tmp_path) -> 
         live.look_at(1, Window(0, 550, 0, 750))
         assert live.wait(60) and not live.exact
         time.sleep(0.5)
-        assert live._full is None
+        assert live._refinement.run is None
     deadline = threading.Event()
     live.progressed.connect(lambda: live.exact and deadline.set())
     assert live.exact or deadline.wait(120)

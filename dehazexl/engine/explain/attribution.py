@@ -34,13 +34,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dehazexl.engine.dehaze import choose_batch, prepare
+from dehazexl.engine.estimate import total_memory
 from dehazexl.engine.explain import baselines, measures
 from dehazexl.engine.explain.curves import Curve, count_steps, curves
 from dehazexl.engine.explain.detectors import check_detector
 from dehazexl.engine.explain.response import Path, Response
 from dehazexl.engine.run import Stage
 from dehazexl.engine.tiles import Tiles
-from dehazexl.image.grid import TOKEN, Window
+from dehazexl.image.grid import SIDE, TOKEN, Window
 from dehazexl.io.disk import atomic_write, disk_full_message
 from dehazexl.model.weights import load_model
 
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 
 LARGEST_WINDOW = 4096**2
 """Pixels of the largest window: its output is kept in memory, as are the pixels of its tiles."""
+
+WINDOW_BYTES, PIXEL_BYTES, TOKEN_BYTES = 100, 4, 4
+"""Bytes of memory at least for each pixel of the window, for each of the image, and for each number of a token."""
 
 MOST_STEPS = 100_000
 """Points of a path at most."""
@@ -153,7 +157,8 @@ def explain(
     ------
     FileNotFoundError, TypeError, ValueError
         See `dehaze`; ValueError also for a window outside the image, larger than 4096 x 4096 pixels or without data,
-        a baseline of another size, fewer than two steps, and steps that are no multiple of `fold`.
+        what does not fit in the memory, a baseline of another size, fewer than two steps, and steps that are no
+        multiple of `fold`.
     """
     job = prepare_float32(source, model, overlap, value_range, bands, batch)
     work = Attribution(job, Window(*window), detector, baseline, steps, sigma=sigma, fold=fold, with_curves=with_curves)
@@ -216,6 +221,7 @@ class Attribution:
         folder: FilePath | None = None,
     ) -> None:
         check_window(job, window)
+        check_memory(job, window)
         check_steps(steps, fold)
         if not 0 < sigma <= baselines.LARGEST_SIGMA:
             raise ValueError(f"sigma must be above 0 and at most {baselines.LARGEST_SIGMA:g} pixels, not {sigma}")
@@ -438,6 +444,26 @@ def check_steps(steps: int, fold: int = 1) -> int:
     if fold < 1 or steps % fold:
         raise ValueError(f"fold must be at least 1 and divide the {steps} steps, not {fold}")
     return steps
+
+
+def check_memory(job: Job, window: Window) -> None:
+    """Refuse what certainly does not fit in the memory of the machine.
+
+    Raises
+    ------
+    ValueError
+        Naming what is needed and what there is.
+    """
+    height, width = job.image.levels[0].shape[:2]
+    tokens = job.grid.count * SIDE**2 * job.channels * (2 + len(job.model.context.layers))  # and those of each layer
+    needed = WINDOW_BYTES * window.height * window.width + PIXEL_BYTES * height * width + TOKEN_BYTES * tokens
+    there = total_memory()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"explaining a window of {window.height} x {window.width} pixels in an image of {width} x {height} takes "
+            f"{needed / 1e9:.0f} GB of memory at least, and there are {there / 1e9:.0f} GB: explain a smaller window, "
+            "or cut out a part of the image, as by gdal_translate -srcwin"
+        )
 
 
 def check_window(job: Job, window: Window) -> None:

@@ -34,7 +34,6 @@ NAMES = ("dehazed", "black", "blur")
 SIGMA = 32.0
 """Standard deviation of the baseline ``blur``, in pixels: a token of the networks without a scale."""
 
-
 LARGEST_SIGMA = 512.0
 """Largest standard deviation of a blur in pixels: three times as many are read around each block of tiles."""
 
@@ -83,8 +82,20 @@ def of_array(job: Job, array: NDArray[Any]) -> Baseline:
 
 
 def open_baseline(job: Job, source: str | Path) -> Baseline:
-    """Return the baseline of an image file with the bands of the image."""
-    return of_image(job, open_image(source, bands=[band + 1 for band in job.image.rgb]))
+    """Return the baseline of an image file with the bands of the image; see `of_image`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    try:
+        image = open_image(source, bands=[band + 1 for band in job.image.rgb])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the baseline is none of {', '.join(NAMES)}, and as an image, {error}: name one of these, or a file"
+        ) from None
+    return of_image(job, image)
 
 
 def smoothed(job: Job, baseline: Baseline, share: float, sigma: float) -> Baseline:

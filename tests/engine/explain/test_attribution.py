@@ -16,6 +16,7 @@ from reference import interleaved, picture, randomised, relative
 from scipy.ndimage import gaussian_filter
 
 import dehazexl
+from dehazexl.engine.dehaze import prepare
 from dehazexl.engine.explain.attribution import Attribution, Explanation, explain, order, prepare_float32
 from dehazexl.engine.explain.baselines import of_array
 from dehazexl.engine.explain.detectors import DETECTORS
@@ -355,3 +356,12 @@ def test_a_window_too_large_for_memory_is_refused(model: DehazeXL) -> None:
     image = da.zeros((8192, 8192, 3), chunks=2048, dtype=np.uint8)
     with pytest.raises(ValueError, match="at most 4096 x 4096"):
         explained(image, model, (0, 4097, 0, 4096))
+
+
+def test_an_image_too_large_for_memory_is_refused(model: DehazeXL) -> None:
+    image = da.zeros((400_000, 400_000, 3), chunks=8192, dtype=np.uint8)  # 640 GB a map
+    job = prepare(image, model, 0, value_range=(0, 255))
+    with pytest.raises(
+        ValueError, match=r"GB of memory at least, and there are \d+ GB: explain a smaller window, or cut"
+    ):
+        Attribution(job, Window(0, 64, 0, 64))
