@@ -160,7 +160,8 @@ def _layout(levels: Levels, dtype: np.dtype[Any], compression: str, target: Imag
 def block_side(target: Image, levels: Levels) -> int:
     """Return the side of the tiles in the file: that of the input if tiles of `levels` consist of such, else theirs."""
     side = target.metadata.get("blocksize") or levels.tile
-    return side if side % 16 == 0 and levels.tile % side == 0 and side >= 64 else levels.tile
+    consist = levels.tile % side == 0 or max(levels.height, levels.width) <= levels.tile  # a single one
+    return side if side % 16 == 0 and consist and 64 <= side <= levels.tile else levels.tile
 
 
 def _place(target: Image) -> dict[str, Any]:

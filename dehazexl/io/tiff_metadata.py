@@ -126,6 +126,12 @@ def tiff_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     return {**kept, **said}
 
 
+def tiff_bits(page: tifffile.TiffPage) -> int | None:
+    """Return the bits of a value, if they are fewer than its dtype has: 12-bit data in uint16."""
+    dtype, bits = np.dtype(page.dtype or "O"), int(page.bitspersample)
+    return bits if dtype.kind == "u" and bits < 8 * dtype.itemsize else None
+
+
 def jpeg_quality(page: tifffile.TiffPage) -> int:
     """Return the quality of JPEG tiles by their first table of quantization; 0 if it is not known."""
     data = page.jpegtables or b""

@@ -30,7 +30,7 @@ from dehazexl.io.source import (
     short_name,
     strided,
 )
-from dehazexl.io.tiff_metadata import imagej_scale, ome_scale, tiff_bands, tiff_metadata
+from dehazexl.io.tiff_metadata import imagej_scale, ome_scale, tiff_bands, tiff_bits, tiff_metadata
 from dehazexl.io.tiff_pages import Mapped, Plane, check_segments, read_planes, segment_sides, tiff_path
 from dehazexl.io.tiff_scan import check_companions, scan_directories
 from dehazexl.io.tiff_tags import description_of, photo_metadata
@@ -111,6 +111,7 @@ def describe_tiff(tif: tifffile.TiffFile, path: Path, page: int | None = None) -
         fingerprint=token + suffix,
         guard=Guard(path, token, partial(file_token, files)),
         metadata=tiff_metadata(key) | ({"ome_image": place} if place else {}),
+        bits=tiff_bits(key),
         holes=tiff_holes(series, f"tiff-{token}{suffix}-0") if orientation == 1 and not plane else None,
     )
     return with_photo_metadata(image, tif)

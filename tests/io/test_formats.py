@@ -259,19 +259,23 @@ def test_compression_is_that_of_the_input(tmp_path: Path, compression: str, cog:
         assert cog_validate(out)[:2] == (True, [])
 
 
-@pytest.mark.parametrize("blocksize", [128, 512])
 @pytest.mark.parametrize("layout", ["GTiff", "COG"])
-def test_overviews_are_as_many_as_of_the_input(tmp_path: Path, blocksize: int, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("blocksize", "size", "factors"), [(128, (600, 530), [2, 4, 8]), (512, (600, 530), [2]), (128, (300, 400), [2, 4])]
+)
+def test_overviews_are_as_many_as_of_the_input(
+    tmp_path: Path, blocksize: int, size: tuple[int, int], factors: list[int], layout: str
+) -> None:
     """Down to one block, as GDAL makes them."""
     sides = {"tiled": True, "blockxsize": blocksize, "blockysize": blocksize}
     options: dict[str, Any] = sides if layout == "GTiff" else {"blocksize": blocksize}
-    write_gdal(tmp_path / "in.tif", smooth(3, "uint8", 600, 530), driver=layout, compress="deflate", **options)
+    write_gdal(tmp_path / "in.tif", smooth(3, "uint8", *size), driver=layout, compress="deflate", **options)
     with rasterio.open(tmp_path / "in.tif", "r+" if layout == "GTiff" else "r") as file:
         if layout == "GTiff":
-            file.build_overviews([2, 4, 8] if blocksize == 128 else [2])
-        wanted = file.overviews(1)
+            file.build_overviews(factors)
+        assert file.overviews(1) == factors
     with rasterio.open(saved(open_image(tmp_path / "in.tif"), tmp_path / "out.tif")) as file:
-        assert file.overviews(1) == wanted and file.block_shapes[0] == (blocksize, blocksize)
+        assert file.overviews(1) == factors and file.block_shapes[0] == (blocksize, blocksize)
 
 
 @pytest.mark.parametrize("cog", [True, False])
@@ -356,6 +360,21 @@ def test_twelve_bits_stay_twelve(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), scene("uint16"))
     to_zarr(image.levels[0], tmp_path / "out.zarr", image)
     assert open_image(tmp_path / "out.zarr").bits == 12
+
+
+@pytest.mark.parametrize("container", ["plain", "ome"])
+def test_twelve_bits_of_other_programs_stay_twelve(tmp_path: Path, container: str) -> None:
+    pixels = scene("uint16").clip(0, 4095)
+    tifffile.imwrite(
+        tmp_path / "in.tif", pixels, photometric="rgb", bitspersample=12, ome=container == "ome", metadata=None
+    )
+    image = open_image(tmp_path / "in.tif")
+    assert image.bits == 12
+    np.testing.assert_array_equal(image.levels[0].compute(), pixels)
+    if container == "plain":
+        with rasterio.open(saved(image, tmp_path / "out.tif")) as file:
+            assert file.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == "12"
+            np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), pixels)
 
 
 def test_domains_descriptions_scales_and_polynomials_are_kept(tmp_path: Path) -> None:
