@@ -88,6 +88,11 @@ class Form(Container):  # type: ignore[type-arg]
         self.margins = (0, 0, 0, 0)
         self.native.layout().addWidget(Scroll(self.fields.native))
 
+    def reset_choices(self, *_: Any) -> None:
+        """Offer the layers that there are by now; napari calls it when they change."""
+        self.fields.reset_choices()
+        self.more.reset_choices()
+
     def _make_choices(self) -> None:
         self.input = ComboBox(
             label="&Input", choices=self._inputs, tooltip="The image to dehaze. It follows the selected layers."
