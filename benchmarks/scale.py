@@ -1,7 +1,7 @@
 """Whole runs of `dehazexl run` on uint8 Zarrs of growing size: time, memory over all processes, and disk.
 
-Sizes that are in ``results/scale.json`` are not run again. Writes that, ``docs/scale.png`` and the table of
-``docs/scale.md``.
+Sizes that are in ``results/scale.json`` are not run again; a run that was stopped goes on. Writes that file,
+``docs/scale.png`` and the table of ``docs/scale.md``.
 
 python benchmarks/scale.py [--sizes 4096 8192 16384 32768] [--weights compact] [--workers N] [--folder DIR]
 """
@@ -61,15 +61,19 @@ class Watch:
 
     Attributes
     ----------
+    notes
+        File of what was seen, from which a later watch of the same run goes on.
     memory, processes, disk
         The largest sum of resident bytes, number of processes, and bytes in the folder of the unfinished output.
     seconds
         Seconds of each stage.
     """
 
-    def __init__(self, process: subprocess.Popen[Any], output: Path) -> None:
-        self.memory = self.processes = self.disk = 0
-        self.seconds: dict[str, float] = defaultdict(float)
+    def __init__(self, process: subprocess.Popen[Any], output: Path, notes: Path) -> None:
+        self.notes = notes
+        before = json.loads(notes.read_text()) if notes.exists() else {}
+        self.memory, self.processes, self.disk = (before.get(name, 0) for name in ("memory", "processes", "disk"))
+        self.seconds: dict[str, float] = defaultdict(float, before.get("seconds", {}))
         self._root, self._unfinished, self._looked = psutil.Process(process.pid), Unfinished(output), 0.0
         self._stage = "start"
 
@@ -87,18 +91,22 @@ class Watch:
         self.seconds[self._stage] += seconds
         if time.monotonic() - self._looked > EVERY_DISK and self._unfinished.folder.exists():
             self.disk, self._looked = max(self.disk, bytes_of(self._unfinished.folder)), time.monotonic()
+            noted = {"memory": self.memory, "processes": self.processes, "disk": self.disk, "seconds": self.seconds}
+            self.notes.write_text(json.dumps(noted))
 
 
 def measure(folder: Path, side: int, args: argparse.Namespace) -> dict[str, Any]:
     """Run the command line once on an image of a size."""
     source, target = folder / f"scale-{side}.zarr", folder / f"scale-{side}-clear.ome.zarr"
     make(source, side)
-    options = ["--weights", args.weights, "--dtype", args.dtype, "--device", args.device, "--fresh", "--overwrite"]
+    notes = folder / f"scale-{side}.json"  # of a run that was stopped
+    options = ["--weights", args.weights, "--dtype", args.dtype, "--device", args.device, "--overwrite"]
+    options += [] if notes.exists() else ["--fresh"]
     options += ["--workers", str(args.workers)] if args.workers else []
     last = time.perf_counter()
     command = [sys.executable, "-m", "dehazexl", "run", str(source), str(target), *options]
     with subprocess.Popen(command) as process:
-        watch = Watch(process, target)
+        watch = Watch(process, target, notes)
         while process.poll() is None:
             now = time.perf_counter()
             watch.look(now - last if now - last < PAUSE else 0)
@@ -121,6 +129,7 @@ def measure(folder: Path, side: int, args: argparse.Namespace) -> dict[str, Any]
         "memory_gb": round((total_memory() or 0) / 1e9, 1),
         **{name: value for name, value in machine().items() if name in ("date", "processor", "gpu", "torch")},
     }
+    notes.unlink(missing_ok=True)
     for path in (source, target):
         shutil.rmtree(path)
     return row
