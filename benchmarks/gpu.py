@@ -207,6 +207,10 @@ def compile_if_faster(trainer: Trainer, tiles: int, seconds: Callable[[int], flo
             module.forward = forward
 
 
+JUDGED = (1.5, 2.7), 0.0, (0.85, 1.0)
+"""Thickness, share of dense haze and airlight of the haze that the evaluation adds, see `evaluation.paired`."""
+
+
 def validation_cases(images: Images, side: int, device: torch.device, most: int) -> list[HazyBatch]:
     """Return the validation cases: the center of each image with haze in file values, in linear light, and without."""
     generator, batches = torch.Generator(device), []
@@ -216,10 +220,10 @@ def validation_cases(images: Images, side: int, device: torch.device, most: int)
         y, x = max(0, (h - side) // 2), max(0, (w - side) // 2)
         clear = pixels[None, :, y : y + side, x : x + side].float() / 255
         upright = torch.tensor([images.upright[i]], device=device)
-        for linear, share, thickness in ((0.0, 0.0, (0.7, 2.4)), (1.0, 0.0, (0.7, 2.4)), (0.0, 1.0, (0.1, 0.2))):
+        for linear, share in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
             generator.manual_seed(1000 + i)
             how = Synthesis(
-                thickness, 0.0, (0.75, 1.0), share, linear, dark=0, pale=0, collar=0, soften=0, grade=0, noise=0, jpeg=0
+                *JUDGED, clear=share, linear=linear, dark=0, pale=0, collar=0, soften=0, grade=0, noise=0, jpeg=0
             )
             batches.append(synthesize(clear, upright, generator, how))
     return batches
