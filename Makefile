@@ -20,7 +20,7 @@ demo: $(VENV)/.engine
 PARALLEL := --numprocesses 2 --dist loadfile
 
 test: $(VENV)/.test system
-	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" $(BIN)/pytest $(PARALLEL) --durations=10 $(PYTEST)
+	$(BIN)/pytest $(PARALLEL) --durations=10 $(PYTEST)
 
 # Tracing makes the tests a sixth slower with Python 3.11; from 3.12 on COVERAGE_CORE=sysmon costs less.
 coverage: PYTEST = --cov --cov-report=term:skip-covered
@@ -30,7 +30,7 @@ oldest: system
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  "$$(grep '^torch==' constraints.txt)" napari==0.7.0 --editable ".[test]"
-	xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24" .venv-oldest/bin/pytest \
+	.venv-oldest/bin/pytest \
 	  tests/napari tests/viewing/test_renderer.py
 
 lint: $(VENV)/.test
@@ -75,7 +75,7 @@ system:
 	  for package in $(SYSTEM); do \
 	    dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q "install ok installed" || missing="$$missing $$package"; \
 	  done; \
-	elif ! command -v xvfb-run >/dev/null; then missing=" xvfb"; fi; \
+	elif ! command -v Xvfb >/dev/null; then missing=" xvfb"; fi; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
