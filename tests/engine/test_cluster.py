@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -13,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import cloudpickle
@@ -277,22 +277,25 @@ def graph_size(array: Any) -> int:
 
 
 def test_a_cluster_without_workers_is_told_of(
-    source: Path, tiny: DehazeXL, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    source: Path, tiny: DehazeXL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks, "PATIENCE", 0.2)
-    caplog.set_level("WARNING", tasks.__name__)
-    job, told = prepared(source, tiny), "no worker: waiting for one to join"
+    job, told = prepared(source, tiny), list[str]()
     with LocalCluster(n_workers=0, dashboard_address=None) as cluster, Client(cluster, set_as_default=False) as client:
-        Timer(1, cluster.scale, [1]).start()
+
+        def start_one(record: logging.LogRecord) -> bool:  # a worker comes only once it was told that there is none
+            told.append(record.getMessage())
+            cluster.scale(1)
+            return False
+
+        monkeypatch.setattr(tasks.log, "filters", [start_one])
         with Cluster(client, job, open_tokens(job, tmp_path / "tokens")) as dehazing:
-            assert told in caplog.text
+            assert told == ["the cluster has no worker: waiting for one to join"]
             cluster.scale(0)
             while dehazing.workers():
                 time.sleep(0.1)
-            caplog.clear()
-            Timer(1, cluster.scale, [1]).start()
             assert list(dehazing.each(plus_one, [1])) == [(0, 2)]
-            assert told in caplog.text
+            assert len(told) > 1
 
 
 def plus_one(_: Recipe, number: int) -> int:
@@ -354,10 +357,12 @@ def faults_of_a_large_array() -> int:
     """Return the pages that the system had to find for an array of 16 MiB, after one of that size was freed."""
     import resource  # not on Windows
 
-    for _ in range(2):
+    found = []
+    for _ in range(5):  # other threads of the process need pages, too, now and then
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         b"1" * (16 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(found)
 
 
 def test_a_missing_distributed_is_named() -> None:
